@@ -1,0 +1,134 @@
+package vcpu
+
+import (
+	"fmt"
+	"unsafe"
+
+	"github.com/cloister-vmm/cloister/internal/kvm"
+	"github.com/cloister-vmm/cloister/isolation/breaks"
+	"golang.org/x/sys/unix"
+)
+
+// control is the memory through which the vCPU's thread and Go talk. It is mmapped, never on the Go
+// heap, so that the thread may use it at any moment of a garbage collection. The words of the stop
+// protocol have the names of model/stop.pml and docs/ordering.md (O1).
+type control struct {
+	// Written by the requester, read by the vCPU.
+	req       uint64 // generation of the latest stop request
+	goG       uint64 // "go": bytes are final for this generation, serialise
+	rel       uint64 // release: enter the guest again
+	quit      uint64 // 1: end the thread when it is next released
+	bell      uint32 // futex: rung after any of the words above, or hand, changed
+	sleepBell uint32 // the vCPU sleeps on bell
+
+	// Written by the vCPU, read by the requester.
+	ack      uint64 // parked for this generation
+	ackTSC   uint64 // when
+	synced   uint64 // serialised for this generation
+	doorAck  uint32 // futex: rung after ack or synced
+	sleepAck uint32 // a requester sleeps on doorAck
+
+	// The hand-over of an exit to Go (O3).
+	hand     uint64 // hand…
+	doorReq  uint32 // futex: rung after hand = handPosted or handDone
+	sleepReq uint32 // the server sleeps on doorReq
+
+	tid     uint32 // cleared by the kernel when the thread has ended (CLONE_CHILD_CLEARTID)
+	onCPU   uint32
+	spin    uint64 // PAUSE loops before a sleep
+	serial  uint64 // serialising instruction: 1 SERIALIZE, 2 CPUID
+	sigset  uint64 // the kick signal
+	zero    [2]uint64
+	stepsOn uint64 // tests: record the numbered steps
+	stepN   uint64
+	steps   [1024]uint8
+
+	// Fixed before the thread starts.
+	fd      uintptr
+	run     *kvm.Run
+	ledger  *breaks.VCPU
+	window  uintptr // host address of guest address 0
+	tables  uintptr // host address of the supervisor block (page tables)
+	tabGPA  uint64
+	tabSize uint64
+	root    uint64 // GPA of the PML4
+	userTop uint64
+	stubRIP uint64 // LSTAR
+	donRIP  uint64 // the OUT that ends a supervisor routine
+	excRIP  uint64 // first exception stub
+	excStep uint64
+	frame   uintptr // host address of the top of the supervisor stack (RSP0)
+
+	// Private to the vCPU's thread.
+	done  uint64 // generation that was served last
+	open  uint64 // 1: a break is open
+	out   uint64 // TSC of its start
+	book  uint64 // book it belongs to
+	cause uint64
+	nr    uint64
+	rip   uint64
+	rsp   uint64
+	pend  uint64 // the last exit has I/O that only the next KVM_RUN completes
+	stay  uint64 // 1: after SYSCALL the back end stays at CPL 3 (pvm); 2: it does not; 0: not known yet
+	ended uint64
+	errno uint64
+	nRuns uint64
+
+	// Written by Go while hand is handPosted.
+	sealed  uint64 // the book of the breaks to come
+	ansKind uint64
+	ansRAX  uint64
+	op      uintptr // handOp: an ioctl for the vCPU's thread to execute …
+	opArg   uintptr
+	opRet   int64
+	regs    kvm.Regs  // ansState
+	sregs   kvm.Sregs // ansState, and the buffer of handOp
+
+	// Answers that never change, given on the vCPU's own thread.
+	constOK  [constants]uint8
+	constVal [constants]uint64
+}
+
+// constants is the number of system call numbers that can have a constant answer.
+const constants = 512
+
+// States of control.hand.
+const (
+	handIdle   = 0
+	handPosted = 1 // vCPU to Go: serve this exit
+	handOp     = 2 // Go to vCPU: execute an ioctl, the exit is still being served
+	handOpDone = 3
+	handDone   = 4 // Go to vCPU: answered
+)
+
+// Kinds of answers.
+const (
+	ansRAX    = 1 // a system call's result
+	ansState  = 2 // load regs and sregs (RIP included)
+	ansResume = 3 // enter again, nothing changes
+	ansEnd    = 4 // the thread's work is over
+	ansSregs  = 5 // ansRAX, and sregs
+)
+
+const (
+	stackSize = 64 << 10
+	tlsSize   = 4096
+)
+
+// block is the one mapping of a thread: guard page, stack, TLS, control.
+func newControl() (*control, uintptr, uintptr, []byte, error) {
+	ctl := (int(unsafe.Sizeof(control{})) + 4095) &^ 4095
+	m, err := unix.Mmap(-1, 0, 4096+stackSize+tlsSize+ctl, unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
+	if err != nil {
+		return nil, 0, 0, nil, fmt.Errorf("mmap the vCPU thread's stack: %w", err)
+	}
+	if err := unix.Mprotect(m[:4096], unix.PROT_NONE); err != nil {
+		return nil, 0, 0, nil, fmt.Errorf("protect the vCPU thread's guard page: %w", err)
+	}
+	base := uintptr(unsafe.Pointer(&m[0]))
+	stackTop := base + 4096 + stackSize - 64
+	tls := base + 4096 + stackSize + tlsSize/2 // g is read at FS-8: zero there
+	c := (*control)(unsafe.Pointer(&m[4096+stackSize+tlsSize]))
+	return c, stackTop, tls, m, nil
+}

@@ -1,0 +1,579 @@
+package vcpu
+
+import (
+	"math/bits"
+
+	"github.com/cloister-vmm/cloister/guest/abi"
+	"github.com/cloister-vmm/cloister/internal/kvm"
+	"github.com/cloister-vmm/cloister/isolation/breaks"
+)
+
+// Everything in this file runs on the vCPU's own thread, which the Go runtime does not know: no g, no
+// growing stack, no allocation, no write barrier, no call into the runtime. Every function is nosplit
+// and norace; loop_test.go disassembles them and compares their callees with a list.
+
+// Steps of one turn, in order. docs/architecture.md argues the order; loop_test.go checks it.
+//
+//	E1 look at the stop request, park if there is one
+//	E2 close the open break in the ledger
+//	E3 KVM_RUN
+//	X1 stamp the TSC, count the return, add the guest time
+//	X2 name the cause, the number and the site
+//	X3 answer here what can be answered here
+//	X4 hand the rest to Go and wait
+const (
+	stepE1 = 1 + iota
+	stepE2
+	stepE3
+	stepX1
+	stepX2
+	stepX3
+	stepX4
+	stepPark
+	stepAck
+	stepSync
+	stepRelease
+)
+
+const (
+	eINTR  = -4
+	eAGAIN = -11
+	eFAULT = -14
+)
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func step(c *control, s uint8) {
+	if c.stepsOn != 0 && c.stepN < uint64(len(c.steps)) {
+		c.steps[c.stepN&1023] = s
+		c.stepN++
+	}
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func loop(c *control) {
+	for {
+		step(c, stepE1)
+		for load64(&c.req) != c.done {
+			park(c)
+		}
+		if load64(&c.quit) != 0 {
+			break
+		}
+		step(c, stepE2)
+		in := kvm.TSC()
+		enter(c, in)
+		step(c, stepE3)
+		ret, out := kvm.RunRaw(c.fd)
+		step(c, stepX1)
+		leave(c, in, out)
+		step(c, stepX2)
+		if classify(c, ret) {
+			step(c, stepX3)
+			continue
+		}
+		step(c, stepX4)
+		if handOver(c) {
+			break
+		}
+	}
+	end(c)
+}
+
+// leave is X1: totals first, apart from the cause, so that the books can fail to close.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func leave(c *control, in, out uint64) {
+	l := c.ledger
+	c.book = c.sealed & 1
+	b := &l.Book[c.book]
+	store64(&l.Seq, l.Seq+1)
+	b.Total++
+	b.Guest += out - in
+	l.LastOut = out
+	l.State = breaks.StateServing
+	store64(&l.Seq, l.Seq+1)
+	c.open, c.out = 1, out
+	c.nRuns++
+	c.run.DirtyRegs = 0
+}
+
+// classify is X2 and X3. It reports true when the guest can be entered again at once.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func classify(c *control, ret int64) bool {
+	r := c.run
+	c.cause, c.nr, c.errno = uint64(breaks.Unknown), 0, 0
+	c.rip, c.rsp = r.Regs.RIP, r.Regs.RSP
+	c.pend = 0
+	if ret < 0 {
+		switch ret {
+		case eINTR, eAGAIN:
+			if load64(&c.req) != c.done {
+				c.cause = uint64(breaks.Kick)
+			} else {
+				c.cause = uint64(breaks.SpuriousKick)
+				for drain(&c.sigset, &c.zero) {
+				}
+			}
+			return true
+		case eFAULT:
+			c.cause = uint64(breaks.MemoryFault)
+		default:
+			c.cause = uint64(breaks.InternalError)
+		}
+		c.errno = uint64(-ret)
+		return false
+	}
+	switch r.ExitReason {
+	case kvm.ExitIO:
+		c.pend = 1
+		return classifyIO(c)
+	case kvm.ExitMMIO:
+		c.pend = 1
+		c.cause = uint64(breaks.MMIO)
+	case kvm.ExitHLT:
+		c.cause = uint64(breaks.HLT)
+	case kvm.ExitDebug:
+		c.cause = uint64(breaks.Debug)
+	case kvm.ExitShutdown:
+		c.cause = uint64(breaks.Shutdown)
+	case kvm.ExitInternalError, kvm.ExitFailEntry:
+		c.cause = uint64(breaks.InternalError)
+	case kvm.ExitMemoryFault:
+		c.cause = uint64(breaks.MemoryFault)
+	case kvm.ExitIntr:
+		c.cause = uint64(breaks.SpuriousKick)
+		return true
+	}
+	return false
+}
+
+// classifyIO tells a system call or an exception, which leave the guest by the stubs' OUT, from an OUT
+// of the program's own. The port alone proves nothing (where SYSCALL stays at CPL 3 the program can
+// execute the same OUT): RIP must lie in the stub, at the OUT or just behind it.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func classifyIO(c *control) bool {
+	r := c.run
+	w := r.Exit[0]
+	port := uint16(w >> 16)
+	c.cause, c.nr = uint64(breaks.PIO), uint64(port)
+	if w&0xff != 1 {
+		return false // IN
+	}
+	rip := r.Regs.RIP
+	switch {
+	case port == abi.PortSyscall && (rip == c.stubRIP || rip == c.stubRIP+2):
+		c.cause, c.nr = uint64(breaks.Syscall), r.Regs.RAX
+		c.rip = r.Regs.RCX - 2
+		if c.stay == 0 {
+			// The first system call tells how this back end executes SYSCALL; the segments are synced
+			// up to then.
+			c.stay = 2
+			if r.Sregs.CS.DPL == 3 {
+				c.stay = 1
+			}
+			r.ValidRegs = kvm.SyncRegs
+		}
+		switch {
+		case c.nr < constants && c.constOK[c.nr] != 0:
+			answerRAX(c, c.constVal[c.nr])
+			return true
+		case c.nr == 60 || c.nr == 231: // exit, exit_group
+			c.cause = uint64(breaks.End)
+		case c.nr == abi.SysIsolate:
+			c.cause = uint64(breaks.Seal)
+		}
+	case port == abi.PortSyscall && (rip == c.donRIP || rip == c.donRIP+2):
+		c.cause = uint64(breaks.Setup)
+	case port >= abi.PortException && port < abi.PortException+32 && rip-c.excRIP < 32*c.excStep:
+		v := uint64(port - abi.PortException)
+		c.nr = v
+		c.cause = uint64(exceptionCause(v))
+		// The frame that the CPU pushed: [error,] RIP, CS, RFLAGS, RSP, SS below RSP0.
+		c.rip = peek(c.frame - 40)
+		c.rsp = peek(c.frame - 16)
+	}
+	return false
+}
+
+// exceptionCause is breaks.Exception without its bounds checks' way into the runtime.
+//
+//go:nosplit
+//go:norace
+func exceptionCause(v uint64) breaks.Cause {
+	switch {
+	case v <= 8:
+		return breaks.ExcDivide + breaks.Cause(v)
+	case v >= 10 && v <= 14:
+		return breaks.ExcInvalidTSS + breaks.Cause(v-10)
+	case v >= 16 && v <= 19:
+		return breaks.ExcFPU + breaks.Cause(v-16)
+	}
+	return breaks.ExcOther
+}
+
+// answerRAX resumes behind a system call. Where SYSCALL left the vCPU at CPL 3, SYSRET would fault: RIP
+// and RFLAGS are taken from where SYSCALL put them. Elsewhere the stub's own SYSRET does that.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func answerRAX(c *control, v uint64) {
+	r := c.run
+	r.Regs.RAX = v
+	if c.stay == 1 {
+		r.Regs.RIP = r.Regs.RCX
+		r.Regs.RFLAGS = r.Regs.R11
+	}
+	r.DirtyRegs |= kvm.SyncRegs
+}
+
+// complete lets KVM finish the I/O of the last exit: the instruction is only retired by the next
+// KVM_RUN (api.rst 5, "KVM_EXIT_IO"), and would be from its old bytes. Race K6.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func complete(c *control) {
+	if c.pend == 0 {
+		return
+	}
+	c.pend = 0
+	storeByte(&c.run.ImmediateExit, 1)
+	kvm.RunRaw(c.fd)
+	storeByte(&c.run.ImmediateExit, 0)
+	c.run.DirtyRegs = 0
+	// A kicker's immediate_exit may just have been eaten. Its request is not: E1 looks at req again
+	// before KVM_RUN, and its signal stays pending (it is blocked outside KVM_RUN). ORDER(O1): V6.
+}
+
+// handOver is X4. It reports true when the thread shall end.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func handOver(c *control) bool {
+	store64(&c.hand, handPosted)
+	knock(c)
+	for {
+		spins := c.spin
+		for {
+			h := load64(&c.hand)
+			if h == handDone || h == handOp || load64(&c.req) != c.done {
+				break
+			}
+			if spins == 0 {
+				b := load32(&c.bell)
+				add32(&c.sleepBell, 1)
+				h = load64(&c.hand)
+				if h != handDone && h != handOp && load64(&c.req) == c.done {
+					futexWait(&c.bell, b)
+				}
+				add32(&c.sleepBell, ^uint32(0))
+			} else {
+				spins--
+				pause()
+			}
+		}
+		if load64(&c.req) != c.done {
+			// A stop while Go serves: the vCPU is out of the guest, it parks from here.
+			park(c)
+			if load64(&c.quit) != 0 {
+				return true
+			}
+			continue
+		}
+		if load64(&c.hand) == handOp {
+			complete(c)
+			c.opRet = kvm.IoctlRaw(c.fd, c.op, c.opArg)
+			store64(&c.hand, handOpDone)
+			knock(c)
+			continue
+		}
+		break
+	}
+	store64(&c.hand, handIdle)
+	switch c.ansKind {
+	case ansEnd:
+		return true
+	case ansRAX:
+		answerRAX(c, c.ansRAX)
+	case ansSregs:
+		c.run.Sregs = c.sregs
+		c.run.DirtyRegs |= kvm.SyncSregs
+		answerRAX(c, c.ansRAX)
+	case ansState:
+		complete(c)
+		c.run.Regs = c.regs
+		c.run.Sregs = c.sregs
+		c.run.DirtyRegs |= kvm.SyncRegs | kvm.SyncSregs
+	}
+	return false
+}
+
+// knock rings the server's bell; a system call only if it sleeps.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func knock(c *control) {
+	add32(&c.doorReq, 1)
+	if load32(&c.sleepReq) != 0 {
+		futexWake(&c.doorReq)
+	}
+}
+
+// park is V2..V8 of the stop protocol (docs/ordering.md, O1).
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func park(c *control) {
+	step(c, stepPark)
+	complete(c) // V2
+again:
+	g := load64(&c.req)
+	l := c.ledger
+	was := l.State
+	l.State = breaks.StateParked
+	c.ackTSC = kvm.TSC()
+	step(c, stepAck)
+	store64(&c.ack, g) // V3
+	answerBell(c)
+	spins := c.spin
+	for load64(&c.goG) < g { // V4
+		spins = waitBell(c, &c.goG, g, spins)
+	}
+	step(c, stepSync)
+	serialise(c.serial)                // V5
+	storeByte(&c.run.ImmediateExit, 0) // V6
+	if load64(&c.req) != g {
+		goto again // V2'
+	}
+	for drain(&c.sigset, &c.zero) { // V7
+	}
+	c.done = g
+	l.Kicks++
+	store64(&c.synced, g)
+	answerBell(c)
+	spins = c.spin
+	for load64(&c.rel) < g && load64(&c.req) == g { // V8
+		spins = waitBell(c, &c.rel, g, spins)
+	}
+	l.State = was
+	step(c, stepRelease)
+	if load64(&c.req) != g {
+		goto again
+	}
+}
+
+// answerBell tells the requester of ack or synced.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func answerBell(c *control) {
+	add32(&c.doorAck, 1)
+	if load32(&c.sleepAck) != 0 {
+		futexWake(&c.doorAck)
+	}
+}
+
+// waitBell pauses, or sleeps when spins is used up, until *p reaches g or anything rings.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func waitBell(c *control, p *uint64, g, spins uint64) uint64 {
+	if spins > 0 {
+		pause()
+		return spins - 1
+	}
+	b := load32(&c.bell)
+	add32(&c.sleepBell, 1)
+	if load64(p) < g && load64(&c.req) == load64(&c.ack) {
+		futexWait(&c.bell, b)
+	}
+	add32(&c.sleepBell, ^uint32(0))
+	return 0
+}
+
+// enter is E2: the open break gets its length and goes into the ledger.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func enter(c *control, in uint64) {
+	l := c.ledger
+	store64(&l.Seq, l.Seq+1)
+	if c.open != 0 {
+		account(c, in)
+	} else if l.Start == 0 {
+		l.Start = in
+	}
+	l.LastIn = in
+	l.State = breaks.StateGuest
+	store64(&l.Seq, l.Seq+1)
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func account(c *control, in uint64) {
+	l := c.ledger
+	c.open = 0
+	k := c.book & 1
+	b := &l.Book[k]
+	lost := in - c.out
+	b.Lost += lost
+	n := &b.Cause[c.cause%uint64(breaks.NCause)]
+	n.Count++
+	n.Lost += lost
+	if lost > n.Max {
+		n.Max = lost
+	}
+	h := bits.Len64(lost)
+	if h >= breaks.NHist {
+		h = breaks.NHist - 1
+	}
+	n.Hist[h]++
+	nr := uint32(c.nr)
+	if c.cause == uint64(breaks.Syscall) {
+		if c.nr >= breaks.NSyscall {
+			b.Syscall[breaks.NSyscall-1].Count++
+			b.Syscall[breaks.NSyscall-1].Lost += lost
+		} else {
+			b.Syscall[c.nr].Count++
+			b.Syscall[c.nr].Lost += lost
+		}
+	}
+	site(c, nr, k, lost)
+	e := &l.Events[l.EventNext%breaks.NEvent]
+	e.Out, e.In, e.RIP = c.out, in, c.rip
+	e.Cause, e.Nr = uint32(c.cause), nr&^(1<<31)|uint32(k)<<31
+	l.EventNext++
+}
+
+// site adds the break to its place. The key holds RSP: the same instruction at the same stack depth
+// was, but for rare coincidences, reached by the same calls, so one stack is kept per key.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func site(c *control, nr uint32, k, lost uint64) {
+	l := c.ledger
+	cause := uint32(c.cause) + 1
+	h := (c.rip ^ c.rsp<<20 ^ c.rsp>>44 ^ uint64(cause)<<48 ^ uint64(nr)<<32) * 0x9e3779b97f4a7c15 >> 40
+	for probe := uint64(0); probe < 16; probe++ {
+		s := &l.Sites[(h+probe)%breaks.NSite]
+		if s.Cause == 0 {
+			s.RIP, s.RSP, s.Nr, s.Cause = c.rip, c.rsp, nr, cause
+			keepStack(c, s)
+		}
+		if s.RIP == c.rip && s.RSP == c.rsp && s.Nr == nr && s.Cause == cause {
+			s.Count[k&1]++
+			s.Lost[k&1] += lost
+			if lost > s.Max {
+				s.Max = lost
+			}
+			return
+		}
+	}
+	l.SiteLost++
+}
+
+// keepStack copies the words above the guest's RSP, page by page and only where the guest's own tables
+// map them, so that looking never allocates guest memory.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func keepStack(c *control, s *breaks.Site) {
+	l := c.ledger
+	if l.StackNext >= breaks.NStack {
+		l.StackLost++
+		return
+	}
+	dst := &l.Stacks[l.StackNext]
+	a := c.rsp &^ 7
+	mapped := ^uint64(0)
+	n := 0
+	for ; n < breaks.StackWords; n++ {
+		if a+8 < a || a+8 > c.userTop {
+			break
+		}
+		if a>>12 != mapped {
+			if !present(c, a) {
+				break
+			}
+			mapped = a >> 12
+		}
+		dst[n] = peek(c.window + uintptr(a))
+		a += 8
+	}
+	if n == 0 {
+		return
+	}
+	l.StackNext++
+	s.Stack = uint32(l.StackNext)
+}
+
+// present walks the guest's page tables for a user address below userTop.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func present(c *control, a uint64) bool {
+	t := c.root
+	for shift := uint(39); ; shift -= 9 {
+		off := t - c.tabGPA
+		if off >= c.tabSize {
+			return false
+		}
+		e := peek(c.tables + uintptr(off+a>>shift&511*8))
+		if e&5 != 5 { // present, user
+			return false
+		}
+		if shift == 12 || e&(1<<7) != 0 && shift <= 30 {
+			return true
+		}
+		t = e & 0x000ffffffffff000
+	}
+}
+
+// end closes the books: the last break ends where the thread does.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func end(c *control) {
+	l := c.ledger
+	now := kvm.TSC()
+	store64(&l.Seq, l.Seq+1)
+	if c.open != 0 {
+		if c.cause == uint64(breaks.Kick) {
+			c.cause = uint64(breaks.End) // the stop that ended the run: planned
+		}
+		account(c, now)
+		l.LastIn = now
+	}
+	l.End = now
+	l.State = breaks.StateEnded
+	store64(&l.Seq, l.Seq+1)
+	store64(&c.ended, 1)
+	add32(&c.doorReq, 1)
+	futexWake(&c.doorReq)
+	add32(&c.doorAck, 1)
+	futexWake(&c.doorAck)
+}

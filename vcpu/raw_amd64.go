@@ -1,0 +1,35 @@
+package vcpu
+
+//go:noescape
+func load64(p *uint64) uint64
+
+//go:noescape
+func load32(p *uint32) uint32
+
+//go:noescape
+func store64(p *uint64, v uint64)
+
+//go:noescape
+func storeByte(p *uint8, v uint8)
+
+//go:noescape
+func add32(p *uint32, d uint32)
+
+func pause()
+
+func serialise(kind uint64)
+
+//go:noescape
+func futexWait(p *uint32, v uint32)
+
+//go:noescape
+func futexWake(p *uint32)
+
+//go:noescape
+func drain(set *uint64, zero *[2]uint64) bool
+
+//go:noescape
+func spawn(stackTop, tls uintptr, c *control) (tid int64)
+
+// peek reads a word at a host address that is not the Go heap's.
+func peek(addr uintptr) uint64

@@ -1,0 +1,125 @@
+#include "go_asm.h"
+#include "textflag.h"
+
+// Everything here runs on threads that the Go runtime does not know: no g, no P, no split stacks.
+
+// func load64(p *uint64) uint64
+TEXT ·load64(SB),NOSPLIT,$0-16
+	MOVQ p+0(FP), AX
+	MOVQ (AX), AX // ORDER(O1): an acquire load on x86 (SDM vol. 3A, 9.2.2); pairs with store64 in Go's sync/atomic. Without it a spin could read a register.
+	MOVQ AX, ret+8(FP)
+	RET
+
+// func load32(p *uint32) uint32
+TEXT ·load32(SB),NOSPLIT,$0-12
+	MOVQ p+0(FP), AX
+	MOVL (AX), AX
+	MOVL AX, ret+8(FP)
+	RET
+
+// func peek(addr uintptr) uint64
+TEXT ·peek(SB),NOSPLIT,$0-16
+	MOVQ addr+0(FP), AX
+	MOVQ (AX), AX
+	MOVQ AX, ret+8(FP)
+	RET
+
+// func store64(p *uint64, v uint64)
+TEXT ·store64(SB),NOSPLIT,$0-16
+	MOVQ p+0(FP), AX
+	MOVQ v+8(FP), BX
+	XCHGQ BX, (AX) // ORDER(O1): store and full barrier in one; pairs with the requester's load of ack/synced. Without it the next load could pass the store.
+	RET
+
+// func storeByte(p *uint8, v uint8)
+TEXT ·storeByte(SB),NOSPLIT,$0-9
+	MOVQ p+0(FP), AX
+	MOVB v+8(FP), BX
+	XCHGB BX, (AX) // ORDER(O1): V6 clears immediate_exit, then reads req; pairs with the requester's req, then immediate_exit. Without the barrier both sides could read old values: a lost kick.
+	RET
+
+// func add32(p *uint32, d uint32)
+TEXT ·add32(SB),NOSPLIT,$0-12
+	MOVQ p+0(FP), AX
+	MOVL d+8(FP), BX
+	LOCK
+	XADDL BX, (AX) // ORDER(O1), ORDER(O3): a bell is rung after the word it announces; pairs with the waiter's read of the bell before it looks at that word. Without it the waiter could sleep on news that came.
+	RET
+
+// func pause()
+TEXT ·pause(SB),NOSPLIT,$0-0
+	PAUSE
+	RET
+
+// func serialise(kind uint64)
+// One architecturally serialising instruction (Intel SDM vol. 3A, 9.3): 1 SERIALIZE, else CPUID.
+TEXT ·serialise(SB),NOSPLIT,$0-8
+	MOVQ kind+0(FP), AX
+	CMPQ AX, $1
+	JNE  cpuid
+	BYTE $0x0f; BYTE $0x01; BYTE $0xe8 // SERIALIZE
+	RET
+cpuid:
+	XORL AX, AX
+	XORL CX, CX
+	CPUID
+	RET
+
+// func futexWait(p *uint32, v uint32)
+// Private futex, no timeout; returns on a wake, at once when *p != v, or spuriously.
+TEXT ·futexWait(SB),NOSPLIT,$0-12
+	MOVQ p+0(FP), DI
+	MOVQ $128, SI // FUTEX_WAIT | FUTEX_PRIVATE_FLAG
+	MOVL v+8(FP), DX
+	XORL R10, R10
+	MOVQ $202, AX // SYS_futex
+	SYSCALL
+	RET
+
+// func futexWake(p *uint32)
+TEXT ·futexWake(SB),NOSPLIT,$0-8
+	MOVQ p+0(FP), DI
+	MOVQ $129, SI // FUTEX_WAKE | FUTEX_PRIVATE_FLAG
+	MOVL $0x7fffffff, DX
+	MOVQ $202, AX
+	SYSCALL
+	RET
+
+// func drain(set *uint64, zero *[2]uint64) bool
+// Takes one pending signal of the set off the thread; false when none was pending.
+TEXT ·drain(SB),NOSPLIT,$0-17
+	MOVQ set+0(FP), DI
+	XORL SI, SI
+	MOVQ zero+8(FP), DX
+	MOVQ $8, R10
+	MOVQ $128, AX // SYS_rt_sigtimedwait
+	SYSCALL
+	CMPQ AX, $0
+	SETGT ret+16(FP)
+	RET
+
+// func spawn(stackTop, tls uintptr, c *control) (tid int64)
+// A thread of this process that starts in loop(c) and that the Go runtime never hears of. The caller has
+// blocked all signals, so none is ever delivered to it: no Go signal handler can run without a g.
+TEXT ·spawn(SB),NOSPLIT,$0-32
+	MOVQ stackTop+0(FP), SI
+	MOVQ tls+8(FP), R8
+	MOVQ c+16(FP), R13
+	// CLONE_VM|FS|FILES|SIGHAND|THREAD|SYSVSEM|SETTLS|CHILD_CLEARTID|PARENT_SETTID
+	MOVQ $0x3d0f00, DI
+	LEAQ control_tid(R13), DX  // parent_tid: written before clone returns
+	LEAQ control_tid(R13), R10 // child_tid: cleared, and futex-woken, when the thread has ended
+	MOVQ $56, AX // SYS_clone
+	SYSCALL
+	CMPQ AX, $0
+	JEQ  child
+	MOVQ AX, tid+24(FP)
+	RET
+child:
+	XORL BP, BP
+	PUSHQ R13
+	CALL ·loop(SB) // ABI0; the wrapper loads g from our own, empty TLS block: nil
+	XORL DI, DI
+	MOVQ $60, AX // SYS_exit: this thread only
+	SYSCALL
+	INT  $3

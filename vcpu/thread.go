@@ -1,0 +1,318 @@
+package vcpu
+
+import (
+	"fmt"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"github.com/cloister-vmm/cloister/internal/kvm"
+	"github.com/cloister-vmm/cloister/isolation/breaks"
+	"golang.org/x/sys/unix"
+)
+
+// KickSignal ends KVM_RUN. It is a real-time signal that the Go runtime gives no meaning to; it is
+// blocked on the vCPU's thread except inside KVM_RUN (KVM_SET_SIGNAL_MASK), so no handler ever runs.
+const KickSignal = unix.Signal(40)
+
+// Config is what a vCPU thread needs. Addresses "on the host" are addresses of this process.
+type Config struct {
+	ID     int
+	VCPU   *kvm.VCPU
+	Ledger *breaks.VCPU
+
+	CPU  int // host core to own, or -1: not pinned
+	FIFO int // SCHED_FIFO priority 1..99, or 0
+
+	Window                uintptr // guest address 0, on the host
+	Supervisor            uintptr // GPA SupervisorGPA, on the host
+	SupervisorGPA         uint64
+	SupervisorSize        uint64
+	Root                  uint64 // GPA of the guest's PML4
+	UserTop               uint64
+	SyscallStub           uint64  // guest addresses: LSTAR, …
+	DoneStub              uint64  // … the OUT that ends a supervisor routine, …
+	ExceptionStub         uint64  // … the first of 32 exception stubs, …
+	ExceptionStep         uint64  // … and their distance, bytes
+	Frame                 uintptr // RSP0, on the host
+	Serialise             int     // 1 SERIALIZE, 2 CPUID
+	Constant              func(nr uint64) (func() uint64, bool)
+	Handler               Handler
+	SpinHost, SpinService int // PAUSE loops before the vCPU's, the server's thread sleeps
+}
+
+// Handler serves the exits that the vCPU's thread does not answer itself. Serve runs on a housekeeping
+// thread while the vCPU waits, out of the guest.
+type Handler interface {
+	Serve(x *Exit) Answer
+}
+
+// Exit is one exit that waits for its answer.
+type Exit struct {
+	t *Thread
+
+	Cause breaks.Cause
+	Nr    uint64 // system call number, port or exception vector
+	RIP   uint64 // the site: for a system call its SYSCALL instruction, for an exception the faulting one
+	RSP   uint64
+	Errno unix.Errno // why KVM_RUN failed, if it did
+}
+
+// Answer ends an exit.
+type Answer struct {
+	Kind AnswerKind
+	RAX  uint64
+}
+
+// AnswerKind says how the guest goes on.
+type AnswerKind int
+
+// Kinds of answers.
+const (
+	AnswerRAX    AnswerKind = ansRAX    // a system call returns Answer.RAX
+	AnswerState  AnswerKind = ansState  // the registers given to Exit.Load
+	AnswerResume AnswerKind = ansResume // as it stood
+	AnswerEnd    AnswerKind = ansEnd    // never again: the thread ends
+	AnswerSregs  AnswerKind = ansSregs  // as AnswerRAX, with the segment registers given to Exit.Load
+)
+
+// Thread is one vCPU and its host thread.
+type Thread struct {
+	cfg     Config
+	c       *control
+	tid     int
+	top     uintptr
+	tls     uintptr
+	mapping []byte
+	done    chan struct{}
+}
+
+// New allocates the thread's memory; nothing runs yet.
+func New(cfg Config) (*Thread, error) {
+	c, top, tls, m, err := newControl()
+	if err != nil {
+		return nil, err
+	}
+	t := &Thread{cfg: cfg, c: c, top: top, tls: tls, mapping: m, done: make(chan struct{})}
+	c.fd, c.run, c.ledger = cfg.VCPU.FD(), cfg.VCPU.Run, cfg.Ledger
+	c.window, c.userTop = cfg.Window, cfg.UserTop
+	c.tables, c.tabGPA, c.tabSize, c.root = cfg.Supervisor, cfg.SupervisorGPA, cfg.SupervisorSize, cfg.Root
+	c.stubRIP, c.donRIP, c.excRIP, c.excStep = cfg.SyscallStub, cfg.DoneStub, cfg.ExceptionStub, cfg.ExceptionStep
+	c.frame = cfg.Frame
+	c.serial = uint64(cfg.Serialise)
+	c.spin = uint64(cfg.SpinHost)
+	c.sigset = 1 << (uint(KickSignal) - 1)
+	c.req = 1 // born stopped, by generation 1: see Set.Start
+	if cfg.Constant != nil {
+		for nr := range uint64(constants) {
+			if f, ok := cfg.Constant(nr); ok {
+				c.constVal[nr], c.constOK[nr] = f(), 1
+			}
+		}
+	}
+	c.run.ValidRegs = kvm.SyncRegs | kvm.SyncSregs
+	return t, cfg.VCPU.SetSignalMask(^c.sigset)
+}
+
+// start makes the thread; it parks before it looks at the guest.
+func (t *Thread) start() error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var all, old unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^uint64(0)
+	}
+	// The child inherits the mask: nothing is ever delivered to it.
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, &old); err != nil {
+		return fmt.Errorf("block signals for vCPU %d: %w", t.cfg.ID, err)
+	}
+	r := spawn(t.top, t.tls, t.c)
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil); err != nil {
+		return fmt.Errorf("restore signals: %w", err)
+	}
+	if r < 0 {
+		return fmt.Errorf("clone the thread of vCPU %d: %w: raise the limit of processes (ulimit -u)", t.cfg.ID, unix.Errno(-r))
+	}
+	t.tid = int(r)
+	if t.cfg.CPU >= 0 {
+		var set unix.CPUSet
+		set.Set(t.cfg.CPU)
+		if err := unix.SchedSetaffinity(t.tid, &set); err != nil {
+			return fmt.Errorf("pin vCPU %d to host CPU %d: %w: check `cat /sys/devices/system/cpu/online` and the process's cpuset", t.cfg.ID, t.cfg.CPU, err)
+		}
+	}
+	if t.cfg.FIFO > 0 {
+		attr := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: uint32(t.cfg.FIFO)}
+		if err := unix.SchedSetAttr(t.tid, attr, 0); err != nil {
+			return fmt.Errorf("SCHED_FIFO %d for vCPU %d: %w: run as root, or raise RLIMIT_RTPRIO", t.cfg.FIFO, t.cfg.ID, err)
+		}
+	}
+	go t.serve()
+	return nil
+}
+
+// TID is the host's thread id.
+func (t *Thread) TID() int { return t.tid }
+
+// Done is closed when the thread has ended and its ledger is final.
+func (t *Thread) Done() <-chan struct{} { return t.done }
+
+// serve answers exits until the thread has ended.
+func (t *Thread) serve() {
+	runtime.LockOSThread() // its wake-ups must not depend on which M runs what; ends locked: the thread goes with it
+	defer close(t.done)
+	c := t.c
+	x := &Exit{t: t}
+	for {
+		if !t.waitDoor(handPosted) {
+			return
+		}
+		x.Cause, x.Nr, x.RIP, x.RSP = breaks.Cause(c.cause), c.nr, c.rip, c.rsp
+		x.Errno = unix.Errno(c.errno)
+		a := t.cfg.Handler.Serve(x)
+		c.ansRAX, c.ansKind = a.RAX, uint64(a.Kind)
+		t.hand(handDone)
+	}
+}
+
+// hand publishes a state of the hand-over and wakes the vCPU's thread if it sleeps.
+func (t *Thread) hand(state uint64) {
+	c := t.c
+	// ORDER(O3): publishes the answer. Pairs with load64(&c.hand) in handOver. Without it the vCPU could
+	// load ansRAX before it was written.
+	atomic.StoreUint64(&c.hand, state)
+	t.ring()
+}
+
+func (t *Thread) ring() {
+	// ORDER(O1), ORDER(O3): the bell after the word; pairs with load32(&c.bell) before the vCPU looks at
+	// that word a last time. Without it the vCPU could sleep on news that came.
+	atomic.AddUint32(&t.c.bell, 1)
+	// ORDER(O1): Dekker with add32(&c.sleepBell): either it sees the word, or this load sees it asleep.
+	if atomic.LoadUint32(&t.c.sleepBell) != 0 {
+		futex(&t.c.bell, futexWakePrivate, 1<<30, nil)
+	}
+}
+
+// waitDoor waits until hand == want; false when the thread has ended instead.
+func (t *Thread) waitDoor(want uint64) bool {
+	c := t.c
+	for spins := t.cfg.SpinService; ; {
+		// ORDER(O3): acquires the exit's description; pairs with store64(&c.hand, handPosted). Without it
+		// cause and nr could be an older exit's.
+		if atomic.LoadUint64(&c.hand) == want {
+			return true
+		}
+		if atomic.LoadUint64(&c.ended) != 0 { // ORDER(O3): as above, with store64(&c.ended) in end
+			return false
+		}
+		if spins > 0 {
+			spins--
+			pause()
+			continue
+		}
+		// ORDER(O3): door, then sleep flag, then the word: Dekker with knock (word, door, sleep flag).
+		// Without the order the vCPU could see nobody asleep while this side saw nothing new.
+		v := atomic.LoadUint32(&c.doorReq)
+		atomic.StoreUint32(&c.sleepReq, 1)                                          // ORDER(O3): see above
+		if atomic.LoadUint64(&c.hand) != want && atomic.LoadUint64(&c.ended) == 0 { // ORDER(O3): see above
+			futex(&c.doorReq, futexWaitPrivate, v, nil)
+		}
+		atomic.StoreUint32(&c.sleepReq, 0) // ORDER(none): a spurious wake only costs time
+	}
+}
+
+// Regs are the guest's registers at the exit. They may be read while the exit is being served.
+func (x *Exit) Regs() *kvm.Regs { return &x.t.c.run.Regs }
+
+// IO describes the access of a PIO exit: direction, width in bytes, count.
+func (x *Exit) IO() (out bool, size uint8, port uint16, count uint32) { return x.t.c.run.IO() }
+
+// MMIO describes the access of an MMIO exit.
+func (x *Exit) MMIO() (gpa uint64, write bool) {
+	r := x.t.c.run
+	return r.Exit[0], r.Exit[2]>>32&0xff == 1
+}
+
+// Reason is the exit reason that the kernel gave, with its first two details.
+func (x *Exit) Reason() (reason uint32, detail [2]uint64) {
+	r := x.t.c.run
+	return r.ExitReason, [2]uint64{r.Exit[0], r.Exit[1]}
+}
+
+// StaysAtCPL3 reports whether SYSCALL leaves the vCPU at CPL 3 on this back end (pvm); known once a
+// system call was seen.
+func (x *Exit) StaysAtCPL3() bool { return x.t.c.stay == 1 }
+
+// Sregs reads the segment and control registers. The ioctl runs on the vCPU's own thread: from another
+// one it would move the vCPU to that CPU and back.
+func (x *Exit) Sregs() (*kvm.Sregs, error) {
+	if err := x.ioctl(kvm.IoGetSregs, "KVM_GET_SREGS"); err != nil {
+		return nil, err
+	}
+	return &x.t.c.sregs, nil
+}
+
+// Load sets the registers for AnswerState; with a nil regs only the segments, for AnswerSregs.
+func (x *Exit) Load(regs *kvm.Regs, sregs *kvm.Sregs) {
+	if regs != nil {
+		x.t.c.regs = *regs
+	}
+	if sregs != &x.t.c.sregs {
+		x.t.c.sregs = *sregs
+	}
+}
+
+func (x *Exit) ioctl(op uintptr, name string) error {
+	t := x.t
+	t.c.op, t.c.opArg = op, t.c.sregsAddr()
+	t.hand(handOp)
+	if !t.waitDoor(handOpDone) {
+		return fmt.Errorf("%s on vCPU %d: its thread has ended", name, t.cfg.ID)
+	}
+	if t.c.opRet < 0 {
+		return fmt.Errorf("%s on vCPU %d: %w", name, t.cfg.ID, unix.Errno(-t.c.opRet))
+	}
+	return nil
+}
+
+// SetSealed chooses the book of the breaks to come and reports whether that changed anything. To be
+// called while an exit is served.
+func (x *Exit) SetSealed(on bool) bool { return x.t.setSealed(on) }
+
+func (t *Thread) setSealed(on bool) bool {
+	v := uint64(0)
+	if on {
+		v = 1
+	}
+	changed := t.c.sealed != v
+	t.c.sealed = v
+	return changed
+}
+
+// join waits until the kernel has cleared the thread's id: then no instruction of it is left.
+func (t *Thread) join(limit time.Duration) error {
+	for end := time.Now().Add(limit); ; {
+		// ORDER(O1): pairs with the kernel's store at the thread's exit (CLONE_CHILD_CLEARTID). Without it
+		// the stack could be unmapped under the thread.
+		v := atomic.LoadUint32(&t.c.tid)
+		if v == 0 {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("thread %d of vCPU %d does not end", t.tid, t.cfg.ID)
+		}
+		// The kernel's wake at thread exit is a shared one.
+		futex(&t.c.tid, futexWaitShared, v, &unix.Timespec{Nsec: 10e6})
+	}
+}
+
+// Close frees the thread's memory; the thread must have ended.
+func (t *Thread) Close() error {
+	if t.tid != 0 {
+		if err := t.join(time.Second); err != nil {
+			return err
+		}
+	}
+	return unix.Munmap(t.mapping)
+}
