@@ -1,0 +1,421 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/cloister-vmm/cloister/guest/workload"
+	"github.com/cloister-vmm/cloister/isolation/breaks"
+	"github.com/cloister-vmm/cloister/isolation/cores"
+	"github.com/cloister-vmm/cloister/vmm"
+	"golang.org/x/sys/unix"
+)
+
+// heapLimit lets the engine's heap grow to this size before a collection runs, bytes. Collections are off
+// otherwise: while the guest makes no exits nothing allocates, and nothing may run beside it.
+const heapLimit = 48 << 20
+
+// engine is the process that the user started: it owns the VM.
+type engine struct {
+	o       *options
+	started time.Time
+	phases  []breaks.Timing
+	last    time.Time
+
+	elf      *os.File
+	lease    *cores.Lease
+	vmDir    string
+	guest    int
+	ledgerFD int
+	ledger   *breaks.VCPU
+	keep     []int
+	wire     wire
+	monitor  *exec.Cmd
+	alone    atomic.Bool // ORDER(none): the monitor is gone; only chooses what is printed
+	status   chan int
+	machine  *vmm.Machine
+}
+
+func runCommand(args []string) int {
+	o, err := parseRun(args)
+	if errors.Is(err, flag.ErrHelp) {
+		runUsage(os.Stdout)
+		return 0
+	}
+	if err != nil {
+		return failf("%v", err)
+	}
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(heapLimit)
+	runtime.GOMAXPROCS(max(4, runtime.GOMAXPROCS(0))) // an idle P for whoever comes back from a system call
+	e := &engine{o: o, started: time.Now(), status: make(chan int, 1), guest: -1, ledgerFD: -1}
+	e.last = e.started
+	code, err := e.run()
+	if err != nil {
+		return max(code, failf("%v", err))
+	}
+	return code
+}
+
+// stamp ends a phase of start-up.
+func (e *engine) stamp(phase string) {
+	now := time.Now()
+	e.phases = append(e.phases, breaks.Timing{Phase: phase, NS: uint64(now.Sub(e.last))})
+	e.last = now
+}
+
+// run is the whole life of the engine. Errors come with the status they mean.
+func (e *engine) run() (int, error) {
+	if code, err := e.openProgram(); err != nil {
+		return code, err
+	}
+	defer e.elf.Close()
+	if err := e.claim(); err != nil {
+		return statusCloister, err
+	}
+	defer e.release()
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	if err := e.share(); err != nil {
+		return statusCloister, err
+	}
+	if err := e.startMonitor(); err != nil {
+		return statusCloister, err
+	}
+	end := ended{}
+	end.Status, end.Result, end.Error = e.guestLife(signals)
+	return e.finish(end), nil
+}
+
+// openProgram finds the program as a shell would, or makes the built-in one.
+func (e *engine) openProgram() (int, error) {
+	o := e.o
+	if strings.HasPrefix(o.program, "@") {
+		hz, err := tscHz()
+		if err != nil {
+			return statusCloister, err
+		}
+		b, err := workload.ELF(o.program, o.args[1:], hz)
+		if err != nil {
+			return statusNotFound, err
+		}
+		fd, err := unix.MemfdCreate(o.program, unix.MFD_CLOEXEC)
+		if err != nil {
+			return statusCloister, fmt.Errorf("%s: memfd_create: %w", o.program, err)
+		}
+		e.elf = os.NewFile(uintptr(fd), o.program)
+		if _, err := e.elf.Write(b); err != nil {
+			return statusCloister, fmt.Errorf("%s: %w", o.program, err)
+		}
+		e.stamp("open")
+		return 0, nil
+	}
+	path := o.program
+	if !strings.Contains(path, "/") {
+		p, err := exec.LookPath(path)
+		if err != nil {
+			return statusNotFound, fmt.Errorf("%s: not found in PATH: give its path, such as ./%s", path, path)
+		}
+		path = p
+	}
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return statusCloister, err
+	}
+	f, err := os.Open(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return statusNotFound, fmt.Errorf("%s: there is no such file", path)
+	case err != nil:
+		return statusNotRun, fmt.Errorf("%w: make it readable", err)
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%s: not a regular file: give a program", path)
+	} else if err == nil && st.Mode()&0o111 == 0 {
+		err = fmt.Errorf("%s: permission denied: it is not executable (chmod +x)", path)
+	}
+	if err != nil {
+		return statusNotRun, errors.Join(err, f.Close())
+	}
+	o.program, e.elf = path, f
+	e.stamp("open")
+	return 0, nil
+}
+
+// claim takes the core and the name, and keeps this process off the core.
+func (e *engine) claim() error {
+	o := e.o
+	allowed, err := cores.Allowed()
+	if err != nil {
+		return err
+	}
+	e.keep = allowed
+	dir, err := runDir()
+	if err != nil {
+		return err
+	}
+	if o.name == "" {
+		o.name = fmt.Sprintf("%s-%d", strings.TrimPrefix(filepath.Base(o.program), "@"), os.Getpid())
+	}
+	if o.cpu >= 0 {
+		if err := (cores.Host{Root: "/"}).Check(o.cpu, allowed); err != nil {
+			return err
+		}
+		if e.lease, err = cores.Take(dir, o.cpu, fmt.Sprintf("VM %s (process %d)", o.name, os.Getpid())); err != nil {
+			return err
+		}
+		e.keep = cores.Without(allowed, o.cpu)
+		if _, err := cores.KeepOff(os.Getpid(), e.keep); err != nil {
+			return err
+		}
+	}
+	if err := checkOutputs(o); err != nil {
+		return err
+	}
+	if e.vmDir, err = newVMDir(dir, o.name); err != nil {
+		return err
+	}
+	e.stamp("claim")
+	return nil
+}
+
+func (e *engine) release() {
+	if e.vmDir != "" {
+		if err := os.RemoveAll(e.vmDir); err != nil {
+			failf("remove %s: %v", e.vmDir, err)
+		}
+	}
+	if e.lease != nil {
+		if err := e.lease.Release(); err != nil {
+			failf("release the core: %v", err)
+		}
+	}
+}
+
+// share makes the memory that both processes see.
+func (e *engine) share() (err error) {
+	if e.guest, err = vmm.NewGuestMemory(e.o.hugepages); err != nil {
+		return err
+	}
+	if e.ledgerFD, err = unix.MemfdCreate("cloister-ledger", unix.MFD_CLOEXEC); err != nil {
+		return fmt.Errorf("ledger: memfd_create: %w", err)
+	}
+	if err = unix.Ftruncate(e.ledgerFD, int64(breaks.LedgerSize)); err != nil {
+		return fmt.Errorf("ledger: ftruncate: %w", err)
+	}
+	b, err := unix.Mmap(e.ledgerFD, 0, breaks.LedgerSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+	if err != nil {
+		return fmt.Errorf("ledger: mmap: %w", err)
+	}
+	if err := unix.Mlock(b); err != nil && e.o.cpu >= 0 && !e.o.quiet {
+		failf("the ledger is not locked in memory: %v: raise RLIMIT_MEMLOCK (ulimit -l)", err)
+	}
+	e.ledger, err = breaks.At(b, 0)
+	return err
+}
+
+func (e *engine) plan() *plan {
+	o := e.o
+	p := &plan{
+		Name: o.name, Program: o.program, Args: o.args, Seal: o.seal, CPU: o.cpu, FIFO: o.fifo, Engine: os.Getpid(),
+		VMDir: e.vmDir, Budget: o.budget, OnBreak: o.onBreak, Report: o.report, Profile: o.profile, Trace: o.trace,
+		Metrics: o.metrics, Quiet: o.quiet, Timings: o.timings, Keep: e.keep, Started: e.started.UTC().Format(time.RFC3339),
+	}
+	if strings.HasPrefix(o.program, "@") {
+		p.Builtin = o.program
+	}
+	return p
+}
+
+// startMonitor starts the other process beside the building of the machine.
+func (e *engine) startMonitor() error {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("socketpair: %w", err)
+	}
+	e.wire = wire{pair[0]}
+	files := []*os.File{os.NewFile(uintptr(pair[1]), "monitor"), os.NewFile(uintptr(e.ledgerFD), "ledger"), os.NewFile(uintptr(e.guest), "guest")}
+	if e.o.oneProcess {
+		go runMonitor(wire{pair[1]}, e.ledgerFD, e.guest)
+	} else {
+		c := exec.Command("/proc/self/exe", monitorCommand)
+		c.Args[0] = "cloister-monitor"
+		c.Stdout, c.Stderr = os.Stderr, os.Stderr
+		c.ExtraFiles = files
+		c.SysProcAttr = &syscall.SysProcAttr{}
+		if err := c.Start(); err != nil {
+			return fmt.Errorf("start the monitor: %w", err)
+		}
+		e.monitor = c
+		if err := files[0].Close(); err != nil {
+			return err
+		}
+	}
+	if err := e.wire.send(message{Plan: e.plan()}); err != nil {
+		return fmt.Errorf("talk to the monitor: %w", err)
+	}
+	keepFiles = append(keepFiles, files[1], files[2])
+	e.stamp("monitor")
+	return nil
+}
+
+// keepFiles are files whose descriptors are used by number until the process ends.
+var keepFiles []*os.File
+
+// listen takes what the monitor says until it is gone.
+func (e *engine) listen() {
+	for {
+		m, _, err := e.wire.receive()
+		switch {
+		case err != nil:
+			e.alone.Store(true) // ORDER(none): see its declaration
+			close(e.status)
+			return
+		case m.Status != nil:
+			e.status <- *m.Status
+		case m.Stop != nil:
+			e.stop(m.Stop.Reason, m.Stop.Signal)
+		}
+	}
+}
+
+func (e *engine) stop(reason string, sig int) {
+	if err := e.machine.Stop(reason, sig); err != nil && !e.o.quiet {
+		failf("%v", err)
+	}
+}
+
+// guestLife builds the machine and runs it to its end.
+func (e *engine) guestLife(signals chan os.Signal) (int, vmm.Result, string) {
+	o := e.o
+	st, err := e.elf.Stat()
+	if err != nil {
+		return statusCloister, vmm.Result{}, err.Error()
+	}
+	cwd, err := os.Getwd()
+	if err != nil {
+		cwd = "/"
+	}
+	m, err := vmm.New(vmm.Config{
+		Program: o.program, ELF: int(e.elf.Fd()), ELFSize: st.Size(), Args: o.args, Env: os.Environ(), Mounts: o.mounts, Cwd: cwd,
+		Builtin: strings.HasPrefix(o.program, "@"), CPU: o.cpu, FIFO: o.fifo, Memory: o.memory, Huge: o.hugepages,
+		Lock: !o.noLock, Seal: vmm.SealPolicy(o.seal), Ledger: e.ledger, Guest: e.guest, Stamp: e.stamp,
+		Warn:      func(s string) { e.tell(message{Warn: s}) },
+		GapRecord: func(a uint64) { e.tell(message{Gap: &a}) },
+	})
+	if err != nil {
+		return buildStatus(err), vmm.Result{}, err.Error()
+	}
+	e.machine = m
+	go e.listen()
+	if o.cpu >= 0 {
+		if _, err := cores.KeepOff(os.Getpid(), e.keep); err != nil {
+			return statusCloister, vmm.Result{}, err.Error()
+		}
+	}
+	if err := m.Prepare(); err != nil {
+		return statusCloister, vmm.Result{}, err.Error()
+	}
+	e.stamp("start")
+	r := ready{Info: m.Info, Phases: e.phases, NoStats: m.Info.StatsFD == 0}
+	if r.NoStats {
+		e.tell(message{Ready: &r})
+	} else {
+		e.tell(message{Ready: &r}, m.Info.StatsFD)
+	}
+	if err := m.Enter(); err != nil {
+		return statusCloister, vmm.Result{}, err.Error()
+	}
+	e.wait(signals)
+	res, err := m.Wait()
+	if err != nil {
+		return statusCloister, res, err.Error()
+	}
+	return resultStatus(res), res, ""
+}
+
+// wait returns when the guest has ended; signals and --for end it.
+func (e *engine) wait(signals chan os.Signal) {
+	var limit <-chan time.Time
+	if e.o.limit > 0 {
+		limit = time.After(e.o.limit)
+	}
+	for {
+		select {
+		case <-e.machine.Done():
+			return
+		case <-limit:
+			e.stop(fmt.Sprintf("--for %v is over", e.o.limit), 0)
+		case s := <-signals:
+			sig := s.(unix.Signal)
+			e.stop(unix.SignalName(sig), int(sig))
+		}
+	}
+}
+
+// buildStatus tells a program that cannot run from a machine that cannot be built.
+func buildStatus(err error) int {
+	if vmm.IsProgramError(err) {
+		return statusNotRun
+	}
+	return statusCloister
+}
+
+func resultStatus(r vmm.Result) int {
+	switch {
+	case r.Ended == "error":
+		return statusCloister
+	case r.Signal != 0:
+		return statusSignalled + r.Signal
+	}
+	return r.Code
+}
+
+func (e *engine) tell(m message, fds ...int) {
+	if err := e.wire.send(m, fds...); err != nil {
+		e.alone.Store(true) // ORDER(none): see its declaration
+		if m.Warn != "" && !e.o.quiet {
+			failf("%s", m.Warn)
+		}
+	}
+}
+
+// finish hands the end to the monitor and waits until it has reported.
+func (e *engine) finish(end ended) int {
+	e.tell(message{Ended: &end})
+	if e.machine == nil {
+		go e.listen()
+	}
+	status, ok := <-e.status
+	if e.monitor != nil {
+		if err := e.monitor.Wait(); err != nil && ok {
+			failf("the monitor process: %v", err)
+		}
+	}
+	if e.machine != nil {
+		if err := e.machine.Close(); err != nil {
+			failf("%v", err)
+		}
+	}
+	if ok {
+		return status
+	}
+	if end.Error != "" {
+		return max(end.Status, failf("%s", end.Error))
+	}
+	failf("the monitor process ended before the run did: there is no report")
+	return end.Status
+}

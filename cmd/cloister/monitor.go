@@ -1,0 +1,366 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/cloister-vmm/cloister/guest/abi"
+	"github.com/cloister-vmm/cloister/guest/linux"
+	"github.com/cloister-vmm/cloister/guest/symbol"
+	"github.com/cloister-vmm/cloister/guest/workload"
+	"github.com/cloister-vmm/cloister/internal/kvm"
+	"github.com/cloister-vmm/cloister/isolation/breaks"
+	"github.com/cloister-vmm/cloister/isolation/cores"
+	"github.com/cloister-vmm/cloister/vmm"
+	"golang.org/x/sys/unix"
+)
+
+// monitor is the process beside the engine: evidence, budget, report. It only reads the shared memory, so
+// however slow it is, or killed, the guest does not notice.
+type monitor struct {
+	wire   wire
+	ledger *breaks.VCPU
+	guest  int
+	plan   plan
+	ready  ready
+	stats  *kvm.Stats
+	values []uint64
+	warned []string
+	gap    uint64
+	budget *breaks.Budget
+	broken bool
+	strays int
+	symbol *symbol.Table
+	trace  *tracer
+}
+
+// watch is how often the monitor looks at the ledger. It touches nothing of the guest's.
+const watch = 10 * time.Millisecond
+
+// monitorProcess is the hidden subcommand.
+func monitorProcess() int {
+	// The engine ends the run on these; the monitor stays to report it.
+	signal.Ignore(unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGPIPE)
+	if err := unix.Fstat(fdSocket, &unix.Stat_t{}); err != nil {
+		return failf("%s is started by `cloister run`, not by hand", monitorCommand)
+	}
+	return runMonitor(wire{fdSocket}, fdLedger, fdGuest)
+}
+
+func runMonitor(w wire, ledgerFD, guest int) int {
+	m := &monitor{wire: w, guest: guest}
+	if err := m.run(ledgerFD); err != nil {
+		return failf("monitor: %v", err)
+	}
+	return 0
+}
+
+func (m *monitor) run(ledgerFD int) error {
+	b, err := unix.Mmap(ledgerFD, 0, breaks.LedgerSize, unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("map the ledger: %w", err)
+	}
+	if m.ledger, err = breaks.At(b, 0); err != nil {
+		return err
+	}
+	messages := make(chan message)
+	fail := make(chan error, 1)
+	go m.read(messages, fail)
+	tick := time.NewTicker(watch)
+	defer tick.Stop()
+	slow := time.NewTicker(time.Second)
+	defer slow.Stop()
+	for {
+		select {
+		case err := <-fail:
+			if errors.Is(err, io.EOF) {
+				return m.orphaned()
+			}
+			return err
+		case msg := <-messages:
+			done, err := m.take(msg)
+			if done || err != nil {
+				return err
+			}
+		case <-tick.C:
+			m.look()
+		case <-slow.C:
+			m.herd()
+		}
+	}
+}
+
+func (m *monitor) read(out chan<- message, fail chan<- error) {
+	for {
+		msg, fds, err := m.wire.receive()
+		if err != nil {
+			fail <- err
+			return
+		}
+		if msg.Ready != nil && len(fds) == 1 {
+			m.stats, err = kvm.NewStats(fds[0])
+			if err != nil {
+				fail <- err
+				return
+			}
+			m.values = make([]uint64, len(m.stats.Names))
+		}
+		out <- msg
+	}
+}
+
+// take serves one message; done is true after the last one.
+func (m *monitor) take(msg message) (done bool, err error) {
+	switch {
+	case msg.Plan != nil:
+		m.plan = *msg.Plan
+		if m.plan.Budget != "" {
+			b, err := breaks.Parse(m.plan.Budget)
+			if err != nil {
+				return false, err
+			}
+			b.Backend = string(kvm.DetectBackend("/"))
+			m.budget = &b
+		}
+		m.trace = newTracer(&m.plan)
+		return false, m.serve()
+	case msg.Ready != nil:
+		m.ready = *msg.Ready
+	case msg.Warn != "":
+		m.warned = append(m.warned, msg.Warn)
+		if !m.plan.Quiet {
+			fmt.Fprintln(os.Stderr, "cloister:", msg.Warn)
+		}
+	case msg.Gap != nil:
+		m.gap = *msg.Gap
+	case msg.Ended != nil:
+		status := m.finish(*msg.Ended)
+		return true, m.wire.send(message{Status: &status})
+	}
+	return false, nil
+}
+
+// orphaned is the end of an engine that could not say how it ended.
+func (m *monitor) orphaned() error {
+	if m.plan.VMDir != "" {
+		if err := os.RemoveAll(m.plan.VMDir); err != nil {
+			return err
+		}
+	}
+	return errors.New("the engine process ended without a word (killed, or out of memory): the VM is gone, there is no report")
+}
+
+// look takes a snapshot and holds it against the budget.
+func (m *monitor) look() {
+	m.trace.drain(m.ledger)
+	if m.budget == nil || m.broken {
+		return
+	}
+	c, ok := m.counts()
+	if !ok {
+		return
+	}
+	v := m.budget.Check(&c, kvm.TSC())
+	if v.State != breaks.Broken {
+		return
+	}
+	m.broken = true
+	action, sig, err := parseOnBreak(m.plan.OnBreak)
+	if err != nil {
+		return // it was checked before the run
+	}
+	switch action {
+	case "kill":
+		sig = int(unix.SIGKILL)
+	case "report":
+		return
+	}
+	reason := "budget broken: " + first(v.BrokenBy())
+	if err := m.wire.send(message{Stop: &stop{Reason: reason, Signal: sig}}); err != nil {
+		fmt.Fprintln(os.Stderr, "cloister: stop the run:", err)
+	}
+}
+
+func first(list []string) string {
+	if len(list) == 0 {
+		return "?"
+	}
+	return list[0]
+}
+
+// counts is a consistent copy of the ledger, with the kernel's statistics added to the book that is open.
+// They are read first: see breaks.KernelCauses on pairing them.
+func (m *monitor) counts() (c breaks.Counts, ok bool) {
+	if m.stats != nil && m.ledger.End == 0 {
+		if err := m.stats.Read(m.values); err != nil {
+			return c, false
+		}
+	}
+	if !m.ledger.Snapshot(&c) {
+		return c, false
+	}
+	if m.stats != nil && c.End == 0 && c.Start != 0 {
+		half := breaks.Open
+		if c.Sealed != 0 {
+			half = breaks.Sealed
+		}
+		for i, name := range breaks.KernelNames {
+			if j := m.stats.Index(name); j >= 0 && m.values[j] >= c.KernelAt[i] {
+				c.Book[half].Kernel[i] += m.values[j] - c.KernelAt[i]
+			}
+		}
+	}
+	return c, true
+}
+
+// herd keeps every thread of both processes off the dedicated core, new ones included.
+func (m *monitor) herd() {
+	if m.plan.CPU < 0 || m.ready.Info.TID == 0 {
+		return
+	}
+	n, err := cores.KeepOff(m.plan.Engine, m.plan.Keep, m.ready.Info.TID)
+	if err != nil {
+		return // the engine is ending; its end is reported by other means
+	}
+	m.strays += n
+}
+
+// finish builds the report and writes what was asked for; it returns the exit status.
+func (m *monitor) finish(end ended) int {
+	status := end.Status
+	if end.Error != "" {
+		return max(status, failf("%s", end.Error))
+	}
+	m.trace.drain(m.ledger)
+	r := m.report(end)
+	if r.Budget != nil && !r.Budget.OK {
+		status = statusBudget
+	}
+	r.Exit.Code = status
+	for _, err := range m.write(r, end) {
+		status = max(statusCloister, failf("%v", err))
+	}
+	return status
+}
+
+func (m *monitor) report(end ended) *breaks.Report {
+	var l breaks.Ledger
+	ok := m.ledger.Snapshot(&l.Counts)
+	l.Sites = m.ledger.Sites[:]
+	l.EventsLost = m.trace.lost
+	f := breaks.Facts{
+		Version: versionString(), Started: m.plan.Started, Host: hostFacts(m.plan.CPU),
+		Program: breaks.Program{Path: m.plan.Program, Args: m.plan.Args, Seal: m.plan.Seal, BuildID: hex.EncodeToString(m.ready.Info.BuildID)},
+		Exit:    breaks.Exit{Signal: end.Result.Signal, Reason: m.reason(end.Result)},
+		Timings: m.ready.Phases, Budget: m.budget, SyscallName: func(nr int) string { return linux.Name(uint64(nr)) },
+		Symbol: m.locate,
+	}
+	f.Host.TSCHz = m.ready.Info.TSCHz
+	if !ok {
+		f.FailedClauses = append(f.FailedClauses, "the ledger could not be read consistently")
+	}
+	if m.stats == nil {
+		f.NoStatistics = "this kernel has no KVM_GET_STATS_FD"
+	}
+	for _, w := range m.warned {
+		f.FailedClauses = append(f.FailedClauses, w)
+	}
+	if m.strays > 0 {
+		f.FailedClauses = append(f.FailedClauses, fmt.Sprintf("%d threads of Cloister's own were found on the dedicated core and moved", m.strays))
+	}
+	f.Program.SHA256 = m.openSymbols()
+	f.Fault = m.fault(end.Result)
+	if m.gap != 0 {
+		if g, err := m.gapRecord(); err != nil {
+			f.NotMeasured = append(f.NotMeasured, breaks.NotKnown{What: "gap_records", Why: err.Error()})
+		} else {
+			f.Gaps = append(f.Gaps, g)
+		}
+	}
+	return breaks.Build(f, []breaks.Ledger{l})
+}
+
+func (m *monitor) reason(r vmm.Result) string {
+	switch {
+	case r.Ended == "stopped":
+		return "stopped: " + r.Reason
+	case r.Ended == "error":
+		return r.Reason
+	case r.Fault != nil:
+		return fmt.Sprintf("%s: %s", unix.SignalName(unix.Signal(r.Signal)), r.Fault.Name)
+	case r.Signal != 0:
+		return unix.SignalName(unix.Signal(r.Signal))
+	}
+	return fmt.Sprintf("exit %d", r.Code)
+}
+
+// openSymbols reads the program's tables and gives its SHA-256.
+func (m *monitor) openSymbols() string {
+	h := sha256.New()
+	if m.plan.Builtin != "" {
+		b, err := workload.ELF(m.plan.Builtin, m.plan.Args[1:], m.ready.Info.TSCHz)
+		if err != nil {
+			return ""
+		}
+		h.Write(b)
+		if t, err := symbol.New(bytes.NewReader(b), int64(len(b)), m.ready.Info.Bias); err == nil {
+			m.symbol = t
+		}
+		return hex.EncodeToString(h.Sum(nil))
+	}
+	f, err := os.Open(m.plan.Program)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if _, err := io.Copy(h, f); err != nil {
+		return ""
+	}
+	if t, err := symbol.Open(m.plan.Program, m.ready.Info.Bias); err == nil {
+		m.symbol = t
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+func (m *monitor) locate(rip uint64) breaks.Location {
+	l := breaks.Location{RIP: breaks.Hex(rip)}
+	if rip >= abi.SupVA && rip < abi.SupVA+1<<20 {
+		l.Symbol = "[cloister]"
+		return l
+	}
+	if m.symbol == nil {
+		return l
+	}
+	if f, ok := m.symbol.Lookup(rip); ok {
+		l.Symbol, l.File, l.Line = f.Func, f.File, f.Line
+	}
+	return l
+}
+
+// guestBytes copies guest memory at a guest address; what is not there is left out.
+func (m *monitor) guestBytes(addr uint64, n int) []byte {
+	if addr >= abi.UserTop {
+		return nil
+	}
+	b := make([]byte, min(uint64(n), abi.UserTop-addr))
+	k, err := unix.Pread(m.guest, b, int64(addr))
+	if err != nil {
+		return nil
+	}
+	return b[:k]
+}
+
+func (m *monitor) gapRecord() (breaks.GapReport, error) {
+	rec, err := workload.DecodeRecord(m.guestBytes(m.gap, 2*abi.Page))
+	if err != nil {
+		return breaks.GapReport{}, err
+	}
+	return breaks.Gaps(0, &rec, m.ready.Info.TSCHz)
+}

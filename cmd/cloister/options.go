@@ -1,0 +1,223 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cloister-vmm/cloister/guest/vfs"
+	"github.com/cloister-vmm/cloister/guest/workload"
+	"github.com/cloister-vmm/cloister/isolation/breaks"
+	"github.com/cloister-vmm/cloister/vmm"
+	"golang.org/x/sys/unix"
+)
+
+// options are those of `cloister run`.
+type options struct {
+	name       string
+	cpu        int
+	fifo       int
+	memory     uint64
+	hugepages  bool
+	noLock     bool
+	mounts     []vfs.Mount
+	seal       string
+	budget     string
+	onBreak    string
+	report     string
+	profile    string
+	trace      string
+	metrics    string
+	quiet      bool
+	timings    bool
+	limit      time.Duration
+	oneProcess bool
+	allowStray bool
+	program    string
+	args       []string
+}
+
+func runFlags(o *options) *flag.FlagSet {
+	f := flag.NewFlagSet("run", flag.ContinueOnError)
+	f.SetOutput(io.Discard)
+	f.StringVar(&o.name, "name", "", "`name` of the VM (default: the program's, with its process id)")
+	f.Func("cpu", "host `CPU` to give to the program alone (default: none, it floats)", func(s string) error {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 0 {
+			return errors.New("want the number of one CPU")
+		}
+		o.cpu = n
+		return nil
+	})
+	f.IntVar(&o.fifo, "fifo", 0, "run the vCPU's thread SCHED_FIFO at this `priority`, 1..99")
+	f.Func("memory", "`size` that the program may use: 512M, 2G (default 1G)", func(s string) (err error) {
+		o.memory, err = parseSize(s)
+		return err
+	})
+	f.BoolVar(&o.hugepages, "hugepages", false, "guest memory on 2 MiB pages; the host must have some reserved")
+	f.BoolVar(&o.noLock, "no-lock", false, "do not lock guest memory")
+	mount := func(writable bool) func(string) error {
+		return func(s string) error {
+			m, err := vfs.ParseMount(s, writable)
+			o.mounts = append(o.mounts, m)
+			return err
+		}
+	}
+	f.Func("ro", "let the program read `DIR[:GUESTDIR]`; may be repeated", mount(false))
+	f.Func("rw", "let the program read and write `DIR[:GUESTDIR]`; may be repeated", mount(true))
+	f.StringVar(&o.seal, "seal", "call", "isolation begins at `start|first-write|call`")
+	f.StringVar(&o.budget, "budget", "", "what may be spent while sealed: `CLAUSES` such as total=0 or syscall<=10/s,page-fault=0")
+	f.StringVar(&o.onBreak, "on-break", "report", "when the budget is broken: `report|stop|kill|signal=N`")
+	f.StringVar(&o.report, "report", "", "write the report as JSON to `FILE`")
+	f.StringVar(&o.profile, "pprof", "", "write a profile of breaks by guest stack to `FILE`")
+	f.StringVar(&o.trace, "trace", "", "write a timeline for Perfetto or chrome://tracing to `FILE`")
+	f.StringVar(&o.metrics, "metrics", "", "serve Prometheus metrics at `ADDR` (a bare port means loopback)")
+	f.BoolVar(&o.quiet, "quiet", false, "print nothing of Cloister's own")
+	f.BoolVar(&o.timings, "timings", false, "show the phases of start-up in the report")
+	f.DurationVar(&o.limit, "for", 0, "end the run after this `time`")
+	f.BoolVar(&o.oneProcess, "one-process", false, "engine and monitor in one process; for debugging, it disturbs the guest")
+	return f
+}
+
+// parseSize reads 4096, 64K, 512M, 2G, with or without a final B or iB.
+func parseSize(s string) (uint64, error) {
+	t := strings.TrimSuffix(strings.TrimSuffix(strings.ToUpper(s), "B"), "I")
+	shift := 0
+	for i, u := range []string{"K", "M", "G", "T"} {
+		if strings.HasSuffix(t, u) {
+			t, shift = strings.TrimSuffix(t, u), 10*(i+1)
+		}
+	}
+	n, err := strconv.ParseUint(t, 10, 64)
+	if err != nil || n > math.MaxUint64>>shift {
+		return 0, errors.New("want a size such as 512M or 2G")
+	}
+	return n << shift, nil
+}
+
+const (
+	minMemory = 12 << 20 // the stack and a small program
+	maxMemory = 28 << 30 // the guest's address space is 32 GiB
+)
+
+// parseRun reads the command line of `cloister run`; bad input changes nothing.
+func parseRun(args []string) (*options, error) {
+	o := &options{cpu: -1, memory: 1 << 30}
+	f := runFlags(o)
+	if err := f.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return nil, err
+		}
+		return nil, fmt.Errorf("%w: `cloister run -h` lists the options", err)
+	}
+	if f.NArg() == 0 {
+		return nil, errors.New("no program: cloister run [options] -- PROGRAM [arguments]; built-in ones: " + strings.Join(builtins(), " "))
+	}
+	o.program, o.args = f.Arg(0), f.Args()
+	switch o.seal {
+	case string(vmm.SealCall), string(vmm.SealStart), string(vmm.SealFirstWrite):
+	default:
+		return nil, fmt.Errorf("--seal %q: choose start, first-write or call", o.seal)
+	}
+	if o.fifo < 0 || o.fifo > 99 {
+		return nil, fmt.Errorf("--fifo %d: a priority is 1 to 99", o.fifo)
+	}
+	if o.memory < minMemory || o.memory > maxMemory {
+		return nil, fmt.Errorf("--memory %d bytes: choose %dM to %dG", o.memory, minMemory>>20, maxMemory>>30)
+	}
+	if o.limit < 0 {
+		return nil, fmt.Errorf("--for %v: a time is positive", o.limit)
+	}
+	if o.budget != "" {
+		if _, err := breaks.Parse(o.budget); err != nil {
+			return nil, fmt.Errorf("--budget: %w", err)
+		}
+	}
+	if _, _, err := parseOnBreak(o.onBreak); err != nil {
+		return nil, err
+	}
+	if o.metrics != "" {
+		a, err := metricsAddr(o.metrics)
+		if err != nil {
+			return nil, err
+		}
+		o.metrics = a
+	}
+	if strings.ContainsAny(o.name, "/\x00") || o.name == "." || o.name == ".." || len(o.name) > 64 {
+		return nil, fmt.Errorf("--name %q: at most 64 characters, no slash", o.name)
+	}
+	return o, nil
+}
+
+func builtins() (names []string) {
+	for _, w := range workload.List() {
+		names = append(names, w.Name)
+	}
+	return names
+}
+
+// parseOnBreak gives the action and, for a signal, its number.
+func parseOnBreak(s string) (string, int, error) {
+	switch s {
+	case "report", "stop", "kill":
+		return s, 0, nil
+	}
+	if n, ok := strings.CutPrefix(s, "signal="); ok {
+		if sig, err := strconv.Atoi(n); err == nil && sig >= 1 && sig <= 64 {
+			return "signal", sig, nil
+		}
+		if sig := unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(n), "SIG")); sig != 0 {
+			return "signal", int(sig), nil
+		}
+	}
+	return "", 0, fmt.Errorf("--on-break %q: choose report, stop, kill or signal=N", s)
+}
+
+// metricsAddr makes "9100" and ":9100" loopback addresses.
+func metricsAddr(s string) (string, error) {
+	host, port := "", s
+	if i := strings.LastIndexByte(s, ':'); i >= 0 {
+		host, port = s[:i], s[i+1:]
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
+		return "", fmt.Errorf("--metrics %q: want PORT or HOST:PORT", s)
+	}
+	if host == "" {
+		host = "127.0.0.1"
+	}
+	return host + ":" + port, nil
+}
+
+func usage(w io.Writer) {
+	fmt.Fprint(w, `cloister: a microVM that gives a program a core of its own and counts what disturbs it
+
+  cloister run [options] -- PROGRAM [arguments]
+  cloister help | version
+
+PROGRAM is a static or static-pie x86-64 Linux program, or one of:
+`)
+	for _, x := range workload.List() {
+		fmt.Fprintf(w, "  %-12s %s\n", x.Name, x.Help)
+	}
+	fmt.Fprintln(w, "\n`cloister run -h` lists the options of run.")
+}
+
+func runUsage(w io.Writer) {
+	fmt.Fprintln(w, "cloister run [options] -- PROGRAM [arguments]\n\nOptions:")
+	f := runFlags(&options{})
+	f.VisitAll(func(x *flag.Flag) {
+		name, text := flag.UnquoteUsage(x)
+		fmt.Fprintf(w, "  --%-26s %s\n", strings.TrimSpace(x.Name+" "+name), text)
+	})
+	fmt.Fprint(w, `
+Exit status: the program's own; 128+n when signal n ended it; 124 budget broken; 125 Cloister failed;
+126 not executable; 127 not found; 0 when --for ended it.
+`)
+	os.Stdout.Sync()
+}

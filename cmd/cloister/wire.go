@@ -1,0 +1,130 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/cloister-vmm/cloister/isolation/breaks"
+	"github.com/cloister-vmm/cloister/vmm"
+	"golang.org/x/sys/unix"
+)
+
+// The engine and the monitor talk over one SOCK_SEQPACKET pair, one JSON message a packet. Nothing on it is
+// needed for the guest to run: either side may find the other gone.
+
+// Descriptors that the monitor inherits.
+const (
+	fdSocket = 3 + iota
+	fdLedger
+	fdGuest
+)
+
+// message is one packet; one of its fields is set.
+type message struct {
+	Plan   *plan   `json:",omitempty"` // engine: what the user asked for
+	Ready  *ready  `json:",omitempty"` // engine: the machine stands, with its statistics descriptor
+	Warn   string  `json:",omitempty"` // engine: a remark for the user
+	Gap    *uint64 `json:",omitempty"` // engine: where the program keeps its GapRecord
+	Ended  *ended  `json:",omitempty"` // engine: the run is over, the ledger final
+	Stop   *stop   `json:",omitempty"` // monitor: end the run
+	Status *int    `json:",omitempty"` // monitor: everything is written; exit with this
+}
+
+// plan is what the monitor has to know from the start.
+type plan struct {
+	Name    string
+	Program string
+	Args    []string
+	Builtin string // @name, or empty
+	Seal    string
+	CPU     int
+	FIFO    int
+	Engine  int // its pid
+	VMDir   string
+	Budget  string
+	OnBreak string
+	Report  string
+	Profile string
+	Trace   string
+	Metrics string
+	Quiet   bool
+	Timings bool
+	Keep    []int // housekeeping CPUs
+	Started string
+}
+
+// ready says that the first instruction is about to run.
+type ready struct {
+	Info    vmm.Info
+	Phases  []breaks.Timing
+	NoStats bool
+}
+
+// ended is the run's end.
+type ended struct {
+	Result vmm.Result
+	Error  string // the machine could not be built or run
+	Status int    // Cloister's exit status, budget apart
+}
+
+type stop struct {
+	Reason string
+	Signal int
+}
+
+// wire is one end of the pair.
+type wire struct{ fd int }
+
+const maxMessage = 192 << 10 // below the default net.core.wmem_max
+
+func (w wire) send(m message, fds ...int) error {
+	b, err := json.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("encode a message: %w", err)
+	}
+	if len(b) > maxMessage {
+		return fmt.Errorf("a message of %d bytes, at most %d", len(b), maxMessage)
+	}
+	var oob []byte
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
+	}
+	for {
+		err := unix.Sendmsg(w.fd, b, oob, nil, unix.MSG_NOSIGNAL)
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// receive gives io.EOF when the other side is gone.
+func (w wire) receive() (m message, fds []int, err error) {
+	b := make([]byte, maxMessage)
+	oob := make([]byte, unix.CmsgSpace(4*8))
+	var n, on int
+	for {
+		n, on, _, _, err = unix.Recvmsg(w.fd, b, oob, unix.MSG_CMSG_CLOEXEC)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	if err == unix.ECONNRESET || err == nil && n == 0 {
+		return m, nil, io.EOF
+	}
+	if err != nil {
+		return m, nil, err
+	}
+	if on > 0 {
+		list, err := unix.ParseSocketControlMessage(oob[:on])
+		for i := range list {
+			got, e := unix.ParseUnixRights(&list[i])
+			fds, err = append(fds, got...), errors.Join(err, e)
+		}
+		if err != nil {
+			return m, fds, err
+		}
+	}
+	return m, fds, json.Unmarshal(b[:n], &m)
+}

@@ -1,0 +1,306 @@
+package linux
+
+import (
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cloister-vmm/cloister/guest/vfs"
+)
+
+// CPU is the calling thread's register state as far as system calls touch it.
+type CPU interface {
+	// FSBase and SetFSBase read and write the base of FS (a canonical address).
+	FSBase() uint64
+	SetFSBase(uint64)
+	// GSBase and SetGSBase read and write the base of GS (a canonical address).
+	GSBase() uint64
+	SetGSBase(uint64)
+}
+
+// Config is what a Kernel works on. Memory and FS are required, the rest has defaults.
+type Config struct {
+	Memory Memory
+	FS     *vfs.FS
+	// Args and Env are the program's argument vector and environment, Exe its path as the guest
+	// sees it; they feed prctl and /proc/self.
+	Args []string
+	Env  []string
+	Exe  string
+	// Hostname is what uname answers; empty: the host's.
+	Hostname string
+	// CPUs is the number of processors that the guest sees, 1 to 1024; 0 means 1.
+	CPUs int
+	// CPU is the index of the vCPU that getcpu answers with.
+	CPU int
+	// MemoryLimit is the guest's memory in bytes, as sysinfo shows it; 0: what Memory.Usage says.
+	MemoryLimit uint64
+	// Stdio are the host descriptors behind the guest's 0, 1 and 2; nil: the host's 0, 1 and 2. One
+	// that is not open on the host is not open in the guest. They stay open when the guest closes
+	// its own.
+	Stdio *[3]int
+	// PID and PPID are the guest's process and parent numbers; 0: the host's.
+	PID, PPID int
+	// Warn receives one line for each thing that the kernel refuses or bends, once each; nil: drop.
+	Warn func(string)
+	// Interrupt is an eventfd (or any pollable descriptor): readable means that blocking calls
+	// stop. Its owner drains it. Negative: no call is ever cut. 0 means none, too: descriptor 0 is
+	// never an eventfd of ours.
+	Interrupt int
+	// CPUTime is the time that the guest has run; nil: the host process's own CPU time.
+	CPUTime func() time.Duration
+	// Isolate serves abi.SysIsolate, GapRecord abi.SysGapRecord and Provoke abi.SysProvoke. A nil
+	// hook answers 0 (Isolate), EINVAL (GapRecord) or EPERM (Provoke).
+	Isolate   func(on bool) unix.Errno
+	GapRecord func(addr uint64) unix.Errno
+	Provoke   func(what uint64) unix.Errno
+}
+
+// Kind says what the VMM does with an Outcome.
+type Kind uint8
+
+const (
+	// Return resumes the guest with RAX = Outcome.Ret.
+	Return Kind = iota
+	// Exit ends the program; Value is the exit status, 0 to 255.
+	Exit
+	// Kill ends the program by the signal in Value, 1 to 64.
+	Kill
+	// Interrupted says that Config.Interrupt cut a blocking call which has done nothing yet: resume
+	// with Ret (-EINTR), or make the same call again.
+	Interrupted
+)
+
+// Outcome is the result of one system call.
+type Outcome struct {
+	Ret   uint64 // RAX: the result, or -errno as two's complement
+	Kind  Kind
+	Value uint64
+}
+
+// eRestart is the kernel's own ERESTARTSYS (include/linux/errno.h): a handler returns it when
+// Interrupt cut it before it did anything. It never reaches the guest.
+const eRestart = unix.Errno(512)
+
+// Kernel is the Linux of one program guest.
+type Kernel struct {
+	cfg  Config
+	mem  Memory
+	fs   *vfs.FS
+	cwd  *vfs.Dir
+	fds  fdTable
+	sig  signalState
+	lim  limits
+	proc process
+
+	mu      sync.Mutex // guards warned and unknown, which other goroutines read
+	warned  map[string]bool
+	unknown map[uint64]uint64
+}
+
+// Task is one guest thread, as the kernel sees it.
+type Task struct {
+	ID  int // the thread's number, as gettid answers it
+	CPU CPU
+
+	mask       uint64 // blocked signals, bit n-1 for signal n
+	altSP      sigaltstack
+	clearTID   uint64
+	robust     uint64
+	name       [16]byte
+	done       *Outcome // set by a handler that ends the program
+	again      bool     // the previous call was Interrupted
+	last       [7]uint64
+	deadline   time.Time // of the interrupted call, zero when it has none
+	hasEntered bool
+}
+
+// New returns a kernel with the standard streams open. It fails when Memory or FS is missing or a
+// number in cfg is out of its range.
+func New(cfg Config) (*Kernel, error) {
+	switch {
+	case cfg.Memory == nil:
+		return nil, fmt.Errorf("linux: new kernel: Config.Memory is nil: pass the guest's address space")
+	case cfg.FS == nil:
+		return nil, fmt.Errorf("linux: new kernel: Config.FS is nil: pass a file tree (vfs.New)")
+	case cfg.CPUs < 0 || cfg.CPUs > maxCPUs:
+		return nil, fmt.Errorf("linux: new kernel: %d CPUs: choose 1 to %d", cfg.CPUs, maxCPUs)
+	}
+	if cfg.CPUs == 0 {
+		cfg.CPUs = 1
+	}
+	if cfg.Interrupt == 0 {
+		cfg.Interrupt = -1
+	}
+	if cfg.PID == 0 {
+		cfg.PID = os.Getpid()
+	}
+	if cfg.PPID == 0 {
+		cfg.PPID = os.Getppid()
+	}
+	k := &Kernel{
+		cfg: cfg, mem: cfg.Memory, fs: cfg.FS, cwd: cfg.FS.Cwd(),
+		warned: map[string]bool{}, unknown: map[uint64]uint64{},
+	}
+	k.proc = newProcess(&cfg)
+	k.lim = hostLimits()
+	std := [3]int{0, 1, 2}
+	if cfg.Stdio != nil {
+		std = *cfg.Stdio
+	}
+	for guest, host := range std {
+		if errno := k.openStream(guest, host); errno != 0 {
+			k.Close()
+			return nil, fmt.Errorf("linux: new kernel: standard stream %d (host descriptor %d): %w: check the limit of open files", guest, host, errno)
+		}
+	}
+	return k, nil
+}
+
+// NewTask returns the kernel's record of a guest thread. The first one has the number of the process.
+func (k *Kernel) NewTask(cpu CPU) *Task {
+	k.proc.tasks++
+	t := &Task{ID: k.cfg.PID + k.proc.tasks - 1, CPU: cpu}
+	copy(t.name[:15], base(k.cfg.Exe))
+	t.altSP.flags = ssDisable
+	return t
+}
+
+// Close releases every host descriptor that the guest still holds. The kernel serves nothing after it.
+func (k *Kernel) Close() {
+	k.fds.closeAll()
+	if k.cwd != k.fs.Cwd() && k.cwd != k.fs.Root() {
+		_ = k.cwd.Close() // an O_PATH handle has nothing to flush
+	}
+	k.cwd = k.fs.Cwd()
+}
+
+// FDs lists the guest's open descriptors in ascending order, for vfs.Options.FDs.
+func (k *Kernel) FDs() []int {
+	var open []int
+	for fd, e := range k.fds.e {
+		if e.d != nil {
+			open = append(open, fd)
+		}
+	}
+	return open
+}
+
+// File returns the open file behind a guest descriptor, nil when it is closed, for vfs.Options.File.
+func (k *Kernel) File(fd int) *vfs.File {
+	d, errno := k.fds.get(uint64(fd))
+	if errno != 0 || fd < 0 {
+		return nil
+	}
+	return d.file
+}
+
+// Getcwd is the guest path of the working directory, for vfs.Options.Getcwd.
+func (k *Kernel) Getcwd() string { return k.cwd.Path() }
+
+// Syscall serves system call nr of task t with its arguments as in RDI, RSI, RDX, R10, R8, R9.
+func (k *Kernel) Syscall(t *Task, nr uint64, a [6]uint64) Outcome {
+	now := [7]uint64{nr, a[0], a[1], a[2], a[3], a[4], a[5]}
+	if !t.again || now != t.last {
+		t.deadline = time.Time{}
+		t.hasEntered = false
+	}
+	t.again = false
+
+	ret, errno := k.dispatch(t, nr, a)
+	if t.done == nil {
+		k.takeDefaults(t)
+	}
+	if t.done != nil {
+		out := *t.done
+		t.done = nil
+		return out
+	}
+	if errno == eRestart {
+		t.again, t.last = true, now
+		return Outcome{Ret: negate(unix.EINTR), Kind: Interrupted}
+	}
+	t.deadline, t.hasEntered = time.Time{}, false
+	if errno != 0 {
+		return Outcome{Ret: negate(errno)}
+	}
+	return Outcome{Ret: ret}
+}
+
+func (k *Kernel) dispatch(t *Task, nr uint64, a args) (uint64, unix.Errno) {
+	c := lookup(nr)
+	if c == nil {
+		k.countUnknown(nr)
+		k.warn(fmt.Sprintf("system call %d is unknown here: answered ENOSYS", nr))
+		return 0, unix.ENOSYS
+	}
+	if c.fn != nil {
+		return c.fn(k, t, a)
+	}
+	k.countUnknown(nr)
+	k.warn(fmt.Sprintf("system call %s (%d) refused with %s: %s", c.name, nr, unix.ErrnoName(c.errno), c.note))
+	return 0, c.errno
+}
+
+// negate encodes an error as Linux does in RAX.
+func negate(e unix.Errno) uint64 { return -uint64(e) }
+
+func (k *Kernel) countUnknown(nr uint64) {
+	k.mu.Lock()
+	k.unknown[nr]++
+	k.mu.Unlock()
+}
+
+// Unknown returns how often each refused or unknown system call was made. It may be called from any
+// goroutine; the map is the caller's.
+func (k *Kernel) Unknown() map[uint64]uint64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	m := make(map[uint64]uint64, len(k.unknown))
+	for nr, n := range k.unknown {
+		m[nr] = n
+	}
+	return m
+}
+
+// maxWarnings bounds what a hostile guest can make us remember: it may call every number there is.
+const maxWarnings = 256
+
+// warn tells the user msg, once.
+func (k *Kernel) warn(msg string) {
+	k.mu.Lock()
+	seen := k.warned[msg] || len(k.warned) >= maxWarnings
+	if !seen {
+		k.warned[msg] = true
+	}
+	k.mu.Unlock()
+	if !seen && k.cfg.Warn != nil {
+		k.cfg.Warn(msg)
+	}
+}
+
+// Constant returns a function that gives the answer of system call nr, if that answer never changes
+// in a run and needs no argument. The answer for gettid is the first task's.
+func (k *Kernel) Constant(nr uint64) (func() uint64, bool) {
+	var v uint64
+	switch nr {
+	case unix.SYS_GETPID, unix.SYS_GETTID:
+		v = uint64(k.cfg.PID)
+	case unix.SYS_GETPPID:
+		v = uint64(k.cfg.PPID)
+	case unix.SYS_GETUID:
+		v = uint64(k.proc.uid)
+	case unix.SYS_GETEUID:
+		v = uint64(k.proc.euid)
+	case unix.SYS_GETGID:
+		v = uint64(k.proc.gid)
+	case unix.SYS_GETEGID:
+		v = uint64(k.proc.egid)
+	default:
+		return nil, false
+	}
+	return func() uint64 { return v }, true
+}

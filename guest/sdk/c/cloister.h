@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * cloister.h: what a program says to Cloister. Harmless natively: the kernel answers ENOSYS.
+ * See README.md beside this file.
+ */
+#ifndef CLOISTER_H
+#define CLOISTER_H
+
+#if !defined(__x86_64__) || !defined(__linux__)
+#error "cloister.h is for Linux on x86-64"
+#endif
+
+#include <stdint.h>
+
+/* BEGIN GENERATED from guest/abi */
+#define CLOISTER_PAGE 0x1000UL
+#define CLOISTER_SYS_ISOLATE 0x434c00UL
+#define CLOISTER_SYS_GAP_RECORD 0x434c01UL
+#define CLOISTER_GAP_MAGIC 0x4345525041474c43UL
+#define CLOISTER_GAP_KIND_LOOP 0x1UL
+#define CLOISTER_GAP_KIND_CYCLIC 0x2UL
+#define CLOISTER_GAP_BUCKETS 0x40UL
+#define CLOISTER_GAP_RING 0x100UL
+
+struct cloister_gap {
+	uint64_t tsc; /* at the end of the gap */
+	uint64_t length; /* of the gap */
+};
+
+struct cloister_record {
+	uint64_t magic; /* GAP_MAGIC */
+	uint64_t kind; /* GAP_KIND_LOOP: every pass is counted; GAP_KIND_CYCLIC: lateness of wake-ups */
+	uint64_t threshold; /* a delta at or above it is a gap; all times are TSC cycles */
+	uint64_t period; /* GAP_KIND_CYCLIC: between wake-ups */
+	uint64_t passes; /* made so far; store after hist */
+	uint64_t gaps; /* passes at or above the threshold */
+	uint64_t stolen; /* sum of all gaps */
+	uint64_t min; /* shortest delta */
+	uint64_t max; /* longest delta */
+	uint64_t start; /* TSC of the first pass */
+	uint64_t last; /* TSC of the latest pass */
+	uint64_t ring_next; /* gaps written to ring so far; store after ring */
+	uint64_t reserved[4]; /* 0 */
+	uint64_t hist[64]; /* bucket i counts deltas of i significant bits */
+	struct cloister_gap ring[256]; /* the latest gaps */
+};
+/* END GENERATED */
+
+/* A struct cloister_record must start a page; gcc and clang. */
+#define CLOISTER_PAGE_ALIGNED __attribute__((aligned(CLOISTER_PAGE)))
+
+/* One system call with one argument; the result is as the kernel gives it. */
+static __inline__ long cloister_syscall1(long nr, long a)
+{
+	long r;
+
+	__asm__ __volatile__("syscall" : "=a"(r) : "0"(nr), "D"(a) : "rcx", "r11", "memory");
+	return r;
+}
+
+/*
+ * Seals (on != 0) or unseals the calling vCPU: breaks in between count against the run's budget.
+ * Returns 0; -EAGAIN when the run's policy refuses; -ENOSYS natively.
+ */
+static __inline__ int cloister_isolate(int on)
+{
+	return (int)cloister_syscall1(CLOISTER_SYS_ISOLATE, on != 0);
+}
+
+/*
+ * Shows a page-aligned record to the monitor, which reads it until the program ends.
+ * Returns 0; -EFAULT or -EINVAL for a bad address; -ENOSYS natively.
+ */
+static __inline__ int cloister_gap_record(struct cloister_record *record)
+{
+	return (int)cloister_syscall1(CLOISTER_SYS_GAP_RECORD, (long)record);
+}
+
+/* Returns 1 under Cloister, 0 natively. It asks to register a record at an odd address, which no one accepts. */
+static __inline__ int cloister_available(void)
+{
+	return cloister_syscall1(CLOISTER_SYS_GAP_RECORD, 1) != -38; /* -ENOSYS */
+}
+
+#endif

@@ -1,0 +1,22 @@
+// Package cloister is the SDK for Go programs that run under Cloister: it seals the loop that must not be
+// disturbed, and keeps a record that the monitor reads. Natively every call is harmless and reports
+// errors.ErrUnsupported or false.
+//
+// A goroutine may move to another thread at any scheduling point, and a vCPU is a thread, so:
+//
+//	runtime.LockOSThread()
+//	if err := cloister.Isolate(true); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+//		return err
+//	}
+//	for !done { step() }             // no allocation, no channel, no system call
+//	err := cloister.Isolate(false)
+//
+// example/main.go is a complete program.
+//
+// Invariants:
+//  1. No call enters the Go scheduler: raw system calls only, so sealing costs one break and no more.
+//  2. The calls are made on the calling thread and speak of its vCPU only.
+//
+// Alternatives rejected: a type with Seal and Unseal methods (there is no state to hold); a function that
+// runs a callback sealed (hides that the thread must be locked and what the callback may do).
+package cloister

@@ -1,0 +1,278 @@
+package vdso
+
+import (
+	"context"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func hostTime(t testing.TB, id int) int64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(int32(id), &ts); err != nil {
+		t.Fatal(err)
+	}
+	return ts.Nano()
+}
+
+// put publishes one slot by hand.
+func (n *native) put(t testing.TB, gen uint64, sl *slot) *dataPage {
+	p, err := asPage(n.page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.fill(gen, sl)
+	p[wordGen].Store(gen) // ORDER(O5): as Clock.publish
+	return p
+}
+
+// TestCodeMatchesModel compares the machine code with line.ns on slots of every kind: the TSC that the code
+// reads lies between two that the test reads, and so must the time.
+func TestCodeMatchesModel(t *testing.T) {
+	n := mapNative(t)
+	rng := rand.New(rand.NewPCG(1, 2))
+	for i := range 20000 {
+		now := tsc()
+		s := now + rng.Uint64N(1<<34) - 1<<33
+		sl := &slot{served: 0xfff}
+		for k := range sl.offset {
+			sl.offset[k] = rng.Int64N(1 << 60)
+		}
+		mk := func() line {
+			ns := rng.Uint64N(1<<59) + 1<<40
+			return line{s: s, old: one/8 + rng.Uint64N(2*one), new: one/8 + rng.Uint64N(2*one),
+				hi: ns >> (64 - Fraction), lo: ns<<Fraction | rng.Uint64N(one)}
+		}
+		sl.mono, sl.raw = mk(), mk()
+		n.put(t, uint64(i+1), sl)
+		id := rng.IntN(clocks)
+		l := sl.mono
+		if id == clockRaw {
+			l = sl.raw
+		}
+		a := tsc()
+		got := n.gettime(t, id)
+		b := tsc()
+		if lo, hi := l.ns(a)+sl.offset[id], l.ns(b)+sl.offset[id]; got < lo || got > hi {
+			t.Fatalf("slot %d, clock %d: %d is not within [%d, %d]: %+v", i, id, got, lo, hi, l)
+		}
+	}
+}
+
+// TestBoundaries runs the code where seconds and microseconds turn over: the slope is so low that the
+// offset alone decides.
+func TestBoundaries(t *testing.T) {
+	n := mapNative(t)
+	sl := &slot{served: 0xfff}
+	sl.mono = line{s: tsc(), old: 1, new: 1}
+	gen := uint64(0)
+	for _, base := range []int64{0, 1e9, 1 << 30 * 1e9, 9e18} {
+		for _, d := range []int64{0, 1, 511, 512, 999, 1000, 999_999_999, 999_999_488} {
+			for _, less := range []int64{0, 1} {
+				want := max(base+d-less, 0)
+				sl.offset[clockRealtime] = want
+				gen++
+				n.put(t, gen, sl)
+				if got := n.gettime(t, clockRealtime); got != want {
+					t.Errorf("clock_gettime: %d, want %d", got, want)
+				}
+				var tv [2]int64
+				if r := n.call2("__vdso_gettimeofday", &tv, nil); r != 0 || tv != [2]int64{want / 1e9, want % 1e9 / 1000} {
+					t.Errorf("gettimeofday: %d, %v, want %d", r, tv, want)
+				}
+				var s [2]int64
+				if r := n.call2("__vdso_time", &s, nil); r != want/1e9 || s[0] != r || s[1] != 0 {
+					t.Errorf("time: %d, %v, want %d", r, s, want/1e9)
+				}
+				if r := n.call2("__vdso_time", nil, nil); r != want/1e9 {
+					t.Errorf("time(NULL): %d, want %d", r, want/1e9)
+				}
+			}
+		}
+	}
+	if r := n.call2("__vdso_gettimeofday", nil, nil); r != 0 {
+		t.Errorf("gettimeofday(NULL, NULL): %d", r)
+	}
+}
+
+// TestFallback covers what the page does not serve: the answer is the kernel's.
+func TestFallback(t *testing.T) {
+	n := mapNative(t)
+	check := func(id int) {
+		t.Helper()
+		a := hostTime(t, id)
+		got := n.gettime(t, id)
+		if b := hostTime(t, id); got < a || got > b {
+			t.Errorf("clock %d: %d is not within [%d, %d]", id, got, a, b)
+		}
+	}
+	for _, id := range []int{0, 1, 2, 3, 4, 7, 11} { // no slot at all yet
+		check(id)
+	}
+	var tv, tz [2]int64
+	if r := n.call2("__vdso_gettimeofday", &tv, nil); r != 0 || tv[0] < 1e9 {
+		t.Errorf("gettimeofday without a slot: %d, %v", r, tv)
+	}
+	if r := n.call2("__vdso_time", nil, nil); r < 1e9 {
+		t.Errorf("time without a slot: %d", r)
+	}
+	p := n.put(t, 1, &slot{served: 1 << clockMonotonic, mono: line{new: 1, old: 1}})
+	check(2)
+	check(3)
+	check(0)
+	tz = [2]int64{-1, -1}
+	if r := n.call2("__vdso_gettimeofday", &tv, &tz); r != 0 || tz[0] == -1 || tv[0] < 1e9 {
+		t.Errorf("gettimeofday with a time zone: %d, %v %v", r, tv, tz)
+	}
+	var ts [2]int64
+	for _, id := range []uintptr{12, 99, 1 << 31, ^uintptr(0)} {
+		got, want := n.call("__vdso_clock_gettime", id, &ts), unix.ClockGettime(int32(id), &unix.Timespec{})
+		if want == nil && got != 0 || want != nil && unix.Errno(-got) != want {
+			t.Errorf("clock_gettime(%d): %d, the kernel says %v", int32(id), got, want)
+		}
+	}
+	p[wordRes].Store(7) // ORDER(none): one thread
+	for id, want := range map[uintptr]int64{0: 7, 1: 7, 4: 7, 7: 7, 11: 7, 2: 1} {
+		if r := n.call("__vdso_clock_getres", id, &ts); r != 0 || ts != [2]int64{0, want} {
+			t.Errorf("clock_getres(%d): %d, %v, want %d", id, r, ts, want)
+		}
+	}
+	if r := n.call("__vdso_clock_getres", 1, nil); r != 0 {
+		t.Errorf("clock_getres(1, NULL): %d", r)
+	}
+	for _, flags := range []uint64{0, FlagCPUSegment} { // natively the kernel's GDT holds the CPU number too
+		p[wordFlags].Store(flags) // ORDER(none): one thread
+		var cpu, node [2]int64
+		if r := n.call2("__vdso_getcpu", &cpu, &node); r != 0 || cpu[0] < 0 || cpu[0] > 4095 {
+			t.Errorf("getcpu with flags %d: %d, %v %v", flags, r, cpu, node)
+		}
+		if r := n.call2("__vdso_getcpu", nil, nil); r != 0 {
+			t.Errorf("getcpu(NULL, NULL) with flags %d: %d", flags, r)
+		}
+	}
+}
+
+// TestFollowsHost runs readers beside an updating Clock: no time runs backwards, on any thread or between
+// threads, and the error against the host's clock stays small.
+func TestFollowsHost(t *testing.T) {
+	d := 2 * time.Second
+	if !testing.Short() {
+		d = 10 * time.Second
+	}
+	n := mapNative(t)
+	c, err := NewClock(n.page, Kernel{}, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	defer cancel()
+	var wg sync.WaitGroup
+	var latest atomic.Int64        // ORDER(none): Go's atomics are sequentially consistent; hands times between readers
+	var reads, across atomic.Int64 // ORDER(none): statistic
+	for _, id := range []int{clockMonotonic, clockMonotonic, clockRaw} {
+		wg.Go(func() {
+			last := int64(0)
+			for ctx.Err() == nil {
+				for k := range 1000 {
+					shared := id == clockMonotonic && k%4 == 0
+					seen := int64(0)
+					if shared {
+						seen = latest.Load()
+					}
+					now := n.gettime(t, id)
+					if now < last || now < seen {
+						t.Errorf("clock %d ran backwards by %d (own) or %d (other thread)", id, last-now, seen-now)
+						return
+					}
+					last = now
+					if shared {
+						latest.Store(now)
+						across.Add(1)
+					}
+				}
+				reads.Add(1000)
+			}
+		})
+	}
+	var st Stats
+	if err := c.Run(ctx, func(s Stats) { st = s }); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	t.Logf("%d reads, %d across threads; %+v", reads.Load(), across.Load(), st)
+	if st.Updates < uint64(d/Period)/4 {
+		t.Errorf("%d updates in %v", st.Updates, d)
+	}
+	for _, id := range []int{0, 1, 4, 7, 11} {
+		best, half := errorOf(t, n, id)
+		t.Logf("clock %d: error %d ns, give or take %d", id, best, half)
+		// Half a look is what the measurement itself cannot tell.
+		if lim := 100 + half; best > lim || best < -lim {
+			t.Errorf("clock %d is %d ns off", id, best)
+		}
+	}
+}
+
+// errorOf gives guest minus host by the tightest of many looks at host, guest, host.
+func errorOf(t testing.TB, n *native, id int) (ns, half int64) {
+	half = 1 << 60
+	for range 2000 {
+		a := hostTime(t, id)
+		g := n.gettime(t, id)
+		b := hostTime(t, id)
+		if h := (b - a) / 2; h < half {
+			half, ns = h, g-(a+(b-a)/2)
+		}
+	}
+	return ns, half
+}
+
+// TestTakeOver starts a second Clock on the page of the first, as after a crash of the monitor.
+func TestTakeOver(t *testing.T) {
+	n := mapNative(t)
+	if _, err := NewClock(n.page, Kernel{}, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond)
+	before := n.gettime(t, clockMonotonic)
+	if _, err := NewClock(n.page, Kernel{}, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	p, err := asPage(n.page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after := n.gettime(t, clockMonotonic); after < before {
+		t.Errorf("ran backwards by %d", before-after)
+	}
+	if g := p[wordGen].Load(); g != 2 { // ORDER(none): one thread
+		t.Errorf("generation %d, want 2", g)
+	}
+	if a, b := p.read(1).mono, p.read(2).mono; a.ns(b.s) != b.ns(b.s) || a.new != b.old {
+		t.Errorf("the second writer did not carry on the line of the first")
+	}
+}
+
+func BenchmarkGettime(b *testing.B) {
+	n := mapNative(b)
+	if _, err := NewClock(n.page, Kernel{}, 0, 0); err != nil {
+		b.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		f    func()
+	}{
+		{"ours", func() { n.gettime(b, clockMonotonic) }},
+		{"host vDSO by time.Now, two clocks", func() { time.Now() }},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			for b.Loop() {
+				c.f()
+			}
+		})
+	}
+}

@@ -1,0 +1,82 @@
+package testenv
+
+import (
+	"fmt"
+	"os"
+	"strings"
+)
+
+// LaneVar is the environment variable that names the lane of a run.
+const LaneVar = "CLOISTER_LANE"
+
+// Lane names a way to run the tests. The empty lane, a plain `go test` by hand,
+// promises nothing.
+type Lane string
+
+// The lanes.
+const (
+	LaneNone   Lane = ""        // go test by hand
+	LaneUnit   Lane = "unit"    // any machine with Go
+	LaneKVM    Lane = "kvm"     // a machine with /dev/kvm, whatever stands behind it, and root
+	LaneLab    Lane = "lab"     // QEMU: emulated SVM, four CPUs, two of them isolated
+	LaneLabVMX Lane = "lab-vmx" // Bochs: emulated VT-x, one CPU
+)
+
+// promised says what a lane must have. What is not listed may be absent.
+//
+// The lab lanes promise no tools: nothing is compiled there. The VT-x lab has one
+// CPU and therefore no isolated one.
+var promised = map[Lane][]string{
+	LaneNone:   {},
+	LaneUnit:   {},
+	LaneKVM:    {"kvm", "root", "multicpu", "tracefs", "btf", "tool:gcc", "tool:musl-gcc", "tool:go"},
+	LaneLab:    {"kvm", "hardware-kvm", "svm", "root", "multicpu", "isolated-core", "nohz-full", "tracefs", "btf", "cgroup2", "kernel-guest"},
+	LaneLabVMX: {"kvm", "hardware-kvm", "vmx", "root", "tracefs", "btf", "cgroup2"},
+}
+
+// CurrentLane returns the lane named by CLOISTER_LANE, and an error if there is
+// no lane of that name: a mistyped lane would promise nothing and skip everything.
+func CurrentLane() (Lane, error) {
+	lane := Lane(os.Getenv(LaneVar))
+	if _, ok := promised[lane]; !ok {
+		return LaneNone, fmt.Errorf("%s=%q: no such lane; use one of unit, kvm, lab, lab-vmx or leave it empty", LaneVar, string(lane))
+	}
+	return lane, nil
+}
+
+// Promises reports whether the lane must have the requirement called name.
+// CPUs(n) is promised to the lanes that promise MultiCPU, for n up to the lane's CPUs.
+func (l Lane) Promises(name string) bool {
+	for _, p := range promised[l] {
+		if p == name {
+			return true
+		}
+	}
+	return l == LaneLab && (name == "cpus:2" || name == "cpus:3" || name == "cpus:4") ||
+		l == LaneKVM && name == "cpus:2"
+}
+
+// decisive says what makes a machine one for the kvm lane. What else that lane
+// promises (compilers, a mounted tracefs) can be had for a command, so its absence
+// fails the lane with a reason instead of quietly choosing a smaller one.
+var decisive = []Requirement{KVM, Root, MultiCPU}
+
+// Detect returns the richest lane that this machine can run without an emulator,
+// LaneKVM or LaneUnit, and for the latter the reasons, one line each.
+func Detect() (Lane, []string) {
+	var missing []string
+	for _, r := range decisive {
+		if err := r.check(); err != nil {
+			missing = append(missing, r.name+": "+oneLine(err))
+		}
+	}
+	if len(missing) > 0 {
+		return LaneUnit, missing
+	}
+	return LaneKVM, nil
+}
+
+// oneLine keeps invariant 4 for reasons that come from the system.
+func oneLine(err error) string {
+	return strings.Join(strings.Fields(err.Error()), " ")
+}

@@ -1,0 +1,97 @@
+package cores
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// Allowed is where the process may run.
+func Allowed() ([]int, error) {
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		return nil, fmt.Errorf("sched_getaffinity: %w", err)
+	}
+	return members(&set), nil
+}
+
+func members(set *unix.CPUSet) (list []int) {
+	for i := range len(set) * 64 {
+		if set.IsSet(i) {
+			list = append(list, i)
+		}
+	}
+	return list
+}
+
+// Without gives list without cpu.
+func Without(list []int, cpu int) []int {
+	return slices.DeleteFunc(slices.Clone(list), func(c int) bool { return c == cpu })
+}
+
+// Threads lists the thread ids of a process.
+func Threads(pid int) ([]int, error) {
+	d, err := os.Open(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		return nil, fmt.Errorf("list threads: %w", err)
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return nil, fmt.Errorf("list threads of %d: %w", pid, err)
+	}
+	var list []int
+	for _, n := range names {
+		if tid, err := strconv.Atoi(n); err == nil {
+			list = append(list, tid)
+		}
+	}
+	slices.Sort(list)
+	return list, nil
+}
+
+// KeepOff gives every thread of a process, but those in except, the affinity keep. It repeats until a pass
+// finds nothing to change: a thread that was made meanwhile by one not yet moved is found by the next
+// pass, and those made later inherit. It returns how many it moved.
+func KeepOff(pid int, keep []int, except ...int) (moved int, err error) {
+	var want unix.CPUSet
+	for _, c := range keep {
+		want.Set(c)
+	}
+	for range 100 {
+		changed := 0
+		tids, err := Threads(pid)
+		if err != nil {
+			return moved, err
+		}
+		for _, tid := range tids {
+			if slices.Contains(except, tid) {
+				continue
+			}
+			var have unix.CPUSet
+			err := unix.SchedGetaffinity(tid, &have)
+			if err == nil && have == want {
+				continue
+			}
+			if err == nil {
+				err = unix.SchedSetaffinity(tid, &want)
+			}
+			if errors.Is(err, unix.ESRCH) {
+				continue // it has ended
+			}
+			if err != nil {
+				return moved, fmt.Errorf("keep thread %d on CPUs %s: %w", tid, Format(keep), err)
+			}
+			changed++
+		}
+		moved += changed
+		if changed == 0 {
+			return moved, nil
+		}
+	}
+	return moved, fmt.Errorf("keep process %d on CPUs %s: it makes threads faster than they can be moved", pid, Format(keep))
+}

@@ -1,0 +1,345 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// CacheVar names the environment variable with the directory for packages; without
+// it the user's cache directory is used.
+const CacheVar = "CLOISTER_LAB_CACHE"
+
+// Cache holds Debian packages and what was unpacked from them.
+//
+//	packages/NAME.json   which file, version and hash NAME was when last asked
+//	packages/*.deb       as downloaded, hash checked against apt's metadata
+//	unpacked/HASH/       the parts of a package that the lab uses
+//	tmp/                 what is being made; swept when the cache is opened
+//	lock                 held (flock) while the cache changes
+//
+// Files appear under their names by rename(2) only, so one that is there is whole.
+type Cache struct {
+	dir  string
+	note func(format string, args ...any)
+}
+
+// Package is one Debian package in the cache.
+type Package struct {
+	Name    string // as apt knows it, versions of kernels included
+	File    string // base name in packages/
+	Size    int64  // bytes
+	SHA256  string // hex, from apt's metadata
+	Version string // as in the file's name
+}
+
+// DefaultCacheDir is where the cache is unless CacheVar says otherwise.
+func DefaultCacheDir() (string, error) {
+	if dir := os.Getenv(CacheVar); dir != "" {
+		return filepath.Abs(dir)
+	}
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("no place for the lab's cache: %w; set %s", err, CacheVar)
+	}
+	return filepath.Join(dir, "cloister-lab"), nil
+}
+
+// OpenCache makes the cache's directories if need be. Notes about slow steps go to note.
+func OpenCache(dir string, note func(format string, args ...any)) (*Cache, error) {
+	for _, d := range []string{"packages", "unpacked", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return nil, fmt.Errorf("lab cache: %w; set %s to a directory that can be written", err, CacheVar)
+		}
+	}
+	return &Cache{dir, note}, nil
+}
+
+// locked runs f with the cache's lock held. The lock is on an open file, so the
+// kernel drops it with the process, however that ends. What a killed process
+// left in tmp belongs to nobody once the lock is free.
+func (c *Cache) locked(f func(tmp string) error) (err error) {
+	l, err := os.OpenFile(filepath.Join(c.dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return fmt.Errorf("lab cache: %w", err)
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	if err := unix.Flock(int(l.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == unix.EWOULDBLOCK {
+		c.note("waiting for another lab that fills %s", c.dir)
+		err = unix.Flock(int(l.Fd()), unix.LOCK_EX)
+		if err != nil {
+			return fmt.Errorf("lab cache: lock: %w", err)
+		}
+	} else if err != nil {
+		return fmt.Errorf("lab cache: lock: %w", err)
+	}
+	tmp := filepath.Join(c.dir, "tmp")
+	left, err := os.ReadDir(tmp)
+	if err != nil {
+		return err
+	}
+	for _, e := range left {
+		if err := os.RemoveAll(filepath.Join(tmp, e.Name())); err != nil {
+			return err
+		}
+	}
+	tmp, err = os.MkdirTemp(tmp, "")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
+	return f(tmp)
+}
+
+// Fetch returns the package that apt would install for name, downloading it if
+// the cache lacks it. A name of a metapackage whose first dependency is the wanted
+// one (linux-image-amd64) stands for that dependency.
+//
+// Without apt's lists or the network, the package that name stood for last time
+// is taken if it is still whole.
+func (c *Cache) Fetch(ctx context.Context, name string) (p Package, err error) {
+	err = c.locked(func(tmp string) error {
+		p, err = c.ask(ctx, tmp, name)
+		if err != nil {
+			old, oldErr := c.recorded(name)
+			if oldErr != nil {
+				return fmt.Errorf("package %s is not in the cache and apt does not know it: %w; run apt-get update as root, with the network, on Debian 12", name, err)
+			}
+			c.note("apt cannot be asked for %s (%v); using %s from the cache", name, err, old.File)
+			p = old
+		}
+		bad := c.verify(p)
+		if bad == nil {
+			return c.record(tmp, name, p)
+		}
+		if !errors.Is(bad, fs.ErrNotExist) {
+			c.note("%v; downloading again", bad)
+		}
+		if err := c.download(ctx, tmp, p); err != nil {
+			if !errors.Is(bad, fs.ErrNotExist) {
+				err = fmt.Errorf("%w; and %w", bad, err)
+			}
+			return err
+		}
+		return c.record(tmp, name, p)
+	})
+	return p, err
+}
+
+// Path returns where a fetched package is.
+func (c *Cache) Path(p Package) string { return filepath.Join(c.dir, "packages", p.File) }
+
+// ask resolves a name by apt's metadata. It reads no network.
+func (c *Cache) ask(ctx context.Context, tmp, name string) (Package, error) {
+	if metapackage.MatchString(name) {
+		out, err := apt(ctx, tmp, "apt-cache", "depends", "--important", name)
+		if err != nil {
+			return Package{}, err
+		}
+		if name, err = firstDepends(out); err != nil {
+			return Package{}, err
+		}
+	}
+	out, err := apt(ctx, tmp, "apt-get", "download", "--print-uris", name)
+	if err != nil {
+		return Package{}, err
+	}
+	return parseURI(name, out)
+}
+
+// metapackage matches Debian's names for "the newest kernel of a flavour"
+// (linux-image-amd64), which have no version in them.
+var metapackage = regexp.MustCompile(`^linux-image-([a-z]+-)?amd64$`)
+
+func firstDepends(out string) (string, error) {
+	for line := range strings.Lines(out) {
+		if dep, ok := strings.CutPrefix(strings.TrimSpace(line), "Depends: "); ok {
+			return dep, nil
+		}
+	}
+	return "", errors.New("apt-cache depends names no dependency")
+}
+
+// parseURI reads a line of apt-get --print-uris: 'URI' FILE SIZE SHA256:HASH
+// (apt-get(8)). FILE has the version with ':' as %3a.
+func parseURI(name, out string) (Package, error) {
+	for line := range strings.Lines(out) {
+		f := strings.Fields(line)
+		if len(f) != 4 || !strings.HasPrefix(f[0], "'") {
+			continue
+		}
+		sum, ok := strings.CutPrefix(f[3], "SHA256:")
+		raw, hexErr := hex.DecodeString(sum)
+		size, sizeErr := strconv.ParseInt(f[2], 10, 64)
+		parts := strings.Split(strings.TrimSuffix(f[1], ".deb"), "_")
+		if !ok || hexErr != nil || len(raw) != sha256.Size || sizeErr != nil || size <= 0 ||
+			len(parts) != 3 || filepath.Base(f[1]) != f[1] {
+			return Package{}, fmt.Errorf("apt-get download --print-uris: unexpected line %q", strings.TrimSpace(line))
+		}
+		return Package{Name: name, File: f[1], Size: size, SHA256: sum, Version: strings.ReplaceAll(parts[1], "%3a", ":")}, nil
+	}
+	return Package{}, fmt.Errorf("apt-get download --print-uris %s printed no package", name)
+}
+
+func (c *Cache) recorded(name string) (Package, error) {
+	var p Package
+	b, err := os.ReadFile(filepath.Join(c.dir, "packages", name+".json"))
+	if err != nil {
+		return p, err
+	}
+	if err := json.Unmarshal(b, &p); err != nil {
+		return p, err
+	}
+	if filepath.Base(p.File) != p.File || p.File == "" {
+		return p, fmt.Errorf("%s.json names the file %q", name, p.File)
+	}
+	return p, nil
+}
+
+func (c *Cache) record(tmp, name string, p Package) error {
+	b, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	f := filepath.Join(tmp, "record")
+	if err := os.WriteFile(f, b, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(f, filepath.Join(c.dir, "packages", name+".json"))
+}
+
+// verify compares a cached package with its hash; fs.ErrNotExist if it is not cached.
+func (c *Cache) verify(p Package) error {
+	return verifyFile(c.Path(p), p.SHA256)
+}
+
+func verifyFile(path, want string) (err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return err
+	}
+	if got := hex.EncodeToString(h.Sum(nil)); got != want {
+		return fmt.Errorf("%s is corrupt: sha256 %.12s…, should be %.12s…", path, got, want)
+	}
+	return nil
+}
+
+func (c *Cache) download(ctx context.Context, tmp string, p Package) error {
+	if err := needSpace(tmp, p.Size*2); err != nil {
+		return err
+	}
+	c.note("downloading %s (%d MB)", p.File, p.Size>>20)
+	// apt checks the hash too; ours is what later runs compare with. The sandbox
+	// user of a root apt could not write below a private directory.
+	if _, err := apt(ctx, tmp, "apt-get", "download", "-q", "-o", "APT::Sandbox::User=root",
+		"-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=30", p.Name+"="+p.Version); err != nil {
+		return fmt.Errorf("download %s: %w; check the network and the package mirror, or copy the file into %s", p.File, err, filepath.Join(c.dir, "packages"))
+	}
+	f := filepath.Join(tmp, p.File)
+	if err := verifyFile(f, p.SHA256); err != nil {
+		return err
+	}
+	return os.Rename(f, c.Path(p))
+}
+
+// needSpace fails early and clearly where a full disk would fail late.
+func needSpace(dir string, bytes int64) error {
+	var s unix.Statfs_t
+	if err := unix.Statfs(dir, &s); err != nil {
+		return fmt.Errorf("%s: %w", dir, err)
+	}
+	if free := int64(s.Bavail) * s.Bsize; free < bytes {
+		return fmt.Errorf("%s: %d MB free, %d MB needed; make room or set %s to another disk", dir, free>>20, bytes>>20, CacheVar)
+	}
+	return nil
+}
+
+// apt runs a command of apt in dir and returns its standard output; its complaint
+// becomes the error.
+func apt(ctx context.Context, dir, name string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")
+	var out, complaint bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &complaint
+	if err := cmd.Run(); err != nil {
+		if errors.Is(err, exec.ErrNotFound) {
+			return "", fmt.Errorf("%s is not in PATH; the lab takes its kernels from Debian packages", name)
+		}
+		return "", fmt.Errorf("%s: %w: %s", name, err, complaints(complaint.String()))
+	}
+	return out.String(), nil
+}
+
+// complaints keeps apt's error lines, on one line; without any, the last line.
+func complaints(stderr string) string {
+	var kept []string
+	last := ""
+	for line := range strings.Lines(stderr) {
+		line = strings.TrimSpace(line)
+		if line != "" {
+			last = line
+		}
+		if strings.HasPrefix(line, "E:") {
+			kept = append(kept, line)
+		}
+	}
+	if len(kept) == 0 {
+		return last
+	}
+	return strings.Join(kept, " ")
+}
+
+// Install makes sure that the commands are in PATH, installing the packages if
+// this process may.
+func Install(ctx context.Context, note func(string, ...any), commands, packages []string) error {
+	var missing []string
+	for _, c := range commands {
+		if _, err := exec.LookPath(c); err != nil {
+			missing = append(missing, c)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	remedy := "apt-get install --no-install-recommends " + strings.Join(packages, " ")
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("%s is not in PATH and this is not root; run: sudo %s", strings.Join(missing, ", "), remedy)
+	}
+	note("installing %s", strings.Join(packages, " "))
+	args := append([]string{"install", "-y", "-q", "--no-install-recommends"}, packages...)
+	if _, err := apt(ctx, "/", "apt-get", args...); err != nil {
+		// A machine whose lists are older than the mirror's files.
+		if _, uerr := apt(ctx, "/", "apt-get", "update", "-q"); uerr != nil {
+			return fmt.Errorf("%w; and %w", err, uerr)
+		}
+		if _, err := apt(ctx, "/", "apt-get", args...); err != nil {
+			return fmt.Errorf("%w; run by hand: %s", err, remedy)
+		}
+	}
+	for _, c := range missing {
+		if _, err := exec.LookPath(c); err != nil {
+			return fmt.Errorf("%s is not in PATH even after: %s", c, remedy)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,108 @@
+// Lab runs Go tests, or a shell, in an emulated machine with hardware-style KVM.
+//
+//	lab [flags] [packages]
+//
+// Exit status: 0 all passed, 1 a test failed, 2 the lab failed, 3 the machine
+// panicked or hung. docs/lab.md tells the rest.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+
+	"github.com/cloister-vmm/cloister/lab"
+)
+
+func main() {
+	os.Exit(run())
+}
+
+func run() int {
+	var o lab.Options
+	var names []string
+	for _, m := range lab.Machines() {
+		names = append(names, m.Name)
+	}
+	f := flag.NewFlagSet("lab", flag.ExitOnError)
+	name := f.String("machine", "svm", "machine: "+strings.Join(names, ", "))
+	f.StringVar(&o.Run, "run", "", "run only tests that match `regexp`")
+	f.StringVar(&o.Skip, "skip", "", "do not run tests that match `regexp`")
+	f.IntVar(&o.Count, "count", 1, "run each test `n` times")
+	f.BoolVar(&o.Short, "short", false, "tell long tests to be short or skip")
+	f.BoolVar(&o.Verbose, "v", false, "print every line of every test as it comes")
+	f.DurationVar(&o.Timeout, "timeout", 0, "guest time for one package (default 10m, vmx 30m)")
+	f.StringVar(&o.Cover, "cover", "", "write the coverage profile of all packages to `file`")
+	f.StringVar(&o.JSON, "json", "", "write the events for the table of lanes to `file`")
+	f.StringVar(&o.Artefact, "out", "", "put what tests leave in $"+lab.OutVar+" into `dir`")
+	f.BoolVar(&o.Shell, "shell", false, "open a shell on the console after the tests (svm machines)")
+	f.StringVar(&o.GDB, "gdb", "", "hold the machine at its first instruction for gdb on `host:port` (svm machines)")
+	f.StringVar(&o.CacheDir, "cache", "", "`dir` for packages (default $"+lab.CacheVar+" or the user's cache)")
+	kernel := f.String("kernel", "", "Debian `package` of the machine's kernel")
+	appendTo := f.String("append", "", "`words` added to the kernel's command line")
+	cpus := f.Int("cpus", 0, "number of CPUs (default: the machine's)")
+	if err := f.Parse(os.Args[1:]); err != nil {
+		return fail(err)
+	}
+	var err error
+	if o.Machine, err = lab.Lookup(*name); err != nil {
+		return fail(err)
+	}
+	if *kernel != "" {
+		o.Machine.Kernel = *kernel
+	}
+	if *cpus != 0 {
+		o.Machine.CPUs = *cpus
+	}
+	o.Machine.Cmdline = append(o.Machine.Cmdline, strings.Fields(*appendTo)...)
+	if o.CacheDir == "" {
+		if o.CacheDir, err = lab.DefaultCacheDir(); err != nil {
+			return fail(err)
+		}
+	}
+	o.Packages, o.Stdout, o.Stderr = f.Args(), os.Stdout, os.Stderr
+	if len(o.Packages) == 0 && !o.Shell {
+		o.Packages = []string{"./..."}
+	}
+
+	// If make is killed, so are we, and with us the emulator.
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGTERM), 0, 0, 0); err != nil {
+		return fail(fmt.Errorf("prctl: %w", err))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	if o.Shell {
+		// A killed QEMU leaves the terminal raw.
+		if old, err := term.GetState(int(os.Stdin.Fd())); err == nil {
+			defer func() {
+				if err := term.Restore(int(os.Stdin.Fd()), old); err != nil {
+					fmt.Fprintln(os.Stderr, "lab: terminal:", err)
+				}
+			}()
+		}
+	}
+	passed, err := lab.Run(ctx, o)
+	switch {
+	case errors.Is(err, lab.ErrGuest):
+		fail(err)
+		return 3
+	case err != nil:
+		return fail(err)
+	case !passed:
+		return 1
+	}
+	return 0
+}
+
+func fail(err error) int {
+	fmt.Fprintln(os.Stderr, "lab:", err)
+	return 2
+}

@@ -1,0 +1,222 @@
+package lab
+
+import (
+	"archive/tar"
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/cloister-vmm/cloister/internal/testenv/lanes"
+	"github.com/cloister-vmm/cloister/lab/wire"
+)
+
+// results turns the lines of test binaries into events of go test -json, as they
+// come, and shows them.
+type results struct {
+	out    *json.Encoder // events; nil: nobody keeps them
+	raw    io.Writer     // every line as it comes; nil: only what failed
+	show   *lanes.Show
+	tasks  []wire.Task
+	conv   *converter
+	last   lanes.Event // the package's verdict, held until the status is known
+	failed bool
+}
+
+// converter is a running `go tool test2json`, the only program that knows how to
+// read test output.
+type converter struct {
+	task   int
+	cmd    *exec.Cmd
+	in     io.WriteCloser
+	events chan lanes.Event
+	err    error // valid when events is closed
+}
+
+func (r *results) header(lane, kernel string, backend Backend) error {
+	return r.keep(lanes.Header(lane, kernel, string(backend)))
+}
+
+func (r *results) keep(e lanes.Event) error {
+	if r.out == nil {
+		return nil
+	}
+	return r.out.Encode(e)
+}
+
+func (r *results) start(task int) error {
+	if err := r.abandon(); err != nil {
+		return err
+	}
+	if task < 0 || task >= len(r.tasks) {
+		return fmt.Errorf("the guest started task %d of %d", task, len(r.tasks))
+	}
+	cmd := exec.Command("go", "tool", "test2json", "-t", "-p", r.tasks[task].Name)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	c := &converter{task: task, cmd: cmd, in: in, events: make(chan lanes.Event, 64)}
+	go func() {
+		defer close(c.events)
+		lines := bufio.NewScanner(pipe)
+		lines.Buffer(nil, 16<<20)
+		for lines.Scan() {
+			var e lanes.Event
+			if c.err = json.Unmarshal(lines.Bytes(), &e); c.err != nil {
+				return
+			}
+			c.events <- e
+		}
+		c.err = lines.Err()
+	}()
+	r.conv, r.last = c, lanes.Event{}
+	return nil
+}
+
+func (r *results) line(task int, text string) error {
+	if r.conv == nil || r.conv.task != task {
+		return fmt.Errorf("the guest sent a line of task %d, which does not run", task)
+	}
+	if r.raw != nil {
+		// The marks of -test.v=test2json are for the converter only.
+		if _, err := io.WriteString(r.raw, strings.TrimPrefix(text, "\x16")+"\n"); err != nil {
+			return err
+		}
+	}
+	// The converter may be waiting for its events to be taken.
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := io.WriteString(r.conv.in, text+"\n")
+		wrote <- err
+	}()
+	for {
+		select {
+		case err := <-wrote:
+			return err
+		case e, ok := <-r.conv.events:
+			if !ok {
+				return errors.Join(<-wrote, fmt.Errorf("test2json ended early: %w", r.conv.err))
+			}
+			if err := r.event(e); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (r *results) event(e lanes.Event) error {
+	if e.Test == "" && (e.Action == "pass" || e.Action == "fail" || e.Action == "skip") {
+		r.last = e
+		return nil
+	}
+	if err := r.keep(e); err != nil {
+		return err
+	}
+	if r.raw != nil {
+		return nil
+	}
+	return r.show.Add(e)
+}
+
+// end closes the running task. The status outranks what the output says: a
+// binary that prints PASS and then dies has failed.
+func (r *results) end(status int, why string) error {
+	c := r.conv
+	if c == nil {
+		return nil
+	}
+	r.conv = nil
+	err := c.in.Close()
+	for e := range c.events {
+		err = errors.Join(err, r.event(e))
+	}
+	if err := errors.Join(err, c.err, c.cmd.Wait()); err != nil {
+		return fmt.Errorf("test2json: %w", err)
+	}
+	e := r.last
+	e.Package = r.tasks[c.task].Name
+	verdict := "ok  \t"
+	if status != 0 || e.Action != "pass" {
+		e.Action, verdict = "fail", "FAIL\t"
+		r.failed = true
+	}
+	text := fmt.Sprintf("%s%s\t%.3fs%s\n", verdict, e.Package, e.Elapsed, why)
+	last := lanes.Event{Action: "output", Package: e.Package, Output: text}
+	for _, e := range []lanes.Event{last, e} {
+		if err := errors.Join(r.keep(e), r.show.Add(e)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// abandon ends a task of which the guest will say no more.
+func (r *results) abandon() error {
+	return r.end(1, " (the guest ended first)")
+}
+
+// unbuilt records a package whose test binary does not build.
+func (r *results) unbuilt(pkg, output string) error {
+	r.failed = true
+	for _, e := range []lanes.Event{
+		{Action: "output", Package: pkg, Output: "# " + pkg + "\n" + strings.TrimRight(output, "\n") + "\n"},
+		{Action: "output", Package: pkg, Output: "FAIL\t" + pkg + " [build failed]\n"},
+		{Action: "fail", Package: pkg},
+	} {
+		if err := errors.Join(r.keep(e), r.show.Add(e)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// saveFiles unpacks the tar archive on the results disk into dir and returns how
+// many files it had. A disk that the guest did not write is all zeros: no files.
+func saveFiles(disk, dir string) (n int, err error) {
+	f, err := os.Open(disk)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	in := tar.NewReader(f)
+	for {
+		h, err := in.Next()
+		if errors.Is(err, io.EOF) {
+			return n, nil
+		}
+		if err != nil {
+			return n, fmt.Errorf("results disk: %w", err)
+		}
+		// The guest is under test: it does not choose where files go.
+		if !filepath.IsLocal(h.Name) || h.Typeflag != tar.TypeReg {
+			continue
+		}
+		name := filepath.Join(dir, h.Name)
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			return n, err
+		}
+		out, err := os.Create(name)
+		if err != nil {
+			return n, err
+		}
+		_, err = io.Copy(out, in)
+		if err := errors.Join(err, out.Close()); err != nil {
+			return n, fmt.Errorf("results disk: %s: %w", h.Name, err)
+		}
+		n++
+	}
+}

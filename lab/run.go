@@ -1,0 +1,439 @@
+package lab
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cloister-vmm/cloister/internal/testenv"
+	"github.com/cloister-vmm/cloister/internal/testenv/lanes"
+	"github.com/cloister-vmm/cloister/lab/wire"
+)
+
+// Options says what to run in a lab machine.
+type Options struct {
+	Machine  Machine
+	Packages []string      // patterns of go list; empty with Shell: none
+	Run      string        // -test.run
+	Skip     string        // -test.skip
+	Count    int           // -test.count; 0: 1
+	Short    bool          // -test.short
+	Verbose  bool          // every line as it comes, instead of the failed tests'
+	Timeout  time.Duration // of each package, in guest time; 0: the back end's default
+	Cover    string        // file for the coverage profile of all packages; empty: none
+	JSON     string        // file for the events; empty: none
+	Artefact string        // directory for what tests leave in $CLOISTER_LAB_OUT; empty: dropped
+	Shell    bool          // a shell on the console, after the tests
+	GDB      string        // HOST:PORT for QEMU's gdb stub, which holds the machine at its first instruction
+	CacheDir string
+
+	Stdout, Stderr io.Writer
+}
+
+// OutVar names the environment variable with the directory in the guest whose
+// regular files come back to the host.
+const OutVar = "CLOISTER_LAB_OUT"
+
+// MachineVar names the environment variable with the machine's name.
+const MachineVar = "CLOISTER_LAB_MACHINE"
+
+// diskSize is that of the results disk, in bytes; sparse on the host. A whole
+// number of Bochs' cylinders (16 heads × 63 sectors × 512 bytes).
+const diskSize = 512 * 16 * 63 * 512
+
+// timeouts of a package, in guest time.
+var timeouts = map[Backend]time.Duration{SVM: 10 * time.Minute, VMX: 30 * time.Minute}
+
+// Run builds the test binaries, boots the machine, runs them, and brings results
+// back. It reports whether all passed; an error means that the lab itself failed,
+// or (ErrGuest) that the machine did.
+func Run(ctx context.Context, o Options) (passed bool, err error) {
+	begin := time.Now()
+	note := func(format string, args ...any) {
+		line := fmt.Sprintf("lab: %5.1fs %s\n", time.Since(begin).Seconds(), fmt.Sprintf(format, args...))
+		if _, werr := io.WriteString(o.Stderr, line); werr != nil {
+			err = errors.Join(err, werr)
+		}
+	}
+	needs := qemuNeeds
+	if o.Machine.Backend == VMX {
+		needs = bochsNeeds
+		if o.Shell || o.GDB != "" {
+			return false, fmt.Errorf("machine %s: a shell and the gdb stub are QEMU's; use an svm machine", o.Machine.Name)
+		}
+	}
+	if err := Install(ctx, note, needs[0], needs[1]); err != nil {
+		return false, err
+	}
+	cache, err := OpenCache(o.CacheDir, note)
+	if err != nil {
+		return false, err
+	}
+	dir, release, err := scratch(o.CacheDir)
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, release()) }()
+
+	kernel, err := cache.Kernel(ctx, o.Machine.Kernel)
+	if err != nil {
+		return false, err
+	}
+	if err := kernel.CheckConfig(); err != nil {
+		return false, err
+	}
+	r := &results{show: lanes.NewShow(o.Stdout)}
+	if o.Verbose {
+		r.raw = o.Stdout
+	}
+	if o.JSON != "" {
+		f, err := create(o.JSON)
+		if err != nil {
+			return false, err
+		}
+		defer func() { err = errors.Join(err, f.Close()) }()
+		r.out = json.NewEncoder(f)
+	}
+	lane := cmp.Or(string(o.Machine.Lane), o.Machine.Name)
+	if o.Machine.Name != "svm" && o.Machine.Name != "vmx" {
+		lane = "lab-" + o.Machine.Name
+	}
+	if err := r.header(lane, kernel.Release, o.Machine.Backend); err != nil {
+		return false, err
+	}
+
+	b := boot{machine: o.Machine, kernel: kernel.Image(), dir: dir, shell: o.Shell, gdb: o.GDB, limit: limits[o.Machine.Backend],
+		initrd: filepath.Join(dir, "initrd"), disk: filepath.Join(dir, "disk")}
+	note("building for %s: %s, kernel %s", o.Machine.Name, o.Machine.Backend, kernel.Release)
+	size, err := image(ctx, o, cache, kernel, b.initrd, dir, r)
+	if err != nil {
+		return false, err
+	}
+	if len(r.tasks) == 0 && !o.Shell {
+		if r.failed {
+			return false, nil
+		}
+		return false, fmt.Errorf("no test in %s", strings.Join(o.Packages, " "))
+	}
+	if err := os.WriteFile(b.disk, nil, 0o600); err != nil {
+		return false, err
+	}
+	if err := os.Truncate(b.disk, diskSize); err != nil {
+		return false, err
+	}
+
+	note("booting, initramfs %d MB", size>>20)
+	booted := time.Now()
+	status := -1
+	werr := watch(ctx, b, func(m wire.Message) error {
+		switch m.Kind {
+		case wire.KindHello:
+			note("up after %.1f s (%.1f s of guest time): kernel %s %v", time.Since(booted).Seconds(), m.Uptime, m.Text, m.Facts)
+		case wire.KindNote:
+			note("guest: %s", m.Text)
+		case wire.KindStart:
+			return r.start(m.Task)
+		case wire.KindLine:
+			return r.line(m.Task, m.Text)
+		case wire.KindEnd:
+			return r.end(m.Status, "")
+		case wire.KindDone:
+			status = m.Status
+			note("done after %.1f s of guest time", m.Uptime)
+		}
+		return nil
+	})
+	if err := errors.Join(werr, r.abandon()); err != nil {
+		return false, err
+	}
+	if err := bringBack(o, b.disk, dir, note); err != nil {
+		return false, err
+	}
+	return status == 0 && !r.failed, nil
+}
+
+// create makes a file and the directories above it.
+func create(name string) (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return nil, err
+	}
+	return os.Create(name)
+}
+
+// bringBack takes artefacts and coverage off the results disk.
+func bringBack(o Options, disk, dir string, note func(string, ...any)) error {
+	out := filepath.Join(dir, "out")
+	n, err := saveFiles(disk, out)
+	if err != nil {
+		return err
+	}
+	if o.Cover != "" {
+		if err := mergeCover(filepath.Join(out, "cover"), o.Cover); err != nil {
+			return err
+		}
+	}
+	if o.Artefact == "" || n == 0 {
+		return nil
+	}
+	note("%d files of the guest in %s", n, o.Artefact)
+	if err := os.MkdirAll(o.Artefact, 0o755); err != nil {
+		return err
+	}
+	return copyTree(o.Artefact, out)
+}
+
+// copyTree copies over what is there: the files of the last run are the ones wanted.
+func copyTree(to, from string) error {
+	return filepath.WalkDir(from, func(file string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		rel, err := filepath.Rel(from, file)
+		if err != nil {
+			return err
+		}
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		f, err := create(filepath.Join(to, rel))
+		if err != nil {
+			return err
+		}
+		_, err = f.Write(b)
+		return errors.Join(err, f.Close())
+	})
+}
+
+// mergeCover puts profiles one after the other under one mode line; go tool cover
+// adds up blocks that appear more than once.
+func mergeCover(dir, file string) error {
+	names, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil {
+		return err
+	}
+	var all bytes.Buffer
+	for _, name := range names {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		mode, rest, ok := bytes.Cut(b, []byte("\n"))
+		if !ok || !bytes.HasPrefix(mode, []byte("mode: ")) {
+			return fmt.Errorf("%s is not a coverage profile", name)
+		}
+		if all.Len() == 0 {
+			all.Write(append(mode, '\n'))
+		}
+		all.Write(rest)
+	}
+	f, err := create(file)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(all.Bytes())
+	return errors.Join(err, f.Close())
+}
+
+// image builds everything and writes the initramfs; its size is in bytes.
+// Packages that do not build are recorded in r, and the others run.
+func image(ctx context.Context, o Options, cache *Cache, kernel *Kernel, file, dir string, r *results) (size int64, err error) {
+	root, err := goOutput(ctx, "", "env", "GOMOD")
+	if err != nil {
+		return 0, err
+	}
+	root = filepath.Dir(root)
+	job := wire.Job{
+		Machine: o.Machine.Name, Shell: o.Shell, Disk: o.Machine.disk(),
+		Env: []string{
+			"PATH=" + wire.BinDir + ":/bin", "HOME=/root", "TERM=linux", "LANG=C.UTF-8",
+			testenv.LaneVar + "=" + string(o.Machine.Lane), MachineVar + "=" + o.Machine.Name,
+			testenv.GuestKernelVar + "=" + wire.GuestKernel, OutVar + "=" + wire.OutDir,
+		},
+	}
+	a, err := newInitramfs(file, o.Machine.Backend == VMX)
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		err = errors.Join(err, a.Close())
+		if err == nil {
+			var info fs.FileInfo
+			if info, err = os.Stat(file); err == nil {
+				size = info.Size()
+			}
+		}
+	}()
+
+	busybox, err := cache.Fetch(ctx, "busybox-static")
+	if err != nil {
+		return 0, err
+	}
+	bbDir, _, err := cache.unpack(ctx, busybox, func(name string) bool { return path.Base(name) == "busybox" })
+	if err != nil {
+		return 0, err
+	}
+	found, err := filepath.Glob(filepath.Join(bbDir, "*bin", "busybox"))
+	if err != nil || len(found) == 0 {
+		found, err = filepath.Glob(filepath.Join(bbDir, "usr", "*bin", "busybox"))
+	}
+	if err != nil || len(found) == 0 {
+		return 0, errors.Join(err, fmt.Errorf("package %s has no busybox", busybox.File))
+	}
+	a.userland(ctx, found[0])
+
+	// The results disk and KVM; the vendor module's own arguments go with it alone.
+	files, err := kernel.Modules(append([]string{o.Machine.KVM}, o.Machine.Extra...)...)
+	if err != nil {
+		return 0, err
+	}
+	if o.Machine.KVM == "kvm_amd" {
+		// kvm-amd calls into ccp only by symbol_get: no dependency in its .modinfo
+		// on every kernel, so it is loaded first by name.
+		first, err := kernel.Modules("ccp")
+		if err != nil {
+			return 0, err
+		}
+		files = unique(append(first, files...))
+	}
+	for _, f := range files {
+		m := wire.Module{Path: path.Join(wire.ModuleDir, filepath.Base(f))}
+		if moduleName(filepath.Base(f)) == o.Machine.KVM {
+			m.Params = o.Machine.KVMArgs
+		}
+		a.copy(m.Path, f)
+		job.Modules = append(job.Modules, m)
+	}
+
+	init := filepath.Join(dir, "init")
+	if _, err := goOutput(ctx, root, "build", "-trimpath", "-o", init, "./lab/init"); err != nil {
+		return 0, err
+	}
+	a.copy("init", init)
+	if _, err := os.Stat(filepath.Join(root, "cmd", "cloister")); err == nil {
+		bin := filepath.Join(dir, "cloister")
+		// If it does not build, that fails the run, but not the tests that do without it.
+		if _, err := goOutput(ctx, root, "build", "-trimpath", "-o", bin, "./cmd/cloister"); err == nil {
+			a.copy(path.Join(wire.BinDir, "cloister"), bin)
+		} else if err := errors.Join(ctx.Err(), r.unbuilt("cmd/cloister", err.Error())); err != nil {
+			return 0, err
+		}
+	}
+	if o.Machine.Backend == SVM {
+		guest, err := cache.Kernel(ctx, "linux-image-cloud-amd64")
+		if err != nil {
+			return 0, err
+		}
+		a.copy(wire.GuestKernel, guest.Image())
+	}
+	if err := tests(ctx, o, root, dir, a, &job, r); err != nil {
+		return 0, err
+	}
+	r.tasks = job.Tasks
+	a.job(job)
+	return 0, nil
+}
+
+func unique(s []string) []string {
+	seen := map[string]bool{}
+	kept := s[:0:0]
+	for _, v := range s {
+		if !seen[v] {
+			kept = append(kept, v)
+		}
+		seen[v] = true
+	}
+	return kept
+}
+
+// tests builds the test binaries of the wanted packages into the image.
+func tests(ctx context.Context, o Options, root, dir string, a *initramfs, job *wire.Job, r *results) error {
+	if len(o.Packages) == 0 {
+		return nil
+	}
+	list, err := goOutput(ctx, "", append([]string{"list", "-f",
+		`{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{"\t"}}{{.Dir}}{{end}}`}, o.Packages...)...)
+	if err != nil {
+		return err
+	}
+	timeout := cmp.Or(o.Timeout, timeouts[o.Machine.Backend])
+	for line := range strings.Lines(list) {
+		pkg, src, ok := strings.Cut(strings.TrimSpace(line), "\t")
+		if !ok {
+			continue
+		}
+		rel, err := filepath.Rel(root, src)
+		if err != nil || !filepath.IsLocal(rel) {
+			return errors.Join(err, fmt.Errorf("package %s is not below %s", pkg, root))
+		}
+		name := strings.ReplaceAll(filepath.ToSlash(rel), "/", "-")
+		bin := filepath.Join(dir, name+".test")
+		args := []string{"test", "-c", "-vet=off", "-o", bin}
+		if o.Cover != "" {
+			args = append(args, "-cover", "-coverpkg=./...")
+		}
+		if _, err := goOutput(ctx, root, append(args, pkg)...); err != nil {
+			if ctx.Err() != nil {
+				return err
+			}
+			if err := r.unbuilt(pkg, err.Error()); err != nil {
+				return err
+			}
+			continue
+		}
+		a.copy(path.Join(wire.TestDir, name+".test"), bin)
+		if err := os.Remove(bin); err != nil {
+			return err
+		}
+		work := path.Join(wire.SrcDir, filepath.ToSlash(rel))
+		a.tree(work, src, func(rel string, d fs.DirEntry) bool {
+			return !d.IsDir() || rel == "testdata" || strings.HasPrefix(rel, "testdata"+string(filepath.Separator))
+		})
+		argv := []string{path.Join(wire.TestDir, name+".test"), "-test.v=test2json", "-test.paniconexit0",
+			"-test.timeout=" + timeout.String(), "-test.count=" + strconv.Itoa(max(1, o.Count))}
+		for flag, value := range map[string]string{"-test.run": o.Run, "-test.skip": o.Skip} {
+			if value != "" {
+				argv = append(argv, flag+"="+value)
+			}
+		}
+		if o.Short {
+			argv = append(argv, "-test.short")
+		}
+		if o.Cover != "" {
+			argv = append(argv, "-test.coverprofile="+path.Join(wire.OutDir, "cover", name))
+		}
+		job.Tasks = append(job.Tasks, wire.Task{
+			Name: pkg, Dir: work, Argv: argv,
+			// Go's own timeout prints stacks and is the better one; this is for a
+			// binary that does not get that far.
+			Timeout: timeout + 30*time.Second,
+		})
+	}
+	a.add(path.Join(wire.OutDir, "cover"), 0o40000|0o755, 0, nil)
+	return nil
+}
+
+// goOutput runs the go command for a static binary of this machine's kind.
+func goOutput(ctx context.Context, dir string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	var out, complaint bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &complaint
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("go %s: %w\n%s", args[0], err, strings.TrimRight(complaint.String(), "\n"))
+	}
+	return strings.TrimSpace(out.String()), nil
+}

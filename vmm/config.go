@@ -1,0 +1,64 @@
+package vmm
+
+import (
+	"time"
+
+	"github.com/cloister-vmm/cloister/guest/vfs"
+	"github.com/cloister-vmm/cloister/isolation/breaks"
+)
+
+// SealPolicy says when a program's isolation begins.
+type SealPolicy string
+
+// The values of --seal.
+const (
+	SealCall       SealPolicy = "call"        // when the program calls cloister_isolate(1)
+	SealStart      SealPolicy = "start"       // before its first instruction
+	SealFirstWrite SealPolicy = "first-write" // after its first write system call
+)
+
+// Config describes a run.
+type Config struct {
+	Program  string   // host path, for messages and AT_EXECFN
+	ELF      int      // open descriptor of the program; it stays the caller's
+	ELFSize  int64    // bytes
+	Args     []string // argv, with argv[0]
+	Env      []string
+	Mounts   []vfs.Mount
+	Cwd      string // guest path
+	Builtin  bool   // one of our own workloads: may provoke exits, its TSC need not be asked for
+	CPU      int    // host core to own, -1: none
+	FIFO     int    // SCHED_FIFO priority, 0: none
+	Memory   uint64 // bytes that the guest may commit
+	Huge     bool   // guest memory on huge pages
+	Lock     bool   // lock guest memory
+	OwnClock bool   // our own vDSO even where the host's clock is the TSC
+	Seal     SealPolicy
+	Ledger   *breaks.VCPU
+	Guest    int // memfd of guest memory, UserTop bytes, shared with the monitor
+	Warn     func(string)
+	Stamp    func(phase string) // marks the end of a phase of start-up
+	// GapRecord is told where the program keeps its record (guest address); the monitor reads it there.
+	GapRecord func(addr uint64)
+}
+
+// Result is how a run ended.
+type Result struct {
+	Code    int               // exit status of the program, if Signal is 0
+	Signal  int               // signal that ended it
+	Ended   string            // "exit", "signal", "stopped", "error"
+	Reason  string            // for "stopped": who asked; for "error": what failed
+	Fault   *Fault            // set when an exception ended it
+	Unknown map[uint64]uint64 // system calls that are not served, by number
+	Wall    time.Duration
+}
+
+// Fault is the exception that ended a program.
+type Fault struct {
+	Vector     int
+	Name       string // "page fault"
+	Error      uint64 // the CPU's error code
+	Address    uint64 // CR2, for a page fault
+	HasAddress bool
+	Regs       map[string]uint64
+}

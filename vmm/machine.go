@@ -1,0 +1,290 @@
+package vmm
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cloister-vmm/cloister/firmware"
+	"github.com/cloister-vmm/cloister/guest/abi"
+	"github.com/cloister-vmm/cloister/guest/elf"
+	"github.com/cloister-vmm/cloister/guest/linux"
+	"github.com/cloister-vmm/cloister/guest/mem"
+	"github.com/cloister-vmm/cloister/guest/stub"
+	"github.com/cloister-vmm/cloister/internal/kvm"
+	"github.com/cloister-vmm/cloister/vcpu"
+	"golang.org/x/sys/unix"
+)
+
+// Machine is a virtual machine with one program in it.
+type Machine struct {
+	cfg     Config
+	sys     *kvm.System
+	vm      *kvm.VM
+	cpu     *kvm.VCPU
+	stats   *kvm.Stats
+	statAt  []uint64
+	window  []byte
+	sup     []byte
+	supFD   int
+	space   *mem.Space
+	image   *elf.Image
+	bias    uint64
+	kernel  *linux.Kernel
+	task    *linux.Task
+	thread  *vcpu.Thread
+	set     *vcpu.Set
+	born    *vcpu.Stopped
+	stopper int // eventfd: readable = blocking calls of the guest end
+
+	Info Info
+
+	// Used by the serving thread only.
+	x          *vcpu.Exit
+	segments   segments
+	clock      []touch // what reading the clock touches
+	routine    *routine
+	wrote      bool
+	want       int // what the hooks of the current system call asked for
+	provoked   uint64
+	sregs      *kvm.Sregs // of the current exit, once fetched
+	sregsDirty bool
+
+	mu     sync.Mutex
+	result *Result
+	start  time.Time
+}
+
+// Info is what a report wants to know of the machine.
+type Info struct {
+	TSCHz         uint64
+	Bias          uint64
+	Entry         uint64
+	BuildID       []byte
+	Clock         string // "host vDSO", "own vDSO"
+	Serialise     string
+	DisabledExits int
+	Locked        bool
+	TID           int
+	StatsFD       int
+}
+
+// supSize bounds the page tables: one page of them maps 2 MiB, so 1/512 of the limit and some more.
+func supSize(limit uint64) uint64 { return (limit/256+16<<20)&^(abi.Huge-1) + abi.Huge }
+
+// New builds the machine up to the first instruction.
+func New(cfg Config) (m *Machine, err error) {
+	m = &Machine{cfg: cfg, supFD: -1, stopper: -1}
+	defer func() {
+		if err != nil {
+			err = firstOf(err, m.Close())
+			m = nil
+		}
+	}()
+	if m.image, err = elf.Load(fileAt(cfg.ELF), cfg.ELFSize); err != nil {
+		return m, programError{fmt.Errorf("%s: %w", cfg.Program, err)}
+	}
+	for _, step := range []struct {
+		name string
+		do   func() error
+	}{
+		{"kvm", m.openKVM}, {"memory", m.makeMemory}, {"vcpu", m.makeVCPU}, {"program", m.load}, {"linux", m.makeLinux},
+		{"state", m.setState}, {"thread", m.makeThread},
+	} {
+		if err = step.do(); err != nil {
+			return m, err
+		}
+		cfg.Stamp(step.name)
+	}
+	return m, nil
+}
+
+func firstOf(a, b error) error {
+	if b != nil {
+		return fmt.Errorf("%w (and then: %v)", a, b)
+	}
+	return a
+}
+
+func (m *Machine) openKVM() (err error) {
+	if m.sys, err = kvm.Open(); err != nil {
+		return err
+	}
+	if m.vm, err = m.sys.NewVM(); err != nil {
+		return err
+	}
+	// Nothing in the program guest halts or pauses; exits for it would only be disturbance.
+	m.Info.DisabledExits, err = m.vm.DisableExits(kvm.DisablePAUSE)
+	return err
+}
+
+func (m *Machine) makeMemory() (err error) {
+	if m.window, err = mapShared(m.cfg.Guest, abi.UserTop, "the guest's window"); err != nil {
+		return err
+	}
+	if m.cfg.Lock {
+		if e := lockOnFault(m.window); e != nil {
+			m.cfg.Warn(fmt.Sprintf("guest memory is not locked: %v: raise RLIMIT_MEMLOCK (ulimit -l unlimited) or run as root", e))
+		} else {
+			m.Info.Locked = true
+		}
+	}
+	if m.supFD, err = unix.MemfdCreate("cloister-supervisor", unix.MFD_CLOEXEC); err != nil {
+		return fmt.Errorf("supervisor memory: memfd_create: %w", err)
+	}
+	n := supSize(m.cfg.Memory)
+	if err = unix.Ftruncate(m.supFD, int64(n)); err != nil {
+		return fmt.Errorf("supervisor memory: ftruncate: %w", err)
+	}
+	if m.sup, err = mapShared(m.supFD, n, "the supervisor block"); err != nil {
+		return err
+	}
+	if _, err = m.vm.AddMemory(abi.SupGPA, n, addr(m.sup), false); err != nil {
+		return err
+	}
+	m.space = mem.New(mem.Config{
+		Memory: m.cfg.Guest, Window: m.window, Supervisor: m.sup, SupervisorGPA: abi.SupGPA,
+		TableOffset: stub.Tables, Limit: m.cfg.Memory, Locked: m.Info.Locked, Huge: m.cfg.Huge,
+		AddSlot: func(start, end uint64, readonly bool) error {
+			_, err := m.vm.AddMemory(start, end-start, addr(m.window)+uintptr(start), readonly)
+			return err
+		},
+	})
+	return m.fillSupervisor()
+}
+
+// fillSupervisor writes the descriptor tables and stubs and maps them: nothing of it can be written at
+// CPL 3, and only the user page can be reached there.
+func (m *Machine) fillSupervisor() error {
+	gdt := firmware.GDT(abi.SupVA+stub.TSS, 0, 0)
+	tss := firmware.TSS(stub.RSP0, [7]uint64{})
+	var handler [firmware.Vectors]uint64
+	for v := range handler {
+		handler[v] = stub.Exception + uint64(v)*stub.ExceptionStep
+	}
+	idt := firmware.IDT(handler, [firmware.Vectors]uint8{})
+	copy(m.sup[stub.GDT:], gdt[:])
+	copy(m.sup[stub.IDT:], idt[:])
+	copy(m.sup[stub.TSS:], tss[:])
+	copy(m.sup[stub.Exceptions:], stub.ExceptionPage())
+	copy(m.sup[stub.User:], stub.UserPage())
+	for _, p := range []struct {
+		off  uint64
+		prot int
+		user bool
+	}{
+		{stub.GDT, mem.Read | mem.Write, false}, {stub.IDT, mem.Read, false}, {stub.TSS, mem.Read | mem.Write, false},
+		{stub.Exceptions, mem.Read | mem.Exec, false}, {stub.User, mem.Read | mem.Exec, true},
+		{stub.Stack, mem.Read | mem.Write, false},
+	} {
+		if err := m.space.MapSupervisor(abi.SupVA+p.off, abi.SupGPA+p.off, abi.Page, p.prot, p.user); err != nil {
+			return err
+		}
+	}
+	return m.space.MapSupervisor(abi.MMIOHole, abi.MMIOHole, abi.Page, mem.Read, false)
+}
+
+func (m *Machine) makeVCPU() (err error) {
+	if m.cpu, err = m.vm.NewVCPU(0); err != nil {
+		return err
+	}
+	fd, err := m.cpu.StatsFD()
+	if err != nil {
+		m.cfg.Warn("the kernel's own exits are not counted: " + err.Error())
+		return nil
+	}
+	m.Info.StatsFD = fd
+	if m.stats, err = kvm.NewStats(fd); err != nil {
+		return err
+	}
+	m.statAt = make([]uint64, len(m.stats.Names))
+	return nil
+}
+
+// stackSize is the main thread's stack, bytes: the default of RLIMIT_STACK. Below it nothing is mapped.
+const stackSize = 8 << 20
+
+func (m *Machine) load() error {
+	im := m.image
+	bias, err := im.Bias(abi.PIEBase)
+	if err != nil {
+		return fmt.Errorf("%s: %w", m.cfg.Program, err)
+	}
+	m.bias = bias
+	m.Info.Bias, m.Info.Entry, m.Info.BuildID = bias, im.Entry+bias, im.BuildID
+	for _, p := range im.Pages {
+		if p.Prot&elf.X != 0 {
+			m.space.SetText(p.VAddr+bias, p.VAddr+p.Size+bias)
+		}
+	}
+	for _, p := range im.Pages {
+		prot := 0
+		for bit, v := range map[elf.Prot]int{elf.R: mem.Read, elf.W: mem.Write, elf.X: mem.Exec} {
+			if p.Prot&bit != 0 {
+				prot |= v
+			}
+		}
+		if err := m.space.MapFixed(p.VAddr+bias, p.VAddr+p.Size+bias, prot, m.cfg.Program); err != nil {
+			return fmt.Errorf("%s: %w", m.cfg.Program, err)
+		}
+	}
+	for i, s := range im.Segments {
+		dst := m.window[s.VAddr+bias : s.VAddr+bias+s.FileSize]
+		if err := im.ReadSegment(i, dst); err != nil {
+			return fmt.Errorf("%s: %w", m.cfg.Program, err)
+		}
+	}
+	m.space.SetBreak(im.MaxVA + bias)
+	if err := m.space.MapFixed(abi.StackTop-stackSize, abi.StackTop, mem.Read|mem.Write, "[stack]"); err != nil {
+		return err
+	}
+	return nil
+}
+
+// Close gives everything back. The vCPU's thread must have ended.
+func (m *Machine) Close() error {
+	var errs []error
+	if m.thread != nil {
+		errs = append(errs, m.thread.Close())
+	}
+	if m.kernel != nil {
+		m.kernel.Close()
+	}
+	if m.cpu != nil {
+		errs = append(errs, m.cpu.Close())
+	}
+	if m.vm != nil {
+		errs = append(errs, m.vm.Close())
+	}
+	if m.sys != nil {
+		errs = append(errs, m.sys.Close())
+	}
+	for _, b := range [][]byte{m.window, m.sup} {
+		if b != nil {
+			errs = append(errs, unmap(b))
+		}
+	}
+	for _, fd := range []int{m.supFD, m.stopper} {
+		if fd >= 0 {
+			errs = append(errs, unix.Close(fd))
+		}
+	}
+	errs = slices.DeleteFunc(errs, func(e error) bool { return e == nil })
+	if len(errs) > 0 {
+		return errs[0]
+	}
+	return nil
+}
+
+// programError is an error of the program's, not of the machine's.
+type programError struct{ error }
+
+func (e programError) Unwrap() error { return e.error }
+
+// IsProgramError reports whether New failed because the program cannot be run.
+func IsProgramError(err error) bool {
+	var p programError
+	return errors.As(err, &p)
+}

@@ -1,0 +1,288 @@
+package vmm
+
+import (
+	"bufio"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/cloister-vmm/cloister/firmware"
+	"github.com/cloister-vmm/cloister/guest/abi"
+	"github.com/cloister-vmm/cloister/guest/elf"
+	"github.com/cloister-vmm/cloister/guest/linux"
+	"github.com/cloister-vmm/cloister/guest/mem"
+	"github.com/cloister-vmm/cloister/guest/stub"
+	"github.com/cloister-vmm/cloister/guest/vfs"
+	"github.com/cloister-vmm/cloister/internal/kvm"
+	"github.com/cloister-vmm/cloister/isolation/breaks"
+	"github.com/cloister-vmm/cloister/vcpu"
+	"golang.org/x/sys/unix"
+)
+
+// MSRs of SYSCALL (Intel SDM vol. 4).
+const (
+	msrSTAR  = 0xc0000081
+	msrLSTAR = 0xc0000082
+	msrCSTAR = 0xc0000083
+	msrFMASK = 0xc0000084
+
+	rflagsUser = 0x202 // IF and the bit that is always one
+)
+
+// segments are the descriptors that a change of privilege loads.
+type segments struct{ userCS, userSS, kernelCS, kernelSS kvm.Segment }
+
+func newSegments() segments {
+	code := kvm.Segment{Limit: 0xffffffff, Typ: 11, Present: 1, S: 1, L: 1, G: 1}
+	data := kvm.Segment{Limit: 0xffffffff, Typ: 3, Present: 1, S: 1, DB: 1, G: 1}
+	s := segments{userCS: code, userSS: data, kernelCS: code, kernelSS: data}
+	s.userCS.Selector, s.userCS.DPL = abi.SelUserCS, 3
+	s.userSS.Selector, s.userSS.DPL = abi.SelUserSS, 3
+	s.kernelCS.Selector, s.kernelSS.Selector = abi.SelKernelCS, abi.SelKernelSS
+	return s
+}
+
+// setState loads the CPU: CPUID first, the control registers that depend on it, then everything that a
+// program finds when execve has returned.
+func (m *Machine) setState() error {
+	m.segments = newSegments()
+	entries, err := m.setCPUID()
+	if err != nil {
+		return err
+	}
+	s, err := m.cpu.Sregs()
+	if err != nil {
+		return err
+	}
+	s.CS, s.SS = m.segments.userCS, m.segments.userSS
+	null := kvm.Segment{Unusable: 1}
+	s.DS, s.ES, s.FS, s.GS, s.LDT = null, null, null, null, null
+	s.TR = kvm.Segment{Base: abi.SupVA + stub.TSS, Limit: firmware.TSSSize - 1, Selector: abi.SelTSS, Typ: 11, Present: 1}
+	s.GDT.Base, s.GDT.Limit = abi.SupVA+stub.GDT, firmware.GDTSize-1
+	s.IDT.Base, s.IDT.Limit = abi.SupVA+stub.IDT, firmware.IDTSize-1
+	s.CR0, s.CR3, s.CR4, s.EFER = firmware.CR0Guest, m.space.Root(), firmware.CR4(entries), firmware.EFERGuest
+	if err := m.cpu.SetSregs(s); err != nil {
+		return err
+	}
+	if x := firmware.XCR0(entries); x != 0 {
+		if err := m.cpu.SetXCR0(x); err != nil {
+			return err
+		}
+	}
+	if err := m.cpu.SetMSRs([]kvm.MSR{
+		{Index: msrSTAR, Value: firmware.StarGuest}, {Index: msrLSTAR, Value: stub.SyscallEntry},
+		{Index: msrCSTAR, Value: stub.SyscallEntry}, {Index: msrFMASK, Value: firmware.FMaskGuest},
+	}); err != nil {
+		return err
+	}
+	if _, err := m.cpu.ZeroTSCOffset(); err != nil {
+		return err
+	}
+	m.Info.TSCHz = m.cpu.TSCkHz() * 1000
+	if m.Info.TSCHz == 0 {
+		return fmt.Errorf("KVM_GET_TSC_KHZ: unknown: Cloister needs a TSC of known frequency")
+	}
+	rsp, err := m.firstStack(entries)
+	if err != nil {
+		return err
+	}
+	regs := &kvm.Regs{RIP: m.Info.Entry, RSP: rsp, RFLAGS: rflagsUser}
+	if m.cfg.Seal == SealStart {
+		regs = m.sealBeforeStart(regs, s)
+	}
+	if err := m.cpu.SetRegs(regs); err != nil {
+		return err
+	}
+	// From a housekeeping thread, before any pinning: see kvm.Prime.
+	return m.cpu.Prime()
+}
+
+// setCPUID gives the vCPU its CPUID. Whether the back end really takes XSAVE is only known by trying
+// (pvm takes it without announcing it), so a refusal leaves it out and tries once more.
+func (m *Machine) setCPUID() ([]firmware.Entry, error) {
+	supported, err := m.sys.SupportedCPUID()
+	if err != nil {
+		return nil, err
+	}
+	in := make([]firmware.Entry, len(supported))
+	for i, e := range supported {
+		in[i] = firmware.Entry{Function: e.Function, Index: e.Index, Flags: e.Flags, EAX: e.EAX, EBX: e.EBX, ECX: e.ECX, EDX: e.EDX}
+	}
+	host := func(leaf, sub uint32) firmware.Regs {
+		a, b, c, d := cpuid(leaf, sub)
+		return firmware.Regs{EAX: a, EBX: b, ECX: c, EDX: d}
+	}
+	for _, o := range []firmware.CPUIDOptions{{Native: kvm.DetectBackend("/") == kvm.PVM}, {NoXSave: true}} {
+		out := firmware.CPUID(in, host, o)
+		list := make([]kvm.CPUIDEntry, len(out))
+		for i, e := range out {
+			list[i] = kvm.CPUIDEntry{Function: e.Function, Index: e.Index, Flags: e.Flags, EAX: e.EAX, EBX: e.EBX, ECX: e.ECX, EDX: e.EDX}
+		}
+		if err = m.cpu.SetCPUID(list); err != nil {
+			return nil, err
+		}
+		var s *kvm.Sregs
+		if s, err = m.cpu.Sregs(); err != nil {
+			return nil, err
+		}
+		s.CR4 = firmware.CR4(out)
+		x := firmware.XCR0(out)
+		if err = m.cpu.SetSregs(s); err == nil && x != 0 {
+			err = m.cpu.SetXCR0(x)
+		}
+		if err == nil {
+			return out, nil
+		}
+	}
+	return nil, err
+}
+
+// memoryWriter writes to guest memory at guest addresses.
+type memoryWriter struct{ m *Machine }
+
+func (w memoryWriter) WriteAt(p []byte, off int64) (int, error) {
+	dst, e := w.m.space.Out(uint64(off), uint64(len(p)))
+	if e != 0 {
+		return 0, fmt.Errorf("write %d bytes at guest address %#x: %w", len(p), off, e)
+	}
+	return copy(dst, p), nil
+}
+
+func (m *Machine) firstStack(entries []firmware.Entry) (uint64, error) {
+	vdso, err := m.mapClock()
+	if err != nil {
+		return 0, err
+	}
+	s := elf.Start{
+		Argv: m.cfg.Args, Envp: m.cfg.Env, ExecFn: m.cfg.Program, Bias: m.bias,
+		UID: uint32(unix.Getuid()), EUID: uint32(unix.Geteuid()), GID: uint32(unix.Getgid()), EGID: uint32(unix.Getegid()),
+		SysinfoEHDR: vdso, StackSize: stackSize, MinSigStack: firmware.MinSigStack(entries),
+	}
+	s.HWCap, s.HWCap2 = firmware.HWCap(entries)
+	if _, err := rand.Read(s.Random[:]); err != nil {
+		return 0, fmt.Errorf("random bytes for AT_RANDOM: %w", err)
+	}
+	rsp, err := m.image.Stack(s, abi.StackTop, memoryWriter{m})
+	if err != nil {
+		return 0, fmt.Errorf("%s: arguments and environment: %w", m.cfg.Program, err)
+	}
+	return rsp, nil
+}
+
+// area is one of the kernel's own mappings in this process.
+type area struct {
+	start, end uint64
+	exec       bool
+	name       string
+}
+
+// clockAreas finds [vvar…] and [vdso], which the kernel keeps next to each other.
+func clockAreas(maps io.Reader) (list []area, vdso uint64, err error) {
+	sc := bufio.NewScanner(maps)
+	for sc.Scan() {
+		line := sc.Text()
+		i := strings.Index(line, "[v")
+		if i < 0 || strings.HasSuffix(line, "[vsyscall]") {
+			continue
+		}
+		a := area{name: line[i:], exec: strings.Contains(line, " r-xp ")}
+		if _, err := fmt.Sscanf(line, "%x-%x", &a.start, &a.end); err != nil {
+			return nil, 0, fmt.Errorf("read /proc/self/maps: %q: %w", line, err)
+		}
+		if a.name == "[vdso]" {
+			vdso = a.start
+		}
+		list = append(list, a)
+	}
+	return list, vdso, sc.Err()
+}
+
+// mapClock gives the guest a clock that costs no exit and returns where its vDSO lies.
+func (m *Machine) mapClock() (uint64, error) {
+	f, err := os.Open("/proc/self/maps")
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	list, vdso, err := clockAreas(f)
+	if err != nil {
+		return 0, err
+	}
+	if vdso == 0 || len(list) < 2 {
+		m.cfg.Warn("this kernel gives no vDSO: every clock reading of the program is a break")
+		return 0, nil
+	}
+	m.Info.Clock = "host vDSO"
+	base := list[0].start
+	// What a clock reading touches: the time data, which is the first page of [vvar], and the code. Other
+	// pages of [vvar] may have nothing behind them.
+	m.clock = []touch{{stub.TouchRead, abi.VDSOBase, abi.VDSOBase + abi.Page}}
+	for _, a := range list {
+		at := abi.VDSOBase + a.start - base
+		if _, err := m.vm.AddMemory(at, a.end-a.start, uintptr(a.start), true); err != nil {
+			return 0, fmt.Errorf("map the host's %s: %w", a.name, err)
+		}
+		prot, name := mem.Read, "[vvar]"
+		if a.exec {
+			prot, name = mem.Read|mem.Exec, "[vdso]"
+			m.clock = append(m.clock, touch{stub.TouchRead, at, at + a.end - a.start})
+		}
+		if err := m.space.MapForeign(at, at+a.end-a.start, prot, name); err != nil {
+			return 0, err
+		}
+	}
+	return abi.VDSOBase + vdso - base, nil
+}
+
+func (m *Machine) makeLinux() error {
+	var err error
+	if m.stopper, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return fmt.Errorf("eventfd: %w", err)
+	}
+	fs, err := vfs.New(m.cfg.Mounts, vfs.Options{
+		Exe: m.cfg.Program, ExeFD: m.cfg.ELF, Args: m.cfg.Args, Env: m.cfg.Env, Cwd: m.cfg.Cwd, CPUs: 1, Memory: m.cfg.Memory,
+		PID: os.Getpid(), Maps: m.space.Maps,
+	})
+	if err != nil {
+		return err
+	}
+	m.kernel, err = linux.New(linux.Config{
+		Memory: m.space, FS: fs, Args: m.cfg.Args, Env: m.cfg.Env, Exe: m.cfg.Program, CPUs: 1,
+		MemoryLimit: m.cfg.Memory, Warn: m.cfg.Warn, Interrupt: m.stopper,
+		Isolate: m.isolate, GapRecord: m.gapRecord, Provoke: m.provoke,
+	})
+	if err != nil {
+		return err
+	}
+	m.task = m.kernel.NewTask(fsbase{m})
+	return nil
+}
+
+func (m *Machine) makeThread() (err error) {
+	l := m.cfg.Ledger
+	l.Magic, l.TSCHz, l.CPU = breaks.LedgerMagic, m.Info.TSCHz, breaks.NoCPU
+	if m.cfg.CPU >= 0 {
+		l.CPU = uint32(m.cfg.CPU)
+	}
+	kind := serialiseKind()
+	m.Info.Serialise = [...]string{1: "SERIALIZE", 2: "CPUID"}[kind]
+	spin := 1000 // some 50 µs of PAUSE: its core has nothing else to do
+	if m.cfg.CPU < 0 {
+		spin = 50
+	}
+	m.thread, err = vcpu.New(vcpu.Config{
+		VCPU: m.cpu, Ledger: l, CPU: m.cfg.CPU, FIFO: m.cfg.FIFO,
+		Window: addr(m.window), UserTop: abi.UserTop,
+		Supervisor: addr(m.sup), SupervisorGPA: abi.SupGPA, SupervisorSize: uint64(len(m.sup)), Root: m.space.Root(),
+		SyscallStub: stub.SyscallEntry, DoneStub: stub.Done, ExceptionStub: stub.Exception, ExceptionStep: stub.ExceptionStep,
+		Frame: addr(m.sup) + stub.StackTop, Serialise: kind, Constant: m.kernel.Constant, Handler: m,
+		SpinHost: spin, SpinService: 400,
+	})
+	if err != nil {
+		return err
+	}
+	m.set = vcpu.NewSet(m.thread)
+	return nil
+}
