@@ -28,7 +28,7 @@ const CacheVar = "CLOISTER_LAB_CACHE"
 //
 //	packages/NAME.json   which file, version and hash NAME was when last asked
 //	packages/*.deb       as downloaded, hash checked against apt's metadata
-//	unpacked/HASH/       the parts of a package that the lab uses
+//	unpacked/HASH-KIND/  the parts of a package that the lab uses
 //	tmp/                 what is being made; swept when the cache is opened
 //	lock                 held (flock) while the cache changes
 //

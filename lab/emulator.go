@@ -16,10 +16,11 @@ type boot struct {
 	machine Machine
 	kernel  string // bzImage
 	initrd  string
-	disk    string // raw image that takes the results
-	dir     string // scratch
-	shell   bool   // the console is this process's terminal
-	gdb     string // host:port for QEMU's gdb stub; empty: none
+	disk    string   // raw image that takes the results
+	dir     string   // scratch
+	shell   bool     // the console is this process's terminal
+	input   *os.File // with shell: what to type instead, once the machine is up; nil: the terminal
+	gdb     string   // host:port for QEMU's gdb stub; empty: none
 	limit   limit
 }
 

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"os"
 	"os/exec"
@@ -30,7 +31,7 @@ type Kernel struct {
 // moduleTrees are the parts of a kernel's modules that the lab could ever load: a
 // whole Debian kernel has 400 MB of them.
 var moduleTrees = []string{
-	"arch/", "virt/", "crypto/", "lib/", "net/9p/", "net/core/", "net/vmw_vsock/", "fs/9p/", "fs/netfs/", "fs/fscache/", "fs/overlayfs/",
+	"arch/", "virt/", "block/", "crypto/", "lib/", "net/9p/", "net/core/", "net/vmw_vsock/", "fs/9p/", "fs/netfs/", "fs/fscache/", "fs/overlayfs/",
 	"drivers/ata/", "drivers/block/", "drivers/cdrom/", "drivers/char/", "drivers/cpuidle/", "drivers/crypto/ccp/", "drivers/scsi/s", "drivers/virtio/", "drivers/vhost/",
 	"drivers/net/virtio_net.ko", "drivers/net/net_failover.ko", "drivers/net/tun.ko", "drivers/net/tap.ko",
 }
@@ -54,7 +55,10 @@ func (c *Cache) Kernel(ctx context.Context, name string) (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, sums, err := c.unpack(ctx, p, wantedFile)
+	// What is kept is part of the name, so that a newer lab does not take an older
+	// one's selection for whole.
+	kind := crc32.ChecksumIEEE([]byte(strings.Join(moduleTrees, " ")))
+	dir, sums, err := c.unpack(ctx, p, fmt.Sprintf("%08x", kind), wantedFile)
 	if err != nil {
 		return nil, err
 	}
@@ -69,9 +73,10 @@ func (c *Cache) Kernel(ctx context.Context, name string) (*Kernel, error) {
 const sumsName = "sums.json"
 
 // unpack puts the wanted files of a package under unpacked/, with a list of their
-// hashes, unless a whole copy is there already.
-func (c *Cache) unpack(ctx context.Context, p Package, want func(string) bool) (dir string, sums map[string]string, err error) {
-	dir = filepath.Join(c.dir, "unpacked", p.SHA256)
+// hashes, unless a whole copy is there already. Different selections of one package
+// differ in kind.
+func (c *Cache) unpack(ctx context.Context, p Package, kind string, want func(string) bool) (dir string, sums map[string]string, err error) {
+	dir = filepath.Join(c.dir, "unpacked", p.SHA256+"-"+kind)
 	if sums, err := readSums(dir); err == nil {
 		bad := verifySums(dir, sums)
 		if bad == nil {

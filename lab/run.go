@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -47,7 +48,7 @@ type Options struct {
 const OutVar = "CLOISTER_LAB_OUT"
 
 // MachineVar names the environment variable with the machine's name.
-const MachineVar = "CLOISTER_LAB_MACHINE"
+const MachineVar = testenv.LabMachineVar
 
 // diskSize is that of the results disk, in bytes; sparse on the host. A whole
 // number of Bochs' cylinders (16 heads × 63 sectors × 512 bytes).
@@ -57,9 +58,9 @@ const diskSize = 512 * 16 * 63 * 512
 var timeouts = map[Backend]time.Duration{SVM: 10 * time.Minute, VMX: 30 * time.Minute}
 
 // Run builds the test binaries, boots the machine, runs them, and brings results
-// back. It reports whether all passed; an error means that the lab itself failed,
-// or (ErrGuest) that the machine did.
-func Run(ctx context.Context, o Options) (passed bool, err error) {
+// back. Its status is 0 if all passed, otherwise 1, or that of the shell. An error
+// means that the lab itself failed, or (ErrGuest) that the machine did.
+func Run(ctx context.Context, o Options) (status int, err error) {
 	begin := time.Now()
 	note := func(format string, args ...any) {
 		line := fmt.Sprintf("lab: %5.1fs %s\n", time.Since(begin).Seconds(), fmt.Sprintf(format, args...))
@@ -71,28 +72,28 @@ func Run(ctx context.Context, o Options) (passed bool, err error) {
 	if o.Machine.Backend == VMX {
 		needs = bochsNeeds
 		if o.Shell || o.GDB != "" {
-			return false, fmt.Errorf("machine %s: a shell and the gdb stub are QEMU's; use an svm machine", o.Machine.Name)
+			return 1, fmt.Errorf("machine %s: a shell and the gdb stub are QEMU's; use an svm machine", o.Machine.Name)
 		}
 	}
 	if err := Install(ctx, note, needs[0], needs[1]); err != nil {
-		return false, err
+		return 1, err
 	}
 	cache, err := OpenCache(o.CacheDir, note)
 	if err != nil {
-		return false, err
+		return 1, err
 	}
 	dir, release, err := scratch(o.CacheDir)
 	if err != nil {
-		return false, err
+		return 1, err
 	}
 	defer func() { err = errors.Join(err, release()) }()
 
 	kernel, err := cache.Kernel(ctx, o.Machine.Kernel)
 	if err != nil {
-		return false, err
+		return 1, err
 	}
 	if err := kernel.CheckConfig(); err != nil {
-		return false, err
+		return 1, err
 	}
 	r := &results{show: lanes.NewShow(o.Stdout)}
 	if o.Verbose {
@@ -101,17 +102,13 @@ func Run(ctx context.Context, o Options) (passed bool, err error) {
 	if o.JSON != "" {
 		f, err := create(o.JSON)
 		if err != nil {
-			return false, err
+			return 1, err
 		}
 		defer func() { err = errors.Join(err, f.Close()) }()
 		r.out = json.NewEncoder(f)
 	}
-	lane := cmp.Or(string(o.Machine.Lane), o.Machine.Name)
-	if o.Machine.Name != "svm" && o.Machine.Name != "vmx" {
-		lane = "lab-" + o.Machine.Name
-	}
-	if err := r.header(lane, kernel.Release, o.Machine.Backend); err != nil {
-		return false, err
+	if err := r.header(o.Machine.row(), kernel.Release, o.Machine.Backend); err != nil {
+		return 1, err
 	}
 
 	b := boot{machine: o.Machine, kernel: kernel.Image(), dir: dir, shell: o.Shell, gdb: o.GDB, limit: limits[o.Machine.Backend],
@@ -119,24 +116,26 @@ func Run(ctx context.Context, o Options) (passed bool, err error) {
 	note("building for %s: %s, kernel %s", o.Machine.Name, o.Machine.Backend, kernel.Release)
 	size, err := image(ctx, o, cache, kernel, b.initrd, dir, r)
 	if err != nil {
-		return false, err
+		return 1, err
 	}
 	if len(r.tasks) == 0 && !o.Shell {
 		if r.failed {
-			return false, nil
+			return 1, nil
 		}
-		return false, fmt.Errorf("no test in %s", strings.Join(o.Packages, " "))
+		return 1, fmt.Errorf("no test in %s", strings.Join(o.Packages, " "))
 	}
 	if err := os.WriteFile(b.disk, nil, 0o600); err != nil {
-		return false, err
+		return 1, err
 	}
 	if err := os.Truncate(b.disk, diskSize); err != nil {
-		return false, err
+		return 1, err
 	}
 
+	if info, err := os.Stdin.Stat(); o.Shell && err == nil && info.Mode()&os.ModeCharDevice == 0 {
+		b.input = os.Stdin
+	}
 	note("booting, initramfs %d MB", size>>20)
 	booted := time.Now()
-	status := -1
 	werr := watch(ctx, b, func(m wire.Message) error {
 		switch m.Kind {
 		case wire.KindHello:
@@ -144,6 +143,7 @@ func Run(ctx context.Context, o Options) (passed bool, err error) {
 		case wire.KindNote:
 			note("guest: %s", m.Text)
 		case wire.KindStart:
+			note("%d of %d: %s", m.Task+1, len(r.tasks), m.Text)
 			return r.start(m.Task)
 		case wire.KindLine:
 			return r.line(m.Task, m.Text)
@@ -156,12 +156,16 @@ func Run(ctx context.Context, o Options) (passed bool, err error) {
 		return nil
 	})
 	if err := errors.Join(werr, r.abandon()); err != nil {
-		return false, err
+		// Without this a machine that never came up would read as "0 failed".
+		return 1, errors.Join(err, r.keep(lanes.Event{Action: "fail", Package: "lab machine " + o.Machine.Name}))
 	}
 	if err := bringBack(o, b.disk, dir, note); err != nil {
-		return false, err
+		return 1, err
 	}
-	return status == 0 && !r.failed, nil
+	if r.failed {
+		status = max(status, 1)
+	}
+	return status, nil
 }
 
 // create makes a file and the directories above it.
@@ -281,7 +285,7 @@ func image(ctx context.Context, o Options, cache *Cache, kernel *Kernel, file, d
 	if err != nil {
 		return 0, err
 	}
-	bbDir, _, err := cache.unpack(ctx, busybox, func(name string) bool { return path.Base(name) == "busybox" })
+	bbDir, _, err := cache.unpack(ctx, busybox, "busybox", func(name string) bool { return path.Base(name) == "busybox" })
 	if err != nil {
 		return 0, err
 	}
@@ -318,14 +322,14 @@ func image(ctx context.Context, o Options, cache *Cache, kernel *Kernel, file, d
 	}
 
 	init := filepath.Join(dir, "init")
-	if _, err := goOutput(ctx, root, "build", "-trimpath", "-o", init, "./lab/init"); err != nil {
+	if _, err := goOutput(ctx, root, "build", "-trimpath", "-ldflags=-s -w", "-o", init, "./lab/init"); err != nil {
 		return 0, err
 	}
 	a.copy("init", init)
 	if _, err := os.Stat(filepath.Join(root, "cmd", "cloister")); err == nil {
 		bin := filepath.Join(dir, "cloister")
 		// If it does not build, that fails the run, but not the tests that do without it.
-		if _, err := goOutput(ctx, root, "build", "-trimpath", "-o", bin, "./cmd/cloister"); err == nil {
+		if _, err := goOutput(ctx, root, "build", "-trimpath", "-ldflags=-s -w", "-o", bin, "./cmd/cloister"); err == nil {
 			a.copy(path.Join(wire.BinDir, "cloister"), bin)
 		} else if err := errors.Join(ctx.Err(), r.unbuilt("cmd/cloister", err.Error())); err != nil {
 			return 0, err
@@ -368,10 +372,14 @@ func tests(ctx context.Context, o Options, root, dir string, a *initramfs, job *
 	if err != nil {
 		return err
 	}
+	wanted, err := stating(ctx, o.Packages)
+	if err != nil {
+		return err
+	}
 	timeout := cmp.Or(o.Timeout, timeouts[o.Machine.Backend])
 	for line := range strings.Lines(list) {
 		pkg, src, ok := strings.Cut(strings.TrimSpace(line), "\t")
-		if !ok {
+		if !ok || !wanted(pkg) {
 			continue
 		}
 		rel, err := filepath.Rel(root, src)
@@ -381,6 +389,9 @@ func tests(ctx context.Context, o Options, root, dir string, a *initramfs, job *
 		name := strings.ReplaceAll(filepath.ToSlash(rel), "/", "-")
 		bin := filepath.Join(dir, name+".test")
 		args := []string{"test", "-c", "-vet=off", "-o", bin}
+		if o.Machine.Backend == VMX {
+			args = append(args, "-ldflags=-w") // half the size, on a CD that a BIOS reads
+		}
 		if o.Cover != "" {
 			args = append(args, "-cover", "-coverpkg=./...")
 		}
@@ -423,6 +434,40 @@ func tests(ctx context.Context, o Options, root, dir string, a *initramfs, job *
 	}
 	a.add(path.Join(wire.OutDir, "cover"), 0o40000|0o755, 0, nil)
 	return nil
+}
+
+// stating returns which packages of the patterns are worth a lab. A package that
+// is named is; of those that a wildcard matches, the ones whose tests state through
+// internal/testenv what they need: the others give the same answer on any machine.
+func stating(ctx context.Context, patterns []string) (func(pkg string) bool, error) {
+	if !slices.ContainsFunc(patterns, func(p string) bool { return strings.Contains(p, "...") }) {
+		return func(string) bool { return true }, nil
+	}
+	self, err := goOutput(ctx, "", "list", "-m")
+	if err != nil {
+		return nil, err
+	}
+	list, err := goOutput(ctx, "", append([]string{"list", "-test", "-f", `{{.ImportPath}} {{join .Deps " "}}`}, patterns...)...)
+	if err != nil {
+		return nil, err
+	}
+	states := map[string]bool{}
+	for line := range strings.Lines(list) {
+		f := strings.Fields(line)
+		if pkg, ok := strings.CutSuffix(f[0], ".test"); ok && slices.Contains(f, self+"/internal/testenv") {
+			states[pkg] = true
+		}
+	}
+	for _, p := range patterns {
+		if !strings.Contains(p, "...") {
+			named, err := goOutput(ctx, "", "list", p)
+			if err != nil {
+				return nil, err
+			}
+			states[named] = true
+		}
+	}
+	return func(pkg string) bool { return states[pkg] }, nil
 }
 
 // goOutput runs the go command for a static binary of this machine's kind.

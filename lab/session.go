@@ -78,6 +78,9 @@ func watch(ctx context.Context, b boot, handle func(wire.Message) error) (err er
 				messages = nil // the emulator is ending; its status follows
 				continue
 			}
+			if !said && e.typing != nil {
+				go drain(e.typing, b.input) // ends with the input or with the machine
+			}
 			said = true
 			silence.Reset(b.limit.silence)
 			if err := handle(m); err != nil {
@@ -98,13 +101,17 @@ func watch(ctx context.Context, b boot, handle func(wire.Message) error) (err er
 				return hung(fmt.Sprintf("no sign of life for %v", b.limit.silence))
 			}
 		case <-e.ended:
-			// What it said before it ended may still be in the pipe.
+			// What it said before it ended may still be in the pipes.
+			if err := e.kill(); err != nil {
+				return err
+			}
 			for m := range e.messages {
 				if err := handle(m); err != nil {
 					return err
 				}
 				done = done || m.Kind == wire.KindDone
 			}
+			e.readers.Wait()
 			select {
 			case line := <-panicAt:
 				return fmt.Errorf("%w: kernel panic: %s%s", ErrGuest, line, e.report(false))
@@ -126,7 +133,8 @@ type emulator struct {
 	ended    chan struct{} // closed when the process has been waited for
 	err      error         // of Wait, valid after ended
 	monitor  io.WriteCloser
-	answers  *tail // what the monitor, or Bochs on its terminal, printed
+	answers  *tail    // what the monitor, or Bochs on its terminal, printed
+	typing   *os.File // where a shell's input goes; nil: the terminal is the emulator's
 	answer   time.Duration
 	readers  sync.WaitGroup
 	closers  []io.Closer
@@ -182,6 +190,15 @@ func start(b boot) (_ *emulator, err error) {
 		// In the terminal's foreground group, or reading the keyboard would stop it.
 		e.cmd.SysProcAttr.Setpgid = false
 		e.cmd.Stdin, e.cmd.Stdout, e.cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+		if b.input != nil {
+			// A serial port drops what comes before somebody listens.
+			r, w, err := os.Pipe()
+			if err != nil {
+				return nil, errors.Join(err, consoleW.Close(), controlW.Close())
+			}
+			theirs, e.closers, e.cmd.Stdin = append(theirs, r), append(e.closers, w), r
+			e.typing = w
+		}
 	default:
 		if e.monitor, err = e.cmd.StdinPipe(); err != nil {
 			return nil, errors.Join(err, consoleW.Close(), controlW.Close())
@@ -192,6 +209,9 @@ func start(b boot) (_ *emulator, err error) {
 	started := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		// A child that outlives the emulator holds its output open; what the
+		// emulator itself said is there by then.
+		e.cmd.WaitDelay = b.limit.answer
 		err := e.cmd.Start()
 		started <- err
 		if err == nil {
@@ -238,27 +258,28 @@ func (e *emulator) receive(r io.Reader) {
 	}
 }
 
+// kill ends the emulator and whatever it started. A child that lives on would hold
+// the pipes open, and the readers would wait for it.
+func (e *emulator) kill() error {
+	target := e.cmd.Process.Pid
+	if e.cmd.SysProcAttr.Setpgid {
+		target = -target
+	}
+	if err := syscall.Kill(target, syscall.SIGKILL); err != nil && err != syscall.ESRCH {
+		return fmt.Errorf("kill %s: %w", e.cmd.Path, err)
+	}
+	return nil
+}
+
 // close kills what is left of the machine and waits for it.
 func (e *emulator) close() error {
-	select {
-	case <-e.ended:
-	default:
-		if err := e.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
-			return fmt.Errorf("kill %s: %w", e.cmd.Path, err)
-		}
-	}
+	err := e.kill()
 	// Readers end when the last write end is gone; take what they still have.
 	go func() {
 		for range e.messages {
 		}
 	}()
 	<-e.ended
-	var err error
-	if e.cmd.SysProcAttr.Setpgid {
-		if kerr := syscall.Kill(-e.cmd.Process.Pid, syscall.SIGKILL); kerr != nil && kerr != syscall.ESRCH {
-			err = kerr
-		}
-	}
 	for _, c := range e.closers {
 		err = errors.Join(err, c.Close())
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -144,5 +145,54 @@ func TestConsole(t *testing.T) {
 	}
 	if got := tl.String(); got != "9596979899" {
 		t.Errorf("tail %q", got)
+	}
+}
+
+// The lab killed outright takes its emulator along: nobody is left to clean up but
+// the kernel.
+func TestKilledLabLeavesNoProcess(t *testing.T) {
+	if os.Getenv("LAB_TEST_VICTIM") != "" {
+		m, err := Lookup("svm")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := boot{machine: m, dir: t.TempDir(), limit: limit{boot: time.Hour, silence: time.Hour, stop: time.Hour, answer: time.Second}}
+		t.Fatal(watch(context.Background(), b, func(wire.Message) error { return nil }))
+	}
+	pid := filepath.Join(t.TempDir(), "pid")
+	fakeQEMU(t, "echo $$ > "+pid+".new; mv "+pid+".new "+pid+"; exec sleep 1000")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	victim := exec.Command(self, "-test.run=^TestKilledLabLeavesNoProcess$")
+	victim.Env = append(os.Environ(), "LAB_TEST_VICTIM=1")
+	if err := victim.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var text []byte
+	for range 500 {
+		if text, err = os.ReadFile(pid); err == nil {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	killErr := victim.Process.Kill()
+	var exit *exec.ExitError
+	if werr := victim.Wait(); !errors.As(werr, &exit) {
+		t.Errorf("victim: %v", werr)
+	}
+	if err := errors.Join(err, killErr); err != nil {
+		t.Fatal(err)
+	}
+	emulator, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !gone(emulator) {
+		if err := syscall.Kill(emulator, syscall.SIGKILL); err != nil {
+			t.Error(err)
+		}
+		t.Errorf("the emulator %d outlived the lab", emulator)
 	}
 }

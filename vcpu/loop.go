@@ -449,7 +449,8 @@ func account(c *control, in uint64) {
 	}
 	n.Hist[h]++
 	nr := uint32(c.nr)
-	if c.cause == uint64(breaks.Syscall) {
+	// A system call that ends the program is numbered too: its exits are in the kernel's statistics.
+	if c.cause == uint64(breaks.Syscall) || c.cause == uint64(breaks.End) && c.nr != 0 {
 		if c.nr >= breaks.NSyscall {
 			b.Syscall[breaks.NSyscall-1].Count++
 			b.Syscall[breaks.NSyscall-1].Lost += lost

@@ -19,7 +19,8 @@ const (
 
 // Config describes a run.
 type Config struct {
-	Program  string   // host path, for messages and AT_EXECFN
+	Program  string   // host path, for messages and /proc/self/exe
+	ExecFn   string   // AT_EXECFN: the path as execve(2) would have got it
 	ELF      int      // open descriptor of the program; it stays the caller's
 	ELFSize  int64    // bytes
 	Args     []string // argv, with argv[0]

@@ -14,6 +14,7 @@ import (
 	"github.com/cloister-vmm/cloister/guest/linux"
 	"github.com/cloister-vmm/cloister/guest/mem"
 	"github.com/cloister-vmm/cloister/guest/stub"
+	"github.com/cloister-vmm/cloister/guest/vdso"
 	"github.com/cloister-vmm/cloister/guest/vfs"
 	"github.com/cloister-vmm/cloister/internal/kvm"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
@@ -139,6 +140,40 @@ func (m *Machine) setCPUID() ([]firmware.Entry, error) {
 	return nil, err
 }
 
+// mapOwnClock gives the guest our own vDSO. Its data page lies in the guest memory file at abi.VDSOBase,
+// where the monitor goes on steering it.
+func (m *Machine) mapOwnClock() (uint64, error) {
+	const data, image = abi.VDSOBase, abi.VDSOBase + vdso.PageSize
+	code, err := vdso.Image()
+	if err != nil {
+		return 0, err
+	}
+	for _, p := range []struct {
+		at   uint64
+		n    uint64
+		prot int
+		name string
+	}{{data, vdso.PageSize, mem.Read, "[vvar]"}, {image, vdso.ImageSize, mem.Read | mem.Exec, "[vdso]"}} {
+		if err := m.space.MapFixed(p.at, p.at+p.n, p.prot, p.name); err != nil {
+			return 0, err
+		}
+	}
+	copy(m.window[image:], code)
+	c, err := vdso.NewClock(m.window[data:data+vdso.PageSize], vdso.Kernel{}, 0, 0)
+	if err != nil {
+		return 0, fmt.Errorf("clock of the guest: %w", err)
+	}
+	if _, err := c.Update(); err != nil {
+		return 0, fmt.Errorf("clock of the guest: %w", err)
+	}
+	m.Info.Clock = OwnClock
+	m.clock = []touch{{stub.TouchRead, data, image + vdso.ImageSize}}
+	return image, nil
+}
+
+// OwnClock is Info.Clock when the guest has our own vDSO, which somebody has to steer.
+const OwnClock = "own vDSO"
+
 // memoryWriter writes to guest memory at guest addresses.
 type memoryWriter struct{ m *Machine }
 
@@ -156,7 +191,7 @@ func (m *Machine) firstStack(entries []firmware.Entry) (uint64, error) {
 		return 0, err
 	}
 	s := elf.Start{
-		Argv: m.cfg.Args, Envp: m.cfg.Env, ExecFn: m.cfg.Program, Bias: m.bias,
+		Argv: m.cfg.Args, Envp: m.cfg.Env, ExecFn: m.cfg.ExecFn, Bias: m.bias,
 		UID: uint32(unix.Getuid()), EUID: uint32(unix.Geteuid()), GID: uint32(unix.Getgid()), EGID: uint32(unix.Getegid()),
 		SysinfoEHDR: vdso, StackSize: stackSize, MinSigStack: firmware.MinSigStack(entries),
 	}
@@ -201,6 +236,9 @@ func clockAreas(maps io.Reader) (list []area, vdso uint64, err error) {
 
 // mapClock gives the guest a clock that costs no exit and returns where its vDSO lies.
 func (m *Machine) mapClock() (uint64, error) {
+	if m.cfg.OwnClock {
+		return m.mapOwnClock()
+	}
 	f, err := os.Open("/proc/self/maps")
 	if err != nil {
 		return 0, err

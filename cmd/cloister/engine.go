@@ -35,12 +35,14 @@ type engine struct {
 	last    time.Time
 
 	elf      *os.File
+	execFn   string // the program's path as execve(2) would have got it
 	lease    *cores.Lease
 	vmDir    string
 	guest    int
 	ledgerFD int
 	ledger   *breaks.VCPU
 	keep     []int
+	metrics  *os.File // listening socket of --metrics, until the monitor has it
 	wire     wire
 	monitor  *exec.Cmd
 	alone    atomic.Bool // ORDER(none): the monitor is gone; only chooses what is printed
@@ -115,7 +117,7 @@ func (e *engine) openProgram() (int, error) {
 		if err != nil {
 			return statusCloister, fmt.Errorf("%s: memfd_create: %w", o.program, err)
 		}
-		e.elf = os.NewFile(uintptr(fd), o.program)
+		e.elf, e.execFn = os.NewFile(uintptr(fd), o.program), o.program
 		if _, err := e.elf.Write(b); err != nil {
 			return statusCloister, fmt.Errorf("%s: %w", o.program, err)
 		}
@@ -130,6 +132,7 @@ func (e *engine) openProgram() (int, error) {
 		}
 		path = p
 	}
+	e.execFn = path
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return statusCloister, err
@@ -185,6 +188,9 @@ func (e *engine) claim() error {
 	if err := checkOutputs(o); err != nil {
 		return err
 	}
+	if e.metrics, err = listenMetrics(o); err != nil {
+		return err
+	}
 	if e.vmDir, err = newVMDir(dir, o.name); err != nil {
 		return err
 	}
@@ -210,7 +216,7 @@ func (e *engine) share() (err error) {
 	if e.guest, err = vmm.NewGuestMemory(e.o.hugepages); err != nil {
 		return err
 	}
-	if e.ledgerFD, err = unix.MemfdCreate("cloister-ledger", unix.MFD_CLOEXEC); err != nil {
+	if e.ledgerFD, err = unix.MemfdCreate(ledgerName, unix.MFD_CLOEXEC); err != nil {
 		return fmt.Errorf("ledger: memfd_create: %w", err)
 	}
 	if err = unix.Ftruncate(e.ledgerFD, int64(breaks.LedgerSize)); err != nil {
@@ -232,10 +238,13 @@ func (e *engine) plan() *plan {
 	p := &plan{
 		Name: o.name, Program: o.program, Args: o.args, Seal: o.seal, CPU: o.cpu, FIFO: o.fifo, Engine: os.Getpid(),
 		VMDir: e.vmDir, Budget: o.budget, OnBreak: o.onBreak, Report: o.report, Profile: o.profile, Trace: o.trace,
-		Metrics: o.metrics, Quiet: o.quiet, Timings: o.timings, Keep: e.keep, Started: e.started.UTC().Format(time.RFC3339),
+		Metrics: o.metrics, MetricsFD: fdMetrics, Quiet: o.quiet, Timings: o.timings, Keep: e.keep, Started: e.started.UTC().Format(time.RFC3339),
 	}
 	if strings.HasPrefix(o.program, "@") {
 		p.Builtin = o.program
+	}
+	if e.metrics != nil && o.oneProcess {
+		p.MetricsFD = int(e.metrics.Fd())
 	}
 	return p
 }
@@ -255,6 +264,9 @@ func (e *engine) startMonitor() error {
 		c.Args[0] = "cloister-monitor"
 		c.Stdout, c.Stderr = os.Stderr, os.Stderr
 		c.ExtraFiles = files
+		if e.metrics != nil {
+			c.ExtraFiles = append(c.ExtraFiles, e.metrics)
+		}
 		c.SysProcAttr = &syscall.SysProcAttr{}
 		if err := c.Start(); err != nil {
 			return fmt.Errorf("start the monitor: %w", err)
@@ -262,6 +274,11 @@ func (e *engine) startMonitor() error {
 		e.monitor = c
 		if err := files[0].Close(); err != nil {
 			return err
+		}
+		if e.metrics != nil {
+			if err := e.metrics.Close(); err != nil {
+				return err
+			}
 		}
 	}
 	if err := e.wire.send(message{Plan: e.plan()}); err != nil {
@@ -310,9 +327,9 @@ func (e *engine) guestLife(signals chan os.Signal) (int, vmm.Result, string) {
 		cwd = "/"
 	}
 	m, err := vmm.New(vmm.Config{
-		Program: o.program, ELF: int(e.elf.Fd()), ELFSize: st.Size(), Args: o.args, Env: os.Environ(), Mounts: o.mounts, Cwd: cwd,
+		Program: o.program, ExecFn: e.execFn, ELF: int(e.elf.Fd()), ELFSize: st.Size(), Args: o.args, Env: environ(), Mounts: o.mounts, Cwd: cwd,
 		Builtin: strings.HasPrefix(o.program, "@"), CPU: o.cpu, FIFO: o.fifo, Memory: o.memory, Huge: o.hugepages,
-		Lock: !o.noLock, Seal: vmm.SealPolicy(o.seal), Ledger: e.ledger, Guest: e.guest, Stamp: e.stamp,
+		Lock: !o.noLock, OwnClock: o.ownClock || clocksource() != "tsc", Seal: vmm.SealPolicy(o.seal), Ledger: e.ledger, Guest: e.guest, Stamp: e.stamp,
 		Warn:      func(s string) { e.tell(message{Warn: s}) },
 		GapRecord: func(a uint64) { e.tell(message{Gap: &a}) },
 	})
@@ -345,6 +362,19 @@ func (e *engine) guestLife(signals chan os.Signal) (int, vmm.Result, string) {
 		return statusCloister, res, err.Error()
 	}
 	return resultStatus(res), res, ""
+}
+
+// environ is the environment as execve(2) gave it: Go's own copy drops a name that comes twice.
+func environ() []string {
+	b, err := os.ReadFile("/proc/self/environ")
+	if err != nil {
+		return os.Environ()
+	}
+	s := strings.TrimSuffix(string(b), "\x00")
+	if s == "" {
+		return nil
+	}
+	return strings.Split(s, "\x00")
 }
 
 // wait returns when the guest has ended; signals and --for end it.

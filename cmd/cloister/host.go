@@ -38,6 +38,12 @@ func newVMDir(dir, name string) (string, error) {
 	if err := os.MkdirAll(filepath.Dir(d), 0o755); err != nil {
 		return "", fmt.Errorf("run directory: %w", err)
 	}
+	// One at a time, or two runs of one name could each take the other's directory for a dead VM's.
+	all, err := lockVMs(filepath.Dir(d))
+	if err != nil {
+		return "", err
+	}
+	defer all.Close()
 	for range 2 {
 		err := os.Mkdir(d, 0o755)
 		if err == nil {
@@ -53,7 +59,8 @@ func newVMDir(dir, name string) (string, error) {
 			return "", fmt.Errorf("remove what a dead VM left: %w", err)
 		}
 	}
-	f, err := os.OpenFile(filepath.Join(d, "engine"), os.O_RDWR|os.O_CREATE, 0o644)
+	// It gets its name when it is locked and whole: `cloister ps` tries the lock of what it finds.
+	f, err := os.OpenFile(filepath.Join(d, "engine.new"), os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return "", fmt.Errorf("run directory: %w", err)
 	}
@@ -61,8 +68,39 @@ func newVMDir(dir, name string) (string, error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return "", fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
-	_, err = fmt.Fprintln(f, os.Getpid())
-	return d, err
+	if _, err := fmt.Fprintln(f, os.Getpid()); err != nil {
+		return "", fmt.Errorf("run directory: %w", err)
+	}
+	if err := os.Rename(f.Name(), filepath.Join(d, "engine")); err != nil {
+		return "", fmt.Errorf("run directory: %w", err)
+	}
+	return d, nil
+}
+
+// lockVMs keeps others from making and removing directories of VMs until the file is closed.
+func lockVMs(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("run directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
+	}
+	return f, nil
+}
+
+// removeDead removes the directory of a VM whose engine has ended, or is about to: a process that was
+// killed closes its socket before it drops its lock. By now the directory may be another VM's of that name.
+func removeDead(d string, engine int) error {
+	all, err := lockVMs(filepath.Dir(d))
+	if err != nil {
+		return err
+	}
+	defer all.Close()
+	if fact(filepath.Join(d, "engine")) != strconv.Itoa(engine) {
+		return nil
+	}
+	return os.RemoveAll(d)
 }
 
 // engineLives looks whether the engine of a VM directory holds its lock.
@@ -98,6 +136,9 @@ func checkOutputs(o *options) error {
 	return nil
 }
 
+// clocksource is the kernel's. Only with "tsc" does its vDSO read the clock without a system call.
+func clocksource() string { return fact("/sys/devices/system/clocksource/clocksource0/current_clocksource") }
+
 func fact(path string) string {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -110,7 +151,7 @@ func fact(path string) string {
 func hostFacts(cpu int) breaks.Host {
 	h := breaks.Host{
 		Backend: string(kvm.DetectBackend("/")), Nested: kvm.Nested("/"),
-		Clocksource: fact("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
+		Clocksource: clocksource(),
 		SMT:         fact("/sys/devices/system/cpu/smt/control"),
 		Isolated:    fact("/sys/devices/system/cpu/isolated"),
 		NohzFull:    fact("/sys/devices/system/cpu/nohz_full"),

@@ -25,6 +25,9 @@ var commands = map[string]struct {
 	help string
 }{
 	"run":     {runCommand, "run a static Linux program on a core of its own"},
+	"ps":      {psCommand, "list the running VMs"},
+	"stats":   {statsCommand, "show the breaks of a running VM by cause"},
+	"stop":    {stopCommand, "end a run"},
 	"version": {versionCommand, "print the version and how it was built"},
 }
 

@@ -39,6 +39,8 @@ type monitor struct {
 	strays int
 	symbol *symbol.Table
 	trace  *tracer
+	clock  clockStats
+	ask    chan func() // what the servers want to know of the fields above
 }
 
 // watch is how often the monitor looks at the ledger. It touches nothing of the guest's.
@@ -55,7 +57,7 @@ func monitorProcess() int {
 }
 
 func runMonitor(w wire, ledgerFD, guest int) int {
-	m := &monitor{wire: w, guest: guest}
+	m := &monitor{wire: w, guest: guest, ask: make(chan func())}
 	if err := m.run(ledgerFD); err != nil {
 		return failf("monitor: %v", err)
 	}
@@ -89,6 +91,8 @@ func (m *monitor) run(ledgerFD int) error {
 			if done || err != nil {
 				return err
 			}
+		case f := <-m.ask:
+			f()
 		case <-tick.C:
 			m.look()
 		case <-slow.C:
@@ -99,18 +103,10 @@ func (m *monitor) run(ledgerFD int) error {
 
 func (m *monitor) read(out chan<- message, fail chan<- error) {
 	for {
-		msg, fds, err := m.wire.receive()
+		msg, _, err := m.wire.receive()
 		if err != nil {
 			fail <- err
 			return
-		}
-		if msg.Ready != nil && len(fds) == 1 {
-			m.stats, err = kvm.NewStats(fds[0])
-			if err != nil {
-				fail <- err
-				return
-			}
-			m.values = make([]uint64, len(m.stats.Names))
 		}
 		out <- msg
 	}
@@ -133,6 +129,13 @@ func (m *monitor) take(msg message) (done bool, err error) {
 		return false, m.serve()
 	case msg.Ready != nil:
 		m.ready = *msg.Ready
+		if len(msg.fds) == 1 {
+			if m.stats, err = kvm.NewStats(msg.fds[0]); err != nil {
+				return false, err
+			}
+			m.values = make([]uint64, len(m.stats.Names))
+		}
+		return false, m.steer()
 	case msg.Warn != "":
 		m.warned = append(m.warned, msg.Warn)
 		if !m.plan.Quiet {
@@ -150,7 +153,7 @@ func (m *monitor) take(msg message) (done bool, err error) {
 // orphaned is the end of an engine that could not say how it ended.
 func (m *monitor) orphaned() error {
 	if m.plan.VMDir != "" {
-		if err := os.RemoveAll(m.plan.VMDir); err != nil {
+		if err := removeDead(m.plan.VMDir, m.plan.Engine); err != nil {
 			return err
 		}
 	}
@@ -206,18 +209,26 @@ func (m *monitor) counts() (c breaks.Counts, ok bool) {
 	if !m.ledger.Snapshot(&c) {
 		return c, false
 	}
-	if m.stats != nil && c.End == 0 && c.Start != 0 {
-		half := breaks.Open
-		if c.Sealed != 0 {
-			half = breaks.Sealed
-		}
-		for i, name := range breaks.KernelNames {
-			if j := m.stats.Index(name); j >= 0 && m.values[j] >= c.KernelAt[i] {
-				c.Book[half].Kernel[i] += m.values[j] - c.KernelAt[i]
-			}
-		}
+	if m.stats != nil {
+		addStatistics(&c, m.stats, m.values)
 	}
 	return c, true
+}
+
+// addStatistics adds what KVM has counted since the last border to the book that is open.
+func addStatistics(c *breaks.Counts, stats *kvm.Stats, values []uint64) {
+	if c.End != 0 || c.Start == 0 {
+		return
+	}
+	half := breaks.Open
+	if c.Sealed != 0 {
+		half = breaks.Sealed
+	}
+	for i, name := range breaks.KernelNames {
+		if j := stats.Index(name); j >= 0 && values[j] >= c.KernelAt[i] {
+			c.Book[half].Kernel[i] += values[j] - c.KernelAt[i]
+		}
+	}
 }
 
 // herd keeps every thread of both processes off the dedicated core, new ones included.
@@ -271,6 +282,9 @@ func (m *monitor) report(end ended) *breaks.Report {
 	}
 	for _, w := range m.warned {
 		f.FailedClauses = append(f.FailedClauses, w)
+	}
+	if s := m.clock.Load(); s != nil && s.Late > 0 { // ORDER(none): see steer
+		f.FailedClauses = append(f.FailedClauses, fmt.Sprintf("the guest's clock was updated late %d times: it may have stepped back", s.Late))
 	}
 	if m.strays > 0 {
 		f.FailedClauses = append(f.FailedClauses, fmt.Sprintf("%d threads of Cloister's own were found on the dedicated core and moved", m.strays))

@@ -38,7 +38,7 @@ type options struct {
 	timings    bool
 	limit      time.Duration
 	oneProcess bool
-	allowStray bool
+	ownClock   bool
 	program    string
 	args       []string
 }
@@ -71,6 +71,7 @@ func runFlags(o *options) *flag.FlagSet {
 	}
 	f.Func("ro", "let the program read `DIR[:GUESTDIR]`; may be repeated", mount(false))
 	f.Func("rw", "let the program read and write `DIR[:GUESTDIR]`; may be repeated", mount(true))
+	f.BoolVar(&o.ownClock, "own-clock", false, "give the program Cloister's own clock even where the host's can be shared")
 	f.StringVar(&o.seal, "seal", "call", "isolation begins at `start|first-write|call`")
 	f.StringVar(&o.budget, "budget", "", "what may be spent while sealed: `CLAUSES` such as total=0 or syscall<=10/s,page-fault=0")
 	f.StringVar(&o.onBreak, "on-break", "report", "when the budget is broken: `report|stop|kill|signal=N`")
@@ -198,6 +199,9 @@ func usage(w io.Writer) {
 	fmt.Fprint(w, `cloister: a microVM that gives a program a core of its own and counts what disturbs it
 
   cloister run [options] -- PROGRAM [arguments]
+  cloister ps [--json]              the running VMs
+  cloister stats [VM] [--watch]     breaks of one by cause, and their rates
+  cloister stop VM                  end a run
   cloister help | version
 
 PROGRAM is a static or static-pie x86-64 Linux program, or one of:

@@ -1,3 +1,205 @@
 package main
 
-func (m *monitor) serve() error { return nil }
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/cloister-vmm/cloister/internal/kvm"
+	"github.com/cloister-vmm/cloister/isolation/breaks"
+	"github.com/cloister-vmm/cloister/observe"
+	"golang.org/x/sys/unix"
+)
+
+// The socket of --metrics is made by the engine, before it makes anything else, and inherited by the
+// monitor that serves it. So a port in use ends the run before there is a guest, without a message that the
+// engine would have to wait for, and nobody can take the port between a check and its use. The engine
+// closes its copy at once: when the monitor is killed, scrapes are refused instead of left waiting.
+
+// listenMetrics binds the address of --metrics; nil without one. o.metrics becomes the address bound.
+func listenMetrics(o *options) (*os.File, error) {
+	if o.metrics == "" {
+		return nil, nil
+	}
+	l, err := net.Listen("tcp", o.metrics)
+	if err != nil {
+		var reason syscall.Errno
+		if errors.As(err, &reason) {
+			return nil, fmt.Errorf("--metrics %s: %w: choose another address or port", o.metrics, reason)
+		}
+		return nil, fmt.Errorf("--metrics %s: %w: choose another address or port", o.metrics, err)
+	}
+	defer l.Close()
+	o.metrics = l.Addr().String()
+	t, ok := l.(*net.TCPListener)
+	if !ok {
+		return nil, fmt.Errorf("--metrics %s: not a TCP address", o.metrics)
+	}
+	f, err := t.File()
+	if err != nil {
+		return nil, fmt.Errorf("--metrics %s: %w", o.metrics, err)
+	}
+	return f, nil
+}
+
+// factsFile is the file in a VM's directory that tells `cloister ps` what the ledger does not know, when the
+// monitor is not there to be asked.
+const factsFile = "vm.json"
+
+// serve starts the control socket and, with --metrics, the scrape; both are answered by goroutines of
+// their own. What the monitor's loop owns they get from the loop (m.ask).
+func (m *monitor) serve() error {
+	p := &m.plan
+	vm := observe.VM{Name: p.Name, Program: p.Program, Args: p.Args, Engine: p.Engine, Monitor: os.Getpid(), Started: p.Started,
+		Version: versionString(), Go: runtime.Version(), Metrics: p.Metrics, Backend: string(kvm.DetectBackend("/")), Budget: m.budget}
+	source := m.source()
+	if p.Metrics != "" {
+		f := os.NewFile(uintptr(p.MetricsFD), "metrics")
+		l, err := net.FileListener(f)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return fmt.Errorf("--metrics: %w", err)
+		}
+		go m.answer("metrics", func() error { return observe.Serve(l, observe.MetricsHandler(vm, source)) })
+		if !p.Quiet {
+			fmt.Fprintf(os.Stderr, "cloister: metrics at http://%s/metrics\n", p.Metrics)
+		}
+	}
+	// Without these the run is as good as with them, only harder to look at.
+	if err := m.openControl(vm, source); err != nil {
+		m.warned = append(m.warned, fmt.Sprintf("control socket: %v: `cloister ps` and `cloister stats` cannot see this VM's figures", err))
+		if !p.Quiet {
+			failf("%s", m.warned[len(m.warned)-1])
+		}
+	}
+	return nil
+}
+
+func (m *monitor) openControl(vm observe.VM, source observe.Source) error {
+	err := replace(filepath.Join(m.plan.VMDir, factsFile), func(w io.Writer) error {
+		return json.NewEncoder(w).Encode(observe.NewStatus(vm, nil))
+	})
+	if err != nil {
+		return err
+	}
+	l, err := observe.ListenControl(m.plan.VMDir)
+	if err != nil {
+		return err
+	}
+	// As SIGTERM would, which is what `cloister stop` sends when there is no monitor.
+	end := func(reason string) error {
+		if reason == "" {
+			reason = "asked through the control socket"
+		}
+		return m.wire.send(message{Stop: &stop{Reason: reason, Signal: int(unix.SIGTERM)}})
+	}
+	go m.answer("control socket", func() error { return observe.Serve(l, observe.ControlHandler(vm, source, end)) })
+	return nil
+}
+
+// answer serves until the process ends; anything else that ends it is said.
+func (m *monitor) answer(what string, serve func() error) {
+	if err := serve(); err != nil && !m.plan.Quiet {
+		failf("%s: %v: it is served no more, the run goes on", what, err)
+	}
+}
+
+// settle is how long a snapshot lets the ledger catch up with the statistics read before it: a return
+// of KVM_RUN is counted by the kernel before the engine books it (breaks.KernelCauses).
+const settle = 5 * time.Millisecond
+
+// loopState is what only the monitor's loop may look at.
+type loopState struct {
+	stats      int // descriptor of KVM's statistics, or -1
+	strays     int
+	eventsLost *uint64
+}
+
+// source takes snapshots for the servers. Of the engine it reads the shared ledger, the statistics
+// descriptor and /proc/PID/statm: none of them takes a lock or costs an interrupt there.
+func (m *monitor) source() observe.Source {
+	var one sync.Mutex // the reader's buffers
+	var stats *kvm.Stats
+	var values []uint64
+	return func(ctx context.Context) (*observe.Snapshot, error) {
+		state, err := m.askLoop(ctx)
+		if err != nil {
+			return nil, err
+		}
+		one.Lock()
+		defer one.Unlock()
+		if stats == nil && state.stats >= 0 {
+			// A second reader on the descriptor: pread shares no position with the loop's own.
+			if stats, err = kvm.NewStats(state.stats); err != nil {
+				return nil, err
+			}
+			values = make([]uint64, len(stats.Names))
+		}
+		s := &observe.Snapshot{VCPUs: make([]breaks.Counts, 1), NoStatistics: stats == nil, EventsLost: state.eventsLost, Strays: uint64(state.strays)}
+		if stats != nil {
+			if err := stats.Read(values); err != nil {
+				return nil, err
+			}
+			time.Sleep(settle)
+		}
+		c := &s.VCPUs[0]
+		if !m.ledger.Snapshot(c) {
+			return nil, errors.New("the ledger could not be read consistently")
+		}
+		s.Now = kvm.TSC()
+		if c.Start == 0 {
+			s.VCPUs = nil // nothing ran yet, and the engine may still be filling it in
+		}
+		if stats != nil {
+			addStatistics(c, stats, values)
+		}
+		s.Memory = m.memory()
+		return s, nil
+	}
+}
+
+// askLoop has the monitor's loop look at its own state.
+func (m *monitor) askLoop(ctx context.Context) (loopState, error) {
+	got := make(chan loopState, 1)
+	look := func() {
+		s := loopState{stats: -1, strays: m.strays}
+		if m.stats != nil {
+			s.stats = m.stats.FD()
+		}
+		if m.plan.Trace != "" {
+			lost := m.trace.lost
+			s.eventsLost = &lost
+		}
+		got <- s
+	}
+	select {
+	case m.ask <- look:
+		return <-got, nil
+	case <-ctx.Done():
+		return loopState{}, errors.New("the monitor is busy, perhaps with the report")
+	}
+}
+
+// memory leaves out what could not be read: a process that is ending has no figures.
+func (m *monitor) memory() (mem observe.Memory) {
+	if r, err := observe.ReadResident("/", m.plan.Engine); err == nil {
+		mem.Engine = r
+	}
+	if r, err := observe.ReadResident("/", os.Getpid()); err == nil {
+		mem.Monitor = r
+	}
+	var st unix.Stat_t
+	if unix.Fstat(m.guest, &st) == nil {
+		b := uint64(st.Blocks) * 512 // stat(2): in units of 512 bytes
+		mem.Guest = &b
+	}
+	return mem
+}

@@ -14,11 +14,15 @@ import (
 // The engine and the monitor talk over one SOCK_SEQPACKET pair, one JSON message a packet. Nothing on it is
 // needed for the guest to run: either side may find the other gone.
 
+// ledgerName is the name of the ledger's memfd, by which `cloister ps` finds it when the monitor is gone.
+const ledgerName = "cloister-ledger"
+
 // Descriptors that the monitor inherits.
 const (
 	fdSocket = 3 + iota
 	fdLedger
 	fdGuest
+	fdMetrics // only with --metrics
 )
 
 // message is one packet; one of its fields is set.
@@ -30,29 +34,32 @@ type message struct {
 	Ended  *ended  `json:",omitempty"` // engine: the run is over, the ledger final
 	Stop   *stop   `json:",omitempty"` // monitor: end the run
 	Status *int    `json:",omitempty"` // monitor: everything is written; exit with this
+
+	fds []int // descriptors that came with it
 }
 
 // plan is what the monitor has to know from the start.
 type plan struct {
-	Name    string
-	Program string
-	Args    []string
-	Builtin string // @name, or empty
-	Seal    string
-	CPU     int
-	FIFO    int
-	Engine  int // its pid
-	VMDir   string
-	Budget  string
-	OnBreak string
-	Report  string
-	Profile string
-	Trace   string
-	Metrics string
-	Quiet   bool
-	Timings bool
-	Keep    []int // housekeeping CPUs
-	Started string
+	Name      string
+	Program   string
+	Args      []string
+	Builtin   string // @name, or empty
+	Seal      string
+	CPU       int
+	FIFO      int
+	Engine    int // its pid
+	VMDir     string
+	Budget    string
+	OnBreak   string
+	Report    string
+	Profile   string
+	Trace     string
+	Metrics   string // the address that was bound
+	MetricsFD int    // its listening socket, in the monitor
+	Quiet     bool
+	Timings   bool
+	Keep      []int // housekeeping CPUs
+	Started   string
 }
 
 // ready says that the first instruction is about to run.
@@ -126,5 +133,7 @@ func (w wire) receive() (m message, fds []int, err error) {
 			return m, fds, err
 		}
 	}
-	return m, fds, json.Unmarshal(b[:n], &m)
+	err = json.Unmarshal(b[:n], &m)
+	m.fds = fds
+	return m, fds, err
 }

@@ -31,9 +31,9 @@ func (t Type) String() string {
 type Prot uint8
 
 const (
-	X Prot = 1 << iota
-	W
-	R
+	X Prot = 1 << iota // execute (PF_X)
+	W                  // write (PF_W)
+	R                  // read (PF_R)
 )
 
 // String gives the three letters that /proc/PID/maps uses, such as "r-x".

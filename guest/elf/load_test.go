@@ -305,6 +305,30 @@ func FuzzLoad(f *testing.F) {
 	})
 }
 
+// FuzzHeaders puts fuzzed program headers behind a sound ELF header, where mutation of a whole file seldom
+// gets: each 10 bytes of raw are one header, its numbers coarse so that they collide.
+func FuzzHeaders(f *testing.F) {
+	f.Add(uint16(2), uint64(0x401000), 0x3000, []byte("\x00\x04\x00\x00\x40\x00\x08\x00\x08\x00\x00\x05\x10\x00\x40\x10\x01\x00\x01\x00"))
+	f.Add(uint16(3), uint64(0x1000), 0x3000, []byte("\x00\x05\x10\x00\x00\x10\x18\x00\x18\x00\x00\x06\x29\x00\x00\x29\x02\x00\x09\x01"))
+	f.Fuzz(func(t *testing.T, typ uint16, entry uint64, size int, raw []byte) {
+		s := &file{typ: elf.Type(typ), machine: elf.EM_X86_64, entry: entry, size: 64 + size&0xffff, poke: map[int][]byte{}}
+		types := []elf.ProgType{elf.PT_LOAD, elf.PT_LOAD, elf.PT_LOAD, elf.PT_NOTE, elf.PT_TLS, elf.PT_GNU_STACK, elf.PT_DYNAMIC, elf.PT_LOAD}
+		for ; len(raw) >= 10 && len(s.phs) < 40; raw = raw[10:] {
+			// An exponent makes huge numbers as likely as small ones.
+			num := func(a, b byte) uint64 { return uint64(a)<<8<<(b>>3&63) | uint64(b&7)<<8 }
+			s.phs = append(s.phs, ph{types[raw[0]&7], elf.ProgFlag(raw[1] & 7), num(raw[2], raw[3]), uint64(raw[4])<<16 | num(raw[5], raw[3]&7|raw[9]&0xf8),
+				num(raw[6], raw[7]), num(raw[8], raw[7]), 1 << (raw[9] & 63)})
+		}
+		im, err := s.load()
+		if err == nil {
+			checkInvariants(t, im, uint64(len(s.bytes())))
+			if _, err := im.Stack(start(), abi.StackTop, &memory{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
 // checkInvariants holds an accepted image against the numbered promises of doc.go.
 func checkInvariants(t *testing.T, im *Image, size uint64) {
 	t.Helper()

@@ -23,6 +23,8 @@
 //  6. What is refused is refused by name, once, through Config.Warn, and counted.
 //  7. One task calls at a time. Threads (the next issue) bring their lock with them; the counters
 //     that other goroutines read (Unknown) have theirs already.
+//  8. The engine ignores SIGXFSZ and SIGPIPE (os/signal.Ignore): the host raises them for what the
+//     guest writes, and the Go runtime ends a process on SIGXFSZ. The guest gets its own, from here.
 //
 // Alternatives rejected: passing system calls through to the host with translated pointers (the guest
 // would act with the engine's whole authority, and could block it for ever); a goroutine per blocking

@@ -338,3 +338,22 @@ func sysPipe2(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	_ = k.fds.close(rfd)
 	return 0, errno
 }
+
+// sysNotSocket serves the calls on sockets. Programs ask (bash: is my input a network connection?), so
+// the answer is given without a word.
+func sysNotSocket(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
+	if _, errno := k.fds.io(a[0]); errno != 0 {
+		return 0, errno
+	}
+	return 0, unix.ENOTSOCK
+}
+
+// sysSocket refuses. The socket by which every glibc looks for a name service daemon before it reads
+// /etc/passwd (nscd/nscd_helper.c) is counted and not worth a line.
+func sysSocket(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
+	k.countUnknown(unix.SYS_SOCKET)
+	if a[0] != unix.AF_UNIX || a[1] != unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK {
+		k.warn("system call socket (41) refused with EAFNOSUPPORT: " + noNet)
+	}
+	return 0, unix.EAFNOSUPPORT
+}

@@ -30,3 +30,13 @@ func ioctlNumber(fd int, req uint, v uint32) unix.Errno {
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(req), uintptr(v))
 	return errno
 }
+
+// getrandom asks the kernel itself: unix.Getrandom may fill p in user space (vDSO), where a fault in
+// guest memory would be the VMM's.
+func getrandom(p []byte, flags int) (int, unix.Errno) {
+	n, _, errno := unix.Syscall(unix.SYS_GETRANDOM, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), uintptr(flags))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), 0
+}

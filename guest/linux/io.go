@@ -18,7 +18,7 @@ func (k *Kernel) read(d *description, vec [][]byte, off int64, flags int) (uint6
 	if d.fd < 0 {
 		return k.readSynthetic(d, vec, off)
 	}
-	if d.fresh && d.wait == waitAgain {
+	if d.fresh && d.wait == waitAgain && !d.nonblock() {
 		if errno := k.await(d.fd, unix.POLLIN, time.Time{}); errno != 0 {
 			return 0, errno
 		}
@@ -72,8 +72,12 @@ func (k *Kernel) readSynthetic(d *description, vec [][]byte, off int64) (uint64,
 // regular file what fits. EPIPE raises SIGPIPE.
 func (k *Kernel) write(t *Task, d *description, vec [][]byte, off int64, flags int) (uint64, unix.Errno) {
 	total, errno := k.writeAll(d, vec, off, flags)
-	if errno == unix.EPIPE {
+	switch {
+	case errno == unix.EPIPE:
 		k.raise(t, unix.SIGPIPE)
+	case errno == unix.EFBIG && k.lim.fsize:
+		// The host raised its own signal, which the engine ignores (its runtime would die of it).
+		k.raise(t, unix.SIGXFSZ)
 	}
 	if total > 0 {
 		return total, 0

@@ -1,7 +1,6 @@
 package linux
 
 import (
-	"encoding/binary"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +16,7 @@ const maxCPUs = 1024
 // the start and are remembered.
 type limits struct {
 	r        [rlimNlimits]unix.Rlimit
+	fsize    bool // the host limits the size of files: EFBIG comes with SIGXFSZ
 	affinity []byte
 	policy   int32
 	priority int32
@@ -43,6 +43,14 @@ func hostLimits() limits {
 	}
 	hard := min(host, hardNofile)
 	l.r[unix.RLIMIT_NOFILE] = unix.Rlimit{Cur: min(softNofile, hard), Max: hard}
+	// getpriority(2): the system call answers 20 - nice.
+	if prio, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err == nil {
+		l.nice = int32(20 - prio)
+	}
+	if attr, err := unix.SchedGetAttr(0, 0); err == nil {
+		l.policy, l.priority = int32(attr.Policy), int32(attr.Priority)
+	}
+	l.fsize = l.r[unix.RLIMIT_FSIZE].Cur != unix.RLIM_INFINITY
 	l.r[unix.RLIMIT_STACK] = unix.Rlimit{Cur: stackLimit, Max: unix.RLIM_INFINITY}
 	return l
 }
@@ -329,12 +337,12 @@ func sysMembarrier(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 }
 
 func sysCapget(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	var head [8]byte
-	if errno := k.copyIn(a[0], head[:]); errno != 0 {
+	version, errno := k.load32(a[0])
+	if errno != 0 {
 		return 0, errno
 	}
 	words := 2
-	switch binary.LittleEndian.Uint32(head[:]) {
+	switch version {
 	case unix.LINUX_CAPABILITY_VERSION_1:
 		words = 1
 	case unix.LINUX_CAPABILITY_VERSION_2, unix.LINUX_CAPABILITY_VERSION_3:
@@ -347,8 +355,11 @@ func sysCapget(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 		}
 		return 0, unix.EINVAL
 	}
-	switch pid := int32(binary.LittleEndian.Uint32(head[4:])); {
-	case pid < 0:
+	pid, errno := k.load32(a[0] + 4)
+	switch {
+	case errno != 0:
+		return 0, errno
+	case int32(pid) < 0:
 		return 0, unix.EINVAL
 	case !k.isSelf(uint64(pid)):
 		return 0, unix.ESRCH
@@ -375,15 +386,15 @@ func sysGetrandom(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	const step = 4 << 20 // some milliseconds of the host's generator
 	done := 0
 	for done < len(p) {
-		n, err := unix.Getrandom(p[done:min(len(p), done+step)], flags|unix.GRND_NONBLOCK)
-		if err == unix.EINTR {
+		n, errno := getrandom(p[done:min(len(p), done+step)], flags|unix.GRND_NONBLOCK)
+		if errno == unix.EINTR {
 			continue
 		}
-		if err != nil {
+		if errno != 0 {
 			if done > 0 {
 				break
 			}
-			return 0, errnoOf(err)
+			return 0, errno
 		}
 		done += n
 		if done < len(p) && k.interrupted() {

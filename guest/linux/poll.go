@@ -105,6 +105,9 @@ func (k *Kernel) poll(addr, count uint64, deadline time.Time) (uint64, unix.Errn
 	if count > k.lim.nofile() {
 		return 0, unix.EINVAL
 	}
+	if !accessOK(addr, 8*count) {
+		return 0, unix.EFAULT
+	}
 	raw := make([]byte, 8*count)
 	if errno := k.copyIn(addr, raw); errno != 0 {
 		return 0, errno

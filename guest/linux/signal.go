@@ -208,8 +208,8 @@ func sysKill(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 		return 0, unix.EINVAL
 	}
 	switch pid := int(int32(a[0])); {
-	case pid == k.cfg.PID, pid == 0, pid == -k.proc.pgid, pid == -1:
-		// Others in the process group are the host's, which the guest does not see.
+	case pid == k.cfg.PID, pid == 0, pid == -k.proc.pgid && pid != -1:
+		// Others in the process group are the host's, which the guest does not see. -1 is all others.
 		return 0, k.send(t, sig)
 	}
 	return 0, unix.ESRCH

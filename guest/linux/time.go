@@ -112,7 +112,8 @@ func sysClockNanosleep(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	id := int32(a[0])
 	switch id {
 	case unix.CLOCK_REALTIME, unix.CLOCK_MONOTONIC, unix.CLOCK_BOOTTIME, unix.CLOCK_TAI:
-	case unix.CLOCK_MONOTONIC_RAW, unix.CLOCK_REALTIME_COARSE, unix.CLOCK_MONOTONIC_COARSE, unix.CLOCK_PROCESS_CPUTIME_ID:
+	case unix.CLOCK_MONOTONIC_RAW, unix.CLOCK_REALTIME_COARSE, unix.CLOCK_MONOTONIC_COARSE, unix.CLOCK_THREAD_CPUTIME_ID,
+		unix.CLOCK_PROCESS_CPUTIME_ID:
 		return 0, unix.EOPNOTSUPP // natively for all but the last, whose time stands still in a sleep
 	default:
 		return 0, unix.EINVAL

@@ -20,12 +20,14 @@ const (
 
 // Guest addresses.
 const (
-	SyscallEntry = abi.SupVA + User        // LSTAR
-	TouchWrite   = abi.SupVA + User + 0x40 // RDI, RSI: make every page of [RDI,RSI) present and writable
-	TouchRead    = abi.SupVA + User + 0x80 // RDI, RSI: make every page readable
-	Done         = abi.SupVA + User + 0xc0 // leaves the guest: a routine has ended
-	Exception    = abi.SupVA + Exceptions  // stub of vector 0
-	RSP0         = abi.SupVA + StackTop    //
+	SyscallEntry = abi.SupVA + User         // LSTAR
+	TouchWrite   = abi.SupVA + User + 0x40  // RDI, RSI: make every page of [RDI,RSI) present and writable
+	TouchRead    = abi.SupVA + User + 0x80  // RDI, RSI: make every page readable
+	Done         = abi.SupVA + User + 0xc0  // leaves the guest: a routine has ended
+	Exception    = abi.SupVA + Exceptions   // stub of vector 0
+	RSP0         = abi.SupVA + StackTop     //
+	SpinFlag     = abi.SupVA + User + 0x100 // RDI: spin until the word at RDI is not 0
+	FlagOffset   = User + 0x200             // of such a word in the block; CPL 3 can read it
 	ProvokeHLT   = abi.SupVA + Exceptions + 0x400
 	ProvokePIO   = abi.SupVA + Exceptions + 0x410
 	ProvokeMMIO  = abi.SupVA + Exceptions + 0x420
@@ -52,6 +54,12 @@ func UserPage() []byte {
 		0x48, 0x39, 0xf7, // cmp %rsi,%rdi
 		0x72, 0xf2, // jb .-12
 		0xeb, 0xc0-0x80-16) // jmp done
+	put(p, 0x100,
+		0xf3, 0x90, // pause
+		0x83, 0x3f, 0x00, // cmpl $0,(%rdi)
+		0x74, 0xf9, // je .-5
+		0xeb, 0xb7) // jmp done
+	put(p, 0x200, 0, 0, 0, 0) // the flag
 	put(p, 0xc0,
 		0xe6, abi.PortSyscall) // done: out %al,$0x80
 	return p

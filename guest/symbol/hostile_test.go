@@ -52,6 +52,10 @@ func TestHostileFiles(t *testing.T) {
 		{".debug_info of 2^63 bytes in the file", func(b []byte) {
 			le.PutUint64(header(b, ".debug_info")[8:], 0)
 			le.PutUint64(header(b, ".debug_info")[32:], 1<<63)
+		}, true},
+		{".debug_info of 2^62 bytes in the file", func(b []byte) {
+			le.PutUint64(header(b, ".debug_info")[8:], 0)
+			le.PutUint64(header(b, ".debug_info")[32:], 1<<62)
 		}, false},
 		{"damaged .debug_abbrev", func(b []byte) { clear(content(b, ".debug_abbrev")[40:60]) }, false},
 	} {

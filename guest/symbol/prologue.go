@@ -289,13 +289,14 @@ func (m image) isReturn(a uint64) bool {
 	if !m.isCode(a) && !m.isCode(a-1) {
 		return false
 	}
-	b := m.bytes(a-maxCallLen, maxCallLen)
-	if len(b) < maxCallLen {
-		return false
+	var b []byte
+	for n := maxCallLen; n >= 2 && len(b) == 0; n-- { // fewer at the start of a segment
+		if b = m.bytes(a-uint64(n), n); len(b) < n {
+			b = nil
+		}
 	}
-	for n := 2; n <= maxCallLen; n++ {
-		c := b[maxCallLen-n:]
-		in, err := x86asm.Decode(c, 64)
+	for n := 2; n <= len(b); n++ {
+		in, err := x86asm.Decode(b[len(b)-n:], 64)
 		if err == nil && in.Len == n && in.Op == x86asm.CALL {
 			return true
 		}

@@ -35,7 +35,7 @@ func (t *Table) Unwind(regs Regs, stack []uint64, max int) []uint64 {
 		next, signal, ok := u.step(s, returned)
 		pc := next.val[regRA]
 		// A caller's frame lies above its callee's: whatever does not climb is not a stack.
-		if !ok || pc == 0 || next.val[regRSP] <= s.val[regRSP] || !t.img.isCode(pc-t.bias) {
+		if !ok || pc == 0 || next.val[regRSP] <= s.val[regRSP] || !t.img.isCode(pc-1-t.bias) {
 			break
 		}
 		out = append(out, pc)

@@ -24,9 +24,9 @@ func TestUnwindStepped(t *testing.T) {
 	// What is missing with RIP and RSP alone are functions with alloca and with realigned stacks, whose
 	// frame only RBP tells: dyn, aligned, and glibc's vfscanf, which Rust's start-up calls.
 	least := map[string][2]float64{
-		"glibc-O0": {.99, .94}, "glibc-O2": {.99, .78}, "glibc-dwarf4": {.99, .78}, "glibc-gz": {.99, .78},
-		"static-pie-O2": {.99, .78}, "stripped-O2": {.99, .78}, "no-tables-O2": {.78, .76},
-		"musl-O0": {.97, .92}, "musl-O2": {.95, .80}, "cpp-O0": {.99, .99}, "cpp-O2": {.99, .99},
+		"glibc-O0": {.99, .90}, "glibc-O2": {.99, .78}, "glibc-dwarf4": {.99, .78}, "glibc-gz": {.99, .78},
+		"static-pie-O2": {.99, .78}, "stripped-O2": {.99, .78}, "no-tables-O2": {.79, .77},
+		"musl-O0": {.95, .86}, "musl-O2": {.95, .78}, "cpp-O0": {.99, .99}, "cpp-O2": {.99, .99},
 		"rust-O": {.99, .65}, "rust-debug": {.99, .65}, "go": {.99, .99}, "go-stripped": {.99, .99},
 	}
 	for _, p := range programs {
@@ -35,7 +35,11 @@ func TestUnwindStepped(t *testing.T) {
 				testenv.NeedLong(t)
 			}
 			bin := build(t, p)
-			s := step(t, bin, 60000)
+			limit := 60000
+			if testing.Short() {
+				limit = 10000
+			}
+			s := step(t, bin, limit)
 			t.Logf("%d instructions, %d compared; whole stack with all registers %.1f %%, with RIP and RSP %.1f %%",
 				s.steps, s.compared, 100*s.share(0), 100*s.share(1))
 			if s.compared < 300 {

@@ -65,6 +65,64 @@ func TestImageParses(t *testing.T) {
 	}
 }
 
+// TestHashTables looks names up as dynamic linkers do, by both tables: all that are there, and some that
+// are not, for which the chains must end.
+func TestHashTables(t *testing.T) {
+	img, err := Image()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := elf.NewFile(bytes.NewReader(img))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := append(append([]string{""}, names...), version)
+	word := func(section string, i int) uint32 {
+		b, err := f.Section(section).Data()
+		if err != nil || 4*i+4 > len(b) {
+			t.Fatalf("word %d of %s: %v", i, section, err)
+		}
+		return binary.LittleEndian.Uint32(b[4*i:])
+	}
+	sysv := func(name string) uint32 {
+		buckets := word(".hash", 0)
+		i := word(".hash", 2+int(elfHash(name)%buckets))
+		for ; i != 0 && all[i] != name; i = word(".hash", 2+int(buckets+i)) {
+		}
+		return i
+	}
+	gnu := func(name string) uint32 {
+		h := uint32(5381)
+		for _, c := range []byte(name) {
+			h = h*33 + uint32(c)
+		}
+		bloom := uint64(word(".gnu.hash", 4)) | uint64(word(".gnu.hash", 5))<<32
+		if bloom>>(h%64)&1 == 0 || bloom>>(h>>word(".gnu.hash", 3)%64)&1 == 0 {
+			return 0
+		}
+		for i := word(".gnu.hash", 6); ; i++ {
+			c := word(".gnu.hash", 7+int(i-word(".gnu.hash", 1)))
+			if c|1 == h|1 && all[i] == name {
+				return i
+			}
+			if c&1 != 0 {
+				return 0
+			}
+		}
+	}
+	for i, n := range all[1:] {
+		if a, b := sysv(n), gnu(n); a != uint32(i+1) || b != a {
+			t.Errorf("%s is symbol %d, found as %d and %d", n, i+1, a, b)
+		}
+	}
+	for i := range 1000 {
+		n := fmt.Sprintf("__vdso_nothing%d", i)
+		if sysv(n) != 0 || gnu(n) != 0 {
+			t.Errorf("%s was found", n)
+		}
+	}
+}
+
 // TestRuntimesAccept starts programs of each C library and language with our image as their vDSO
 // (AT_SYSINFO_EHDR rewritten by ptrace before their first instruction), while a Clock updates the page:
 // they find it, so they make no clock_gettime system call but the ones they make on purpose.

@@ -30,7 +30,7 @@ type Stats struct {
 	Error    float64 // host minus guest at the latest update, before it was corrected
 	MaxError float64 // largest magnitude of Error since the second update
 	Half     float64 // uncertainty of the latest reading
-	Steps    uint64  // changes of the realtime, TAI or boot-time offset since the first slot
+	Steps    uint64  // steps of the host's realtime, TAI or boot-time clock
 }
 
 // Clock writes a data page. It is not safe for concurrent use, and a page has one writer at a time; a
@@ -52,6 +52,9 @@ type Clock struct {
 // knows it (KVM_GET_TSC_KHZ), 0 otherwise; NewClock then takes 20 ms to measure, else 2 ms. flags
 // is FlagCPUSegment or 0. When it returns, the page is valid. A page that already holds a slot is
 // carried on without a step in its monotonic clocks.
+//
+// ORDER(O5) vDSO data page, writer: flags and resolution are stored before the first gen. Pairs with the
+// reader's loads of them; without it the guest's first getcpu could miss the flag and ask the host, no more.
 func NewClock(page []byte, host Host, rate float64, flags uint64) (*Clock, error) {
 	p, err := asPage(page)
 	if err != nil {
@@ -71,18 +74,22 @@ func NewClock(page []byte, host Host, rate float64, flags uint64) (*Clock, error
 	if err := c.calibrate(measure, rate); err != nil {
 		return nil, err
 	}
-	p[wordFlags].Store(flags)     // ORDER(O5): before gen in publish; without it getcpu could trust a foreign GDT
-	p[wordRes].Store(uint64(res)) // ORDER(O5): before gen in publish; without it the first clock_getres could ask the host
-	c.gen = p[wordGen].Load()     // ORDER(none): this is the only writer
+	p[wordFlags].Store(flags)
+	p[wordRes].Store(uint64(res))
+	c.gen = p[wordGen].Load()
 	if c.gen != 0 {
 		if old := p.read(c.gen); old.mono.new != 0 && old.raw.new != 0 && old.mono.s <= host.TSC() {
 			c.mono.line, c.raw.line = old.mono, old.raw
 		}
 	}
+	for range 4 { // a few looks bound the offsets well enough that later ones need not move them
+		if err := c.noteOffsets(&slot{}); err != nil {
+			return nil, err
+		}
+	}
 	if err := c.update(host.TSC()); err != nil {
 		return nil, err
 	}
-	c.stats.Steps = 0
 	return c, nil
 }
 
@@ -219,7 +226,7 @@ func (c *Clock) publish(sl *slot) {
 		}
 	}
 	c.gen++
-	c.page[wordGen].Store(c.gen) // ORDER(O5): (b) above
+	c.page[wordGen].Store(c.gen)
 	if c.host.TSC() >= s {
 		c.stats.Late++
 	}

@@ -47,6 +47,7 @@ retry:
 	JNE	line
 	ADDQ	$64, R10
 line:
+	// ORDER(O5) pairs with the store of gen in Clock.publish: without this LFENCE, RDTSC could run before (a).
 	LFENCE
 	RDTSC
 	SHLQ	$32, DX
@@ -193,6 +194,7 @@ TEXT ·codeStart(SB), NOSPLIT, $0-8
 
 // func tsc() uint64
 TEXT ·tsc(SB), NOSPLIT, $0-8
+	// ORDER(none): the counter is read after the loads before it, so that what they showed was true by then.
 	LFENCE
 	RDTSC
 	SHLQ	$32, DX
@@ -204,6 +206,7 @@ TEXT ·tsc(SB), NOSPLIT, $0-8
 TEXT ·bracket(SB), NOSPLIT, $0-40
 	MOVQ	clock+0(FP), DI
 	MOVQ	ts+8(FP), SI
+	// ORDER(none): both LFENCEs keep RDTSC outside the system call that they bracket; nothing is shared.
 	LFENCE
 	RDTSC
 	SHLQ	$32, DX
@@ -212,6 +215,7 @@ TEXT ·bracket(SB), NOSPLIT, $0-40
 	MOVL	$228, AX
 	SYSCALL
 	MOVQ	AX, R9
+	// ORDER(none): as above, after the call.
 	LFENCE
 	RDTSC
 	SHLQ	$32, DX

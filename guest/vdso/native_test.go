@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cloister-vmm/cloister/internal/testenv"
 )
 
 func hostTime(t testing.TB, id int) int64 {
@@ -26,7 +28,7 @@ func (n *native) put(t testing.TB, gen uint64, sl *slot) *dataPage {
 		t.Fatal(err)
 	}
 	p.fill(gen, sl)
-	p[wordGen].Store(gen) // ORDER(O5): as Clock.publish
+	p[wordGen].Store(gen) // ORDER(none): as Clock.publish, which says why
 	return p
 }
 
@@ -156,6 +158,52 @@ func TestFallback(t *testing.T) {
 	}
 }
 
+// TestTornSlot publishes without pause, much faster than Clock, slots whose line and offset change but cancel
+// out: every consistent read gives the same time.
+func TestTornSlot(t *testing.T) {
+	testenv.Need(t, testenv.MultiCPU)
+	const want = 1_700_000_000_123_456_789
+	n := mapNative(t)
+	publish := func(gen uint64) {
+		k := int64(gen * 0x9e3779b97f4a7c15 >> 8)
+		sl := &slot{served: 1, mono: line{s: 1, old: 1, new: 1, hi: uint64(k) >> (64 - Fraction), lo: uint64(k) << Fraction}}
+		sl.offset[clockRealtime] = want - k
+		n.put(t, gen, sl)
+	}
+	publish(1)
+	var stop atomic.Bool // ORDER(none): only ends the loop
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for gen := uint64(2); !stop.Load(); gen++ {
+			publish(gen)
+		}
+	})
+	p, err := asPage(n.page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The slope of 2^-48 adds the TSC's age, below 2^20 ns on any machine that is up for less than years.
+	const slack = 1 << 20
+	retried := 0
+	end := time.Now().Add(20 * time.Second)
+	for i := 0; i < 1_000_000 || retried < 1000 && time.Now().Before(end); i++ {
+		g := p[wordGen].Load() // ORDER(none): statistic
+		if got := n.gettime(t, clockRealtime); got < want || got > want+slack {
+			t.Errorf("torn: %d off", got-want)
+			break
+		}
+		if p[wordGen].Load() != g { // ORDER(none): statistic
+			retried++
+		}
+	}
+	stop.Store(true)
+	wg.Wait()
+	t.Logf("the slot changed during %d reads", retried)
+	if retried < 1000 {
+		t.Errorf("the slot changed during only %d reads: nothing was tested", retried)
+	}
+}
+
 // TestFollowsHost runs readers beside an updating Clock: no time runs backwards, on any thread or between
 // threads, and the error against the host's clock stays small.
 func TestFollowsHost(t *testing.T) {
@@ -257,6 +305,8 @@ func TestTakeOver(t *testing.T) {
 	}
 }
 
+var sink time.Time
+
 func BenchmarkGettime(b *testing.B) {
 	n := mapNative(b)
 	if _, err := NewClock(n.page, Kernel{}, 0, 0); err != nil {
@@ -267,7 +317,7 @@ func BenchmarkGettime(b *testing.B) {
 		f    func()
 	}{
 		{"ours", func() { n.gettime(b, clockMonotonic) }},
-		{"host vDSO by time.Now, two clocks", func() { time.Now() }},
+		{"host vDSO by time.Now, two clocks", func() { sink = time.Now() }},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			for b.Loop() {

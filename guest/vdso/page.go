@@ -40,7 +40,10 @@ const (
 	slotRaw    = 24
 )
 
-// dataPage is the page that writer and guest share.
+// dataPage is the page that writer and guest share, as words.
+//
+// ORDER(O5) vDSO data page: gen is stored last and loaded first. Pairs with the loads in code_amd64.s; without it
+// the guest could use half a slot.
 type dataPage [PageSize / 8]atomic.Uint64
 
 // line is nanoseconds as a function of the TSC: v + (t-s)*slope, where the slope is old before s.
@@ -88,29 +91,33 @@ type slot struct {
 func (l line) words() [5]uint64 { return [5]uint64{l.s, l.old, l.new, l.lo, l.hi} }
 
 // fill writes sl where generation gen belongs, which no reader of the newest slot looks at.
+//
+// ORDER(O5) vDSO data page, writer: these stores come before that of gen in Clock.publish. Pairs with the
+// reader in code_amd64.s, which loads gen first; without it a reader could find a new gen over an old slot.
 func (p *dataPage) fill(gen uint64, sl *slot) {
 	w := p[wordSlots+gen%2*slotWords:]
 	for i, v := range sl.offset {
-		w[i].Store(uint64(v)) // ORDER(O5): before gen, see publish; without it a reader could mix two slots
+		w[i].Store(uint64(v))
 	}
-	w[slotServed].Store(sl.served) // ORDER(O5): as above
+	w[slotServed].Store(sl.served)
 	for i, v := range sl.mono.words() {
-		w[slotMono+i].Store(v) // ORDER(O5): as above
+		w[slotMono+i].Store(v)
 	}
 	for i, v := range sl.raw.words() {
-		w[slotRaw+i].Store(v) // ORDER(O5): as above
+		w[slotRaw+i].Store(v)
 	}
 }
 
-// read copies the slot of generation gen. Only the writer may call it, so nothing changes meanwhile.
+// read copies the slot of generation gen. ORDER(none): only the writer may call it, so nothing changes
+// meanwhile.
 func (p *dataPage) read(gen uint64) (sl slot) {
 	w := p[wordSlots+gen%2*slotWords:]
 	for i := range sl.offset {
-		sl.offset[i] = int64(w[i].Load()) // ORDER(none): read by the only writer
+		sl.offset[i] = int64(w[i].Load())
 	}
-	sl.served = w[slotServed].Load() // ORDER(none): as above
+	sl.served = w[slotServed].Load()
 	get := func(at int) line {
-		return line{w[at].Load(), w[at+1].Load(), w[at+2].Load(), w[at+3].Load(), w[at+4].Load()} // ORDER(none): as above
+		return line{w[at].Load(), w[at+1].Load(), w[at+2].Load(), w[at+3].Load(), w[at+4].Load()}
 	}
 	sl.mono, sl.raw = get(slotMono), get(slotRaw)
 	return sl

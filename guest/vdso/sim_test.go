@@ -48,7 +48,7 @@ func (w *world) Read(id int) (Reading, error) {
 	if w.fail != nil {
 		return Reading{}, w.fail
 	}
-	half := w.half * (1 + w.rng.ExpFloat64()) // never tighter than half, now and then far wider
+	half := w.half * (1 + w.rng.ExpFloat64()/6) // the best of six, as Kernel; never tighter than w.half
 	early := half * (1 + 0.5*(2*w.rng.Float64()-1))
 	before := w.cycle
 	w.pass(early)
@@ -175,7 +175,7 @@ func TestSteering(t *testing.T) {
 			if worst > c.want {
 				t.Errorf("%.0f ns off, want at most %.0f", worst, c.want)
 			}
-			if s := clock.Stats(); s.Late != 0 || s.Steps > 0 && c.d < 10*time.Minute {
+			if s := clock.Stats(); s.Late != 0 || s.Steps != 0 {
 				t.Errorf("%+v", s)
 			}
 		})

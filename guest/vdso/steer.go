@@ -11,7 +11,7 @@ const (
 )
 
 // window is the number of readings that a rate is taken from.
-const window = 12
+const window = 24
 
 // steer keeps one line on one clock of the host.
 type steer struct {
@@ -22,7 +22,8 @@ type steer struct {
 	n    int             // readings ever taken
 
 	rate float64 // ns per cycle, of the host's clock
-	err  float64 // ns, host minus line, at the latest reading
+	err  float64 // ns, host minus line, by the latest reading alone
+	fair float64 // ns, host minus line at the latest reading, by the fit through the window
 }
 
 // begin sets the line through the latest reading.
@@ -44,22 +45,25 @@ func (s *steer) note(r Reading) {
 	hi, lo := s.line.at(r.TSC)
 	whole := int64(hi<<(64-Fraction) | lo>>Fraction)
 	s.err = float64(r.NS-whole) - float64(lo&(one-1))/one
+	s.fair = s.err
 	if s.n < 2 {
 		return
 	}
 	// When the host's clock itself changed speed, old readings mislead: the latest few tell.
 	n := min(s.n, window)
-	if math.Abs(s.err) > 4*s.half[i]+100 {
+	if math.Abs(s.err) > 2*s.half[i]+100 {
 		n = min(n, 3)
 	}
-	if rate, ok := s.fit(n); ok {
+	if rate, above, ok := s.fit(n); ok {
 		s.rate = rate
+		s.fair += above
 	}
 }
 
-// fit gives the least-squares slope of the latest n readings. Readings are weighted by how tight they
-// were: one that was interrupted midway says little.
-func (s *steer) fit(n int) (float64, bool) {
+// fit gives the least-squares slope of the latest n readings, and how far the fitted line lies above the
+// latest one (ns). Readings are weighted by how tight they were: one that was interrupted midway says
+// little.
+func (s *steer) fit(n int) (rate, above float64, ok bool) {
 	last := (s.n - 1) % window
 	t0, v0 := s.t[last], s.ns[last]
 	var sw, st, sv, stt, stv float64
@@ -72,21 +76,21 @@ func (s *steer) fit(n int) (float64, bool) {
 	}
 	d := sw*stt - st*st
 	if d <= 0 {
-		return 0, false
+		return 0, 0, false
 	}
-	rate := (sw*stv - st*sv) / d
+	rate = (sw*stv - st*sv) / d
 	// A fit over a stopped or absurd clock must not stop the guest's.
 	if !(rate > s.rate*(1-hardSteer) && rate < s.rate*(1+hardSteer)) {
-		return 0, false
+		return 0, 0, false
 	}
-	return rate, true
+	return rate, (sv - rate*st) / sw, true
 }
 
 // next bends the line at S, so that after horizon ns the error is gone.
 func (s *steer) next(at uint64, horizon float64) line {
 	cur := float64(s.line.new) / one
 	last := s.t[(s.n-1)%window]
-	ahead := s.err + (s.rate-cur)*float64(at-last)
+	ahead := s.fair + (s.rate-cur)*float64(at-last)
 	limit := maxSteer
 	if math.Abs(ahead) > hardError {
 		limit = hardSteer
@@ -102,16 +106,17 @@ type offset struct {
 	known      bool
 }
 
-// note takes a look that showed d, give or take half (ns). It reports whether the value changed.
-func (o *offset) note(d, half int64) bool {
+// note takes a look that showed d, give or take half (ns). It reports whether the clock stepped.
+func (o *offset) note(d, half int64) (stepped bool) {
 	lo, hi := d-half, d+half
 	if o.known && lo <= o.hi && hi >= o.lo {
 		lo, hi = max(lo, o.lo), min(hi, o.hi)
+	} else {
+		stepped = o.known
 	}
 	o.lo, o.hi = lo, hi
-	if o.known && o.ns >= lo && o.ns <= hi {
-		return false
+	if !o.known || o.ns < lo || o.ns > hi {
+		o.ns, o.known = lo+(hi-lo)/2, true
 	}
-	o.ns, o.known = lo+(hi-lo)/2, true
-	return true
+	return stepped
 }

@@ -22,6 +22,8 @@
 //  5. No operation changes anything through a mount that is not Writable: EROFS, whether by name, by
 //     directory or by an open File. This includes writing into a FIFO, which Linux would
 //     allow: --ro promises that the host's processes hear nothing.
+//     Mode, owner and times of an adopted stream are never changed (EPERM), nor those of a device
+//     (EROFS): on a privileged VMM they would be the host's /dev/null and terminals.
 //  6. A mount point, and any directory above one, cannot be removed, renamed or replaced (EBUSY).
 //  7. A handle's descriptor is closed only when no position and no running operation refers to it; a
 //     closed Dir or File answers EBADF and never another file.

@@ -234,14 +234,10 @@ func (file *File) changeable() unix.Errno {
 		return unix.EBADF
 	case file.mnt != nil && file.mnt.writable:
 		return 0
-	case file.foreign && file.FD >= 0:
-		have, e := accessMode(file.FD)
-		if e != 0 {
-			return e
-		}
-		if have&unix.W_OK != 0 {
-			return 0
-		}
+	case file.foreign:
+		// A stream is often the host's /dev/null or terminal: a guest of a privileged VMM could
+		// take it from the whole host.
+		return unix.EPERM
 	}
 	return unix.EROFS
 }
@@ -256,7 +252,8 @@ func (file *File) change(do func(fd int) unix.Errno) unix.Errno {
 	return do(file.FD)
 }
 
-// Chmod is fchmod(2): EBADF for a file opened with O_PATH, EROFS if its mount is read-only.
+// Chmod is fchmod(2): EBADF for a file opened with O_PATH, EROFS if its mount is read-only, EPERM for
+// an adopted file.
 func (file *File) Chmod(mode uint32) unix.Errno {
 	if file.Flags&unix.O_PATH != 0 {
 		return unix.EBADF

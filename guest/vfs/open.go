@@ -288,6 +288,9 @@ func (f *FS) reopen(file *File, flags int) (*File, unix.Errno) {
 	if e != 0 {
 		return nil, e
 	}
+	if file.borrowed {
+		have &= unix.R_OK // whatever the caller's descriptor could do
+	}
 	ask := accessOf(flags)
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		ask = accessOf(flags &^ unix.O_TRUNC)
@@ -315,8 +318,9 @@ func accessMode(fd int) (uint32, unix.Errno) {
 }
 
 // Adopt makes a File of a host descriptor that the guest is given, a standard stream for instance, and
-// takes it over. name is what /proc/self/fd shows for it. The guest may use it as far as
-// its access mode goes and reach nothing else through it: it is no directory to walk from.
+// takes it over. name is what /proc/self/fd shows for it. The guest may read and write it as far
+// as its access mode goes, and neither change its mode, owner or times (EPERM) nor reach anything else through it: it
+// is no directory to walk from.
 func (f *FS) Adopt(fd int, name string) (*File, unix.Errno) {
 	root, e := f.at(f.root, "")
 	if e != 0 {

@@ -278,6 +278,9 @@ func plain(rest string) bool {
 // shortcut resolves the whole of rest in one call, if it holds no symbolic link. No place of the
 // namespace can be below cur on this way: those are reached through places that have a node.
 func (f *FS) shortcut(cur *place, rest string, w want) (o object, done bool, e unix.Errno) {
+	if w&creating != 0 && strings.HasSuffix(rest, "/") {
+		return object{}, false, 0 // EISDIR, whatever is there
+	}
 	fd, e := f.lookup(cur.fd, rest)
 	switch {
 	case e == unix.ELOOP || e == unix.EAGAIN || (e == unix.ENOENT && w&creating != 0):

@@ -45,7 +45,7 @@ func Faults() []Fault {
 		{Name: "of", Help: "int $4", Vector: 4, Signal: syscall.SIGSEGV, May: gp},
 		{Name: "ac", Help: "misaligned load with EFLAGS.AC", Vector: 17, Signal: syscall.SIGBUS, NotUnder: "qemu-tcg"},
 		{Name: "icebp", Help: "int1", Vector: 1, Signal: syscall.SIGTRAP},
-		{Name: "tf", Help: "EFLAGS.TF", Vector: 1, Signal: syscall.SIGTRAP, NotUnder: "qemu-tcg pvm"},
+		{Name: "tf", Help: "EFLAGS.TF", Vector: 1, Signal: syscall.SIGTRAP},
 		{Name: "xm", Help: "SSE division by zero, unmasked", Vector: 19, Signal: syscall.SIGFPE, NotUnder: "qemu-tcg"},
 		{Name: "mf", Help: "x87 division by zero, unmasked", Vector: 16, Signal: syscall.SIGFPE},
 		{Name: "ss", Help: "load from a non-canonical address through RBP", Vector: 12, Signal: syscall.SIGBUS},

@@ -30,8 +30,8 @@ var promised = map[Lane][]string{
 	LaneNone:   {},
 	LaneUnit:   {},
 	LaneKVM:    {"kvm", "root", "multicpu", "tracefs", "btf", "tool:gcc", "tool:musl-gcc", "tool:go"},
-	LaneLab:    {"kvm", "hardware-kvm", "svm", "root", "multicpu", "isolated-core", "nohz-full", "tracefs", "btf", "cgroup2", "kernel-guest"},
-	LaneLabVMX: {"kvm", "hardware-kvm", "vmx", "root", "tracefs", "btf", "cgroup2"},
+	LaneLab:    {"kvm", "hardware-kvm", "svm", "root", "multicpu", "isolated-core", "nohz-full", "tracefs", "btf", "cgroup2", "kernel-guest", "lab-machine"},
+	LaneLabVMX: {"kvm", "hardware-kvm", "vmx", "root", "tracefs", "btf", "cgroup2", "lab-machine"},
 }
 
 // CurrentLane returns the lane named by CLOISTER_LANE, and an error if there is

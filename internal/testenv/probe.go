@@ -10,6 +10,8 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // The requirements. CPUs(n) and Tool(name) make more.
@@ -27,7 +29,7 @@ var (
 	PVM = backendIs("pvm")
 	// Root: effective user id 0.
 	Root = Requirement{"root", probeRoot}
-	// MultiCPU: at least two CPUs are usable by this process.
+	// MultiCPU: at least two CPUs are usable by this process, isolated ones included.
 	MultiCPU = Requirement{"multicpu", func() error { return probeCPUs(2) }}
 	// IsolatedCore: at least one CPU was taken from the scheduler by isolcpus= or a
 	// cpuset partition. See IsolatedCPUs for which.
@@ -43,9 +45,12 @@ var (
 	// KernelGuest: whole kernels boot in reasonable time, and there is one to boot
 	// (see GuestKernel). Software back ends take about an hour to unpack one.
 	KernelGuest = Requirement{"kernel-guest", probeKernelGuest}
+	// LabMachine: this is a machine of the lab (package lab): disposable, root's, and
+	// with nothing else running, so that a test may change it.
+	LabMachine = Requirement{"lab-machine", probeLabMachine}
 )
 
-// CPUs requires n CPUs usable by this process.
+// CPUs requires n CPUs usable by this process, isolated ones included.
 func CPUs(n int) Requirement {
 	return Requirement{fmt.Sprintf("cpus:%d", n), func() error { return probeCPUs(n) }}
 }
@@ -75,10 +80,25 @@ func probeRoot() error {
 	return nil
 }
 
-// probeCPUs counts by affinity and not by what is online: a test binary confined
-// to one CPU cannot keep its watchdog off the dedicated one.
+// probeCPUs counts what this process runs on and what it could move to: isolcpus=
+// takes CPUs out of the affinity that a process starts with, but not out of reach.
+// Merely being online is not enough, since a cpuset may confine us.
 func probeCPUs(n int) error {
-	if have := runtime.NumCPU(); have < n {
+	have := runtime.NumCPU()
+	isolated, err := IsolatedCPUs()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var own unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &own); err != nil {
+		return fmt.Errorf("sched_getaffinity: %w", err)
+	}
+	for _, c := range isolated {
+		if !own.IsSet(c) {
+			have++
+		}
+	}
+	if have < n {
 		return fmt.Errorf("%d CPU usable, %d needed", have, n)
 	}
 	return nil
@@ -271,4 +291,15 @@ func probeKernelGuest() error {
 		return fmt.Errorf("%s: %w", GuestKernelVar, err)
 	}
 	return f.Close()
+}
+
+// LabMachineVar names the environment variable with the name of the lab machine
+// that this is. The lab sets it.
+const LabMachineVar = "CLOISTER_LAB_MACHINE"
+
+func probeLabMachine() error {
+	if os.Getenv(LabMachineVar) == "" {
+		return fmt.Errorf("%s is not set: this is no lab machine", LabMachineVar)
+	}
+	return nil
 }

@@ -93,6 +93,17 @@ func TestPromisesHaveProbes(t *testing.T) {
 	}
 }
 
+// The lane that runs here has what it promises, whether or not some test asks for it.
+func TestLaneKeepsItsPromises(t *testing.T) {
+	lane, err := CurrentLane()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range promised[lane] {
+		t.Run(name, func(t *testing.T) { Need(t, byName(name)) })
+	}
+}
+
 func TestProbeRunsOnce(t *testing.T) {
 	forget(t)
 	n := 0

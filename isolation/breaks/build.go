@@ -44,7 +44,9 @@ type Ledger struct {
 	EventsLost uint64
 }
 
-// Build makes the report of a run. It cannot fail: what does not add up is said in Books.
+// Build makes the report of a run. It cannot fail: what does not add up is said in Books. A snapshot
+// of a vCPU that is just being served has a return that is not booked yet, so the books of a running
+// vCPU may be open by one; those of an ended or stopped one may not.
 func Build(f Facts, ledgers []Ledger) *Report {
 	r := &Report{
 		Schema: Schema, Version: f.Version, Started: f.Started, Host: f.Host, Program: f.Program, Exit: f.Exit, Fault: f.Fault,

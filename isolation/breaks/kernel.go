@@ -51,6 +51,9 @@ func tolls(backend string) (t [NCause]toll, ok bool) {
 		for c := ExcDivide; c <= ExcOther; c++ {
 			t[c] = t[Syscall]
 		}
+		// KVM tries to emulate what raised #GP before it delivers it; INT 0x80 goes that way and ends as #UD.
+		t[ExcProtection].emulated = 2
+		t[ExcInvalidOpcode].emulated = 2
 	default:
 		return t, false
 	}
@@ -96,7 +99,10 @@ func KernelCauses(b *Book, backend string) (counts [NCause]uint64, ok bool, why 
 //
 // The call that ends a sealed interval is booked as Seal in the open book, while its exits happened
 // before the border and are in the sealed book's statistics: they are charged where they happened.
-// It relies on SealedAt staying set when the run ends sealed.
+//
+// It relies on three habits of the writer: SealedAt stays set when the run ends sealed; End is booked in
+// the half that the statistics of the last exit go to; an exit or exit_group that ends the run is
+// numbered in that half's Syscall.
 func (c *Counts) KernelCauses(half int, backend string) (counts [NCause]uint64, ok bool, why string) {
 	seals := add(c.Book[Open].Cause[Seal].Count, c.Book[Sealed].Cause[Seal].Count)
 	unseals := c.Seals

@@ -184,17 +184,17 @@ func byPrice(m map[string]CauseCount) []string {
 	for name := range m {
 		list = append(list, name)
 	}
-	price := func(name string) (untimed int, lost, count uint64) {
+	price := func(name string) (lost, count uint64) {
 		c := m[name]
 		if c.LostNS == nil {
-			return 1, 0, c.Count
+			return 0, c.Count
 		}
-		return 0, *c.LostNS, c.Count
+		return *c.LostNS, c.Count
 	}
 	slices.SortFunc(list, func(a, b string) int {
-		au, al, ac := price(a)
-		bu, bl, bc := price(b)
-		return cmp.Or(cmp.Compare(au, bu), cmp.Compare(bl, al), cmp.Compare(bc, ac), cmp.Compare(a, b))
+		al, ac := price(a)
+		bl, bc := price(b)
+		return cmp.Or(cmp.Compare(bl, al), cmp.Compare(bc, ac), cmp.Compare(a, b))
 	})
 	return list
 }
@@ -341,7 +341,7 @@ func (p *page) verdict(r *Report) {
 		for _, c := range b.Clauses {
 			switch {
 			case c.State == Kept:
-				p.line("          - %s: %s of %s used", clean(c.Clause), amount(c.Measured, c.Unit), amount(c.Allowed, c.Unit))
+				p.line("          - %s: %s used", clean(c.Clause), used(c.ClauseVerdict))
 			case c.State == Broken:
 				p.line("          - %s vCPU %d: %s", p.paint(red, "broken:"), c.VCPU, clean(c.Why))
 			default:
@@ -450,11 +450,11 @@ func share(part, whole uint64) string {
 	return significant(f) + " %"
 }
 
-func amount(n uint64, unit string) string {
-	if unit == "ns" {
-		return duration(n)
+func used(c ClauseVerdict) string {
+	if c.Unit == "ns" {
+		return duration(c.Measured) + " of " + duration(c.Allowed)
 	}
-	return plural(n, "break")
+	return strconv.FormatUint(c.Measured, 10) + " of " + plural(c.Allowed, "break")
 }
 
 func plural(n uint64, word string) string { return pluralAs(n, word, word+"s") }

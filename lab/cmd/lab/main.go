@@ -3,7 +3,7 @@
 //	lab [flags] [packages]
 //
 // Exit status: 0 all passed, 1 a test failed, 2 the lab failed, 3 the machine
-// panicked or hung. docs/lab.md tells the rest.
+// panicked or hung; after -shell, the shell's. docs/lab.md tells the rest.
 package main
 
 import (
@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
+	"github.com/cloister-vmm/cloister/internal/testenv/lanes"
 	"github.com/cloister-vmm/cloister/lab"
 )
 
@@ -89,17 +90,41 @@ func run() int {
 			}()
 		}
 	}
-	passed, err := lab.Run(ctx, o)
+	status, err := lab.Run(ctx, o)
+	if o.JSON != "" {
+		ok, terr := table(o.JSON)
+		if terr == nil && err == nil && status == 0 && !ok {
+			terr = errors.New("no test passed, so nothing was shown; is the -run pattern right?")
+		}
+		err = errors.Join(err, terr)
+	}
 	switch {
 	case errors.Is(err, lab.ErrGuest):
 		fail(err)
 		return 3
 	case err != nil:
 		return fail(err)
-	case !passed:
-		return 1
 	}
-	return 0
+	return status
+}
+
+// table prints the machine's row and reports whether something passed and nothing
+// failed. It is printed here and not by make, so that the lab is make's own child
+// and dies with it.
+func table(file string) (ok bool, err error) {
+	f, err := os.Open(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil // the lab failed before there was a machine, and says why
+	}
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	l, err := lanes.Read(f)
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", file, err)
+	}
+	return lanes.Print(os.Stdout, []lanes.Lane{l})
 }
 
 func fail(err error) int {

@@ -2,7 +2,7 @@
 //
 //	lanes detect                          the richest lane of this machine
 //	lanes run LANE FILE [go test args]    go test -json in that lane, events to FILE
-//	lanes table FILE...                   the table; exit status 1 if a test failed
+//	lanes table FILE…                     the table; exit status 1 if a test failed
 //
 // The lab writes its own FILE.
 package main
@@ -23,7 +23,7 @@ import (
 	"github.com/cloister-vmm/cloister/internal/testenv/lanes"
 )
 
-const usage = "usage: lanes detect | lanes run LANE FILE [go test arguments] | lanes table FILE..."
+const usage = "usage: lanes detect | lanes run LANE FILE [go test arguments] | lanes table FILE…"
 
 func main() {
 	ok, err := run(os.Args[1:])

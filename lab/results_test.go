@@ -1,0 +1,91 @@
+package lab
+
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/cloister-vmm/cloister/internal/testenv"
+	"github.com/cloister-vmm/cloister/internal/testenv/lanes"
+	"github.com/cloister-vmm/cloister/lab/wire"
+)
+
+// A guest's lines become the counts that go test would give; a verdict of the
+// output is not believed against the status or an early end.
+func TestResults(t *testing.T) {
+	testenv.Need(t, testenv.Tool("go"))
+	pass := []string{"\x16=== RUN   TestA", "    a_test.go:1: hello", "\x16--- PASS: TestA (0.10s)", "\x16PASS"}
+	fail := []string{"\x16=== RUN   TestA", "    a_test.go:1: bad luck", "\x16--- FAIL: TestA (0.10s)", "\x16FAIL"}
+	skip := []string{"\x16=== RUN   TestA", "    a_test.go:1: testenv: skip svm: none", "\x16--- SKIP: TestA (0.00s)", "\x16PASS"}
+	for _, c := range []struct {
+		name                    string
+		lines                   []string
+		status                  int // -1: the guest ends first
+		passed, failed, skipped int
+		shown                   string
+	}{
+		{"pass", pass, 0, 1, 0, 0, "ok  \tp"},
+		{"fail", fail, 1, 0, 1, 0, "bad luck"},
+		{"skip", skip, 0, 0, 0, 1, "ok  \tp"},
+		{"dies after PASS", pass, 2, 1, 1, 0, "FAIL\tp"},
+		{"ends first", pass[:2], -1, 0, 1, 0, "the guest ended first"},
+		{"hangs", append(pass[:2:2], "lab: p runs longer than 1m0s; SIGQUIT", "SIGQUIT: quit", "goroutine 1 [running]:"), 2, 0, 1, 0, "goroutine 1 [running]"},
+		{"says nothing", nil, 127, 0, 1, 0, "FAIL\tp"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var events, shown bytes.Buffer
+			r := &results{out: json.NewEncoder(&events), show: lanes.NewShow(&shown), tasks: []wire.Task{{Name: "p"}}}
+			check := func(err error) {
+				t.Helper()
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			check(r.header("lab", "6.1", SVM))
+			check(r.start(0))
+			for _, l := range c.lines {
+				check(r.line(0, l))
+			}
+			if c.status < 0 {
+				check(r.abandon())
+			} else {
+				check(r.end(c.status, ""))
+			}
+			l, err := lanes.Read(&events)
+			if err != nil || l.Passed != c.passed || l.Failed != c.failed || l.Skipped != c.skipped {
+				t.Errorf("%d passed, %d failed, %d skipped, %v; want %d, %d, %d", l.Passed, l.Failed, l.Skipped, err, c.passed, c.failed, c.skipped)
+			}
+			if r.failed != (c.failed > 0) {
+				t.Errorf("failed = %v with %d failures", r.failed, c.failed)
+			}
+			if !strings.Contains(shown.String(), c.shown) {
+				t.Errorf("shown %q lacks %q", shown.String(), c.shown)
+			}
+		})
+	}
+}
+
+func TestResultsStream(t *testing.T) {
+	testenv.Need(t, testenv.Tool("go"))
+	var raw bytes.Buffer
+	r := &results{raw: &raw, show: lanes.NewShow(&raw), tasks: []wire.Task{{Name: "p"}}}
+	if err := r.start(1); err == nil {
+		t.Error("a task that is not there was started")
+	}
+	if err := r.line(0, "x"); err == nil {
+		t.Error("a line of a task that does not run was taken")
+	}
+	if err := r.start(0); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.line(0, "\x16=== RUN   TestA"); err != nil {
+		t.Fatal(err)
+	}
+	if got := raw.String(); got != "=== RUN   TestA\n" {
+		t.Errorf("streamed %q before the end", got)
+	}
+	if err := r.abandon(); err != nil {
+		t.Fatal(err)
+	}
+}

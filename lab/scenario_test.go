@@ -1,0 +1,338 @@
+package lab_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/cloister-vmm/cloister/internal/testenv"
+	"github.com/cloister-vmm/cloister/lab"
+)
+
+// header is the first line of a script: the machines it is for.
+var header = regexp.MustCompile(`^# machine: ([a-z0-9 -]+)\n`)
+
+// scriptMachines reads which machines a script is for. A script without the line,
+// or for a machine that there is not, is an error: nothing would ever run it.
+func scriptMachines(text string) ([]string, error) {
+	m := header.FindStringSubmatch(text)
+	if m == nil {
+		return nil, errors.New("the first line must be `# machine: NAME…`")
+	}
+	names := strings.Fields(m[1])
+	for _, n := range names {
+		if _, err := lab.Lookup(n); err != nil {
+			return nil, err
+		}
+	}
+	return names, nil
+}
+
+func scripts(t *testing.T) map[string][]string {
+	t.Helper()
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scenarios in testdata (%v)", err)
+	}
+	byMachine := map[string][]string{}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names, err := scriptMachines(string(b))
+		if err != nil {
+			t.Errorf("%s: %v", f, err)
+		}
+		for _, n := range names {
+			byMachine[n] = append(byMachine[n], f)
+		}
+	}
+	return byMachine
+}
+
+// Every script names machines that exist. This part runs everywhere.
+func TestScenarioHeaders(t *testing.T) {
+	scripts(t)
+	for text, ok := range map[string]bool{
+		"# machine: svm vmx\nexec x": true,
+		"# machine: nosuch\n":        false,
+		"exec x\n":                   false,
+		"":                           false,
+	} {
+		if _, err := scriptMachines(text); (err == nil) != ok {
+			t.Errorf("scriptMachines(%q): %v, want ok=%v", text, err, ok)
+		}
+	}
+}
+
+// TestScenarios runs the scripts of the machine that this is. A script reads like
+// a manual page; besides testscript's own commands it has those below.
+func TestScenarios(t *testing.T) {
+	testenv.Need(t, testenv.HardwareKVM, testenv.Root, testenv.LabMachine)
+	files := scripts(t)[os.Getenv(lab.MachineVar)]
+	if len(files) == 0 {
+		t.Fatalf("no scenario for machine %q", os.Getenv(lab.MachineVar))
+	}
+	testscript.RunT(serial{t}, testscript.Params{
+		Files:               files,
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(e *testscript.Env) error {
+			// testscript starts from an empty environment.
+			for _, v := range []string{"PATH", lab.MachineVar, lab.OutVar, testenv.GuestKernelVar} {
+				e.Setenv(v, os.Getenv(v))
+			}
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"status": status,
+			"json":   jsonValue,
+			"file":   fileValue,
+			"write":  write,
+			"cpuset": cpuset,
+			"exits":  exits,
+			"save":   save,
+		},
+	})
+}
+
+// serial runs scripts one after the other: they share the machine's cores, its
+// cgroups and its tracing.
+type serial struct{ *testing.T }
+
+func (s serial) Parallel()     {}
+func (s serial) Verbose() bool { return testing.Verbose() }
+func (s serial) Run(name string, f func(testscript.T)) {
+	s.T.Run(name, func(t *testing.T) { f(serial{t}) })
+}
+
+// status N COMMAND…: the command ends with status N. Its output is in the files
+// stdout.txt and stderr.txt of the script's directory.
+func status(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: status N COMMAND…")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	path, err := exec.LookPath(args[1])
+	ts.Check(err)
+	cmd := exec.Command(path, args[2:]...)
+	cmd.Dir = ts.MkAbs(".")
+	cmd.Env = os.Environ()
+	out, err := os.Create(ts.MkAbs("stdout.txt"))
+	ts.Check(err)
+	complaint, err := os.Create(ts.MkAbs("stderr.txt"))
+	ts.Check(err)
+	cmd.Stdout, cmd.Stderr = out, complaint
+	err = cmd.Run()
+	ts.Check(errors.Join(out.Close(), complaint.Close()))
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		ts.Check(err)
+	}
+	for _, f := range []string{"stdout.txt", "stderr.txt"} {
+		ts.Logf("[%s]\n%s", f, ts.ReadFile(f))
+	}
+	if got := cmd.ProcessState.ExitCode(); got != want {
+		ts.Fatalf("status %d, want %d: %v", got, want, cmd.ProcessState)
+	}
+}
+
+// json FILE PATH OP VALUE: the value at PATH (names and indices joined by dots)
+// compares so; OP is == != < <= > >=, the last four for numbers. With "!", it does not.
+func jsonValue(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 4 {
+		ts.Fatalf("usage: json FILE PATH OP VALUE")
+	}
+	var doc any
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &doc))
+	v, err := lookup(doc, args[1])
+	ts.Check(err)
+	ok, err := compare(v, args[2], args[3])
+	ts.Check(err)
+	if ok == neg {
+		ts.Fatalf("%s in %s is %s, which should %sbe %s %s", args[1], args[0], v, map[bool]string{true: "not "}[neg], args[2], args[3])
+	}
+}
+
+// lookup walks a decoded document and prints what it finds as JSON does; strings bare.
+func lookup(doc any, path string) (string, error) {
+	for name := range strings.SplitSeq(path, ".") {
+		switch d := doc.(type) {
+		case map[string]any:
+			next, ok := d[name]
+			if !ok {
+				return "", fmt.Errorf("%s: no field %q", path, name)
+			}
+			doc = next
+		case []any:
+			i, err := strconv.Atoi(name)
+			if err != nil || i < 0 || i >= len(d) {
+				return "", fmt.Errorf("%s: no index %q in an array of %d", path, name, len(d))
+			}
+			doc = d[i]
+		default:
+			return "", fmt.Errorf("%s: %q is looked up in %v", path, name, doc)
+		}
+	}
+	if s, ok := doc.(string); ok {
+		return s, nil
+	}
+	b, err := json.Marshal(doc)
+	return string(b), err
+}
+
+func compare(have, op, want string) (bool, error) {
+	switch op {
+	case "==":
+		return have == want, nil
+	case "!=":
+		return have != want, nil
+	}
+	a, aerr := strconv.ParseFloat(have, 64)
+	b, berr := strconv.ParseFloat(want, 64)
+	if err := errors.Join(aerr, berr); err != nil {
+		return false, err
+	}
+	switch op {
+	case "<":
+		return a < b, nil
+	case "<=":
+		return a <= b, nil
+	case ">":
+		return a > b, nil
+	case ">=":
+		return a >= b, nil
+	}
+	return false, fmt.Errorf("no operator %q", op)
+}
+
+// file PATH VALUE: the file holds VALUE and nothing else, blanks at its ends apart.
+func fileValue(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: file PATH VALUE")
+	}
+	b, err := os.ReadFile(args[0])
+	ts.Check(err)
+	if got := strings.TrimSpace(string(b)); (got == args[1]) == neg {
+		ts.Fatalf("%s holds %q", args[0], got)
+	}
+}
+
+// write PATH VALUE: VALUE is written to the file, as one does with a kernel's knob.
+func write(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: write PATH VALUE")
+	}
+	err := os.WriteFile(args[0], []byte(args[1]), 0o644)
+	if neg && err == nil {
+		ts.Fatalf("%s took %q", args[0], args[1])
+	}
+	if !neg {
+		ts.Check(err)
+	}
+}
+
+// cpuset NAME CPUS PARTITION: a cgroup with these CPUs and this kind of partition
+// (member, root, isolated; Documentation/admin-guide/cgroup-v2.rst), until the
+// script ends.
+func cpuset(ts *testscript.TestScript, neg bool, args []string) {
+	const root = "/sys/fs/cgroup"
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: cpuset NAME CPUS PARTITION")
+	}
+	dir := filepath.Join(root, args[0])
+	ts.Check(os.WriteFile(filepath.Join(root, "cgroup.subtree_control"), []byte("+cpuset"), 0o644))
+	ts.Check(os.Mkdir(dir, 0o755))
+	ts.Defer(func() { ts.Check(os.Remove(dir)) })
+	ts.Check(os.WriteFile(filepath.Join(dir, "cpuset.cpus"), []byte(args[1]), 0o644))
+	ts.Check(os.WriteFile(filepath.Join(dir, "cpuset.cpus.partition"), []byte(args[2]), 0o644))
+}
+
+// exits CPU DURATION [REASON…]: in that time, kvm:kvm_exit fires on the CPU for
+// these reasons only. With "!", something else fires too.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 2 {
+		ts.Fatalf("usage: exits CPU DURATION [REASON…]")
+	}
+	d, err := time.ParseDuration(args[1])
+	ts.Check(err)
+	dir := "/sys/kernel/tracing/instances/lab-scenario"
+	ts.Check(os.Mkdir(dir, 0o700))
+	defer func() { ts.Check(os.Remove(dir)) }()
+	enable := filepath.Join(dir, "events/kvm/kvm_exit/enable")
+	ts.Check(os.WriteFile(enable, []byte("1"), 0o600))
+	time.Sleep(d)
+	ts.Check(os.WriteFile(enable, []byte("0"), 0o600))
+	b, err := os.ReadFile(filepath.Join(dir, "per_cpu", "cpu"+args[0], "trace"))
+	ts.Check(err)
+	var other []string
+	for line := range strings.Lines(string(b)) {
+		m := exitReason.FindStringSubmatch(line)
+		if m == nil {
+			continue
+		}
+		known := false
+		for _, r := range args[2:] {
+			known = known || strings.TrimPrefix(m[1], "EXIT_") == r
+		}
+		if !known {
+			other = append(other, strings.TrimSpace(line))
+		}
+	}
+	ts.Logf("%d other exits on CPU %s in %v\n%s", len(other), args[0], d, strings.Join(other, "\n"))
+	if (len(other) > 0) != neg {
+		ts.Fatalf("%d exits for other reasons than %v", len(other), args[2:])
+	}
+}
+
+// save FILE…: the files go to the host, under the script's name.
+func save(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: save FILE…")
+	}
+	dir := filepath.Join(os.Getenv(lab.OutVar), ts.Name())
+	ts.Check(os.MkdirAll(dir, 0o755))
+	for _, f := range args {
+		ts.Check(os.WriteFile(filepath.Join(dir, filepath.Base(f)), []byte(ts.ReadFile(f)), 0o644))
+	}
+}
+
+func TestJSONValue(t *testing.T) {
+	var doc any
+	if err := json.Unmarshal([]byte(`{"a":[{"b":3},"x"],"c":true,"n":12345678901}`), &doc); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{"a.0.b": "3", "a.1": "x", "c": "true", "a.0": `{"b":3}`} {
+		if got, err := lookup(doc, path); err != nil || got != want {
+			t.Errorf("lookup %s = %q, %v; want %q", path, got, err, want)
+		}
+	}
+	for _, path := range []string{"z", "a.2", "a.-1", "a.x", "c.d"} {
+		if got, err := lookup(doc, path); err == nil {
+			t.Errorf("lookup %s = %q, want an error", path, got)
+		}
+	}
+	for _, c := range []struct {
+		a, op, b string
+		ok, err  bool
+	}{
+		{"3", "==", "3", true, false}, {"3", "!=", "3", false, false}, {"3", "<", "10", true, false},
+		{"3", ">=", "3", true, false}, {"3", "<=", "2", false, false}, {"x", "<", "3", false, true}, {"3", "~", "3", false, true},
+	} {
+		if ok, err := compare(c.a, c.op, c.b); ok != c.ok || (err != nil) != c.err {
+			t.Errorf("compare %s %s %s = %v, %v", c.a, c.op, c.b, ok, err)
+		}
+	}
+}

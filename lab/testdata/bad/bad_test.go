@@ -1,0 +1,52 @@
+// Package bad has tests that misbehave, to see by hand that the lab copes:
+//
+//	build/lab -run TestNeverEnds -timeout 20s ./lab/testdata/bad     stacks, status 1
+//	build/lab -run TestIgnoresAll -timeout 20s ./lab/testdata/bad    killed, status 1
+//	build/lab -run TestPanicsKernel ./lab/testdata/bad               console, status 3
+//	build/lab -run TestStopsMachine ./lab/testdata/bad               registers, status 3
+//
+// No pattern matches it: it lies below testdata.
+package bad
+
+import (
+	"os"
+	"os/exec"
+	"testing"
+
+	"github.com/cloister-vmm/cloister/internal/testenv"
+)
+
+func TestNeverEnds(t *testing.T) {
+	testenv.Need(t, testenv.LabMachine)
+	select {}
+}
+
+// Go's timeout cannot end a process that was replaced by another.
+func TestIgnoresAll(t *testing.T) {
+	testenv.Need(t, testenv.LabMachine)
+	cmd := exec.Command("/bin/sh", "-c", "trap '' QUIT TERM INT; kill -STOP $PPID; while :; do sleep 1; done")
+	cmd.Stdout = os.Stdout
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestPanicsKernel(t *testing.T) { sysrq(t, "c") }
+
+// TestStopsMachine stops every CPU but does not end the machine: SysRq's voice is
+// stilled by stopping init's worker, whose beat then fails to come.
+func TestStopsMachine(t *testing.T) {
+	testenv.Need(t, testenv.LabMachine)
+	if err := exec.Command("/bin/sh", "-c", "kill -STOP $(pidof lab-worker)").Run(); err != nil {
+		t.Fatal(err)
+	}
+	select {}
+}
+
+func sysrq(t *testing.T, key string) {
+	t.Helper()
+	testenv.Need(t, testenv.LabMachine)
+	if err := os.WriteFile("/proc/sysrq-trigger", []byte(key), 0o200); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,137 @@
+package observe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/cloister-vmm/cloister/isolation/breaks"
+)
+
+// VM is what does not change while a VM runs.
+type VM struct {
+	Name    string
+	Program string
+	Args    []string // the program's name among them
+	Engine  int      // pid
+	Monitor int      // pid
+	Started string   // RFC 3339
+	Version string   // Cloister's
+	Go      string   // version of Go that built it
+	Metrics string   // HOST:PORT of the scrape, or empty
+	Backend string   // as breaks.KernelCauses takes it; empty: KVM's statistics are not to be had
+	Budget  *breaks.Budget
+}
+
+// Snapshot is a VM at one moment.
+type Snapshot struct {
+	// VCPUs are consistent copies, KVM's statistics since the last border added to the book that is open.
+	VCPUs []breaks.Counts
+	// Now is the host's TSC at the copy, cycles.
+	Now uint64
+	// NoStatistics: KVM's statistics were not read, so the causes that the kernel serves are not known.
+	NoStatistics bool
+	// EventsLost counts events that came too fast for the timeline; nil where none is kept.
+	EventsLost *uint64
+	// Strays counts threads of Cloister's own that were found on a dedicated core, and moved.
+	Strays uint64
+	Memory Memory
+}
+
+// Source takes a snapshot. It is called from any goroutine, and gives up when the context ends.
+type Source func(context.Context) (*Snapshot, error)
+
+// Memory is what a VM takes of the host's, bytes. A nil figure was not to be had.
+type Memory struct {
+	Engine  *Resident `json:"engine"`
+	Monitor *Resident `json:"monitor"`
+	// Guest is the memory behind the guest's addresses that the host has given out so far.
+	Guest *uint64 `json:"guest_bytes"`
+}
+
+// Resident is the resident memory of one process, bytes.
+type Resident struct {
+	// Private is anonymous memory: heap, stacks.
+	Private uint64 `json:"private_bytes"`
+	// Shared is what maps a file: the program text, the ledger, and in the engine what it has touched of the guest's memory.
+	Shared uint64 `json:"shared_bytes"`
+}
+
+// ReadResident reads /proc/PID/statm below root (proc(5)). It takes no lock that the process's page faults
+// or signals need. The kernel keeps these counts per CPU: they may be off by some dozens of pages a CPU.
+func ReadResident(root string, pid int) (*Resident, error) {
+	name := filepath.Join(root, "proc", strconv.Itoa(pid), "statm")
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	r, err := parseStatm(string(b), uint64(os.Getpagesize()))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return r, nil
+}
+
+// parseStatm takes the second and third figure, both in pages: resident, and of that shared.
+func parseStatm(s string, page uint64) (*Resident, error) {
+	f := strings.Fields(s)
+	if len(f) < 3 {
+		return nil, errors.New("want at least three figures")
+	}
+	resident, err := strconv.ParseUint(f[1], 10, 48)
+	if err != nil {
+		return nil, err
+	}
+	shared, err := strconv.ParseUint(f[2], 10, 48)
+	if err != nil {
+		return nil, err
+	}
+	return &Resident{Private: (resident - min(shared, resident)) * page, Shared: shared * page}, nil
+}
+
+// backend is how the snapshot's statistics are to be read; empty: not at all.
+func (v *VM) backend(s *Snapshot) string {
+	if s.NoStatistics {
+		return ""
+	}
+	return v.Backend
+}
+
+// kernelHalf gives the counts of the causes that are FromKernel, and for each whether it is known.
+func kernelHalf(c *breaks.Counts, half int, backend string) (counts [breaks.NCause]uint64, known func(breaks.Cause) bool, ok bool, why string) {
+	counts, ok, why = c.KernelCauses(half, backend)
+	readable := backend == breaks.BackendVMX || backend == breaks.BackendSVM || backend == breaks.BackendPVM
+	return counts, func(k breaks.Cause) bool {
+		// Differences are known only if the books close; the others are the kernel's own figures.
+		return readable && (ok || k != breaks.Transit && k != breaks.KernelOther)
+	}, ok, why
+}
+
+// inGuest is the time inside KVM_RUN, cycles, with what has passed of a stay that still lasts: an
+// undisturbed guest makes no other entry in its book.
+func inGuest(c *breaks.Counts, half int, now uint64) uint64 {
+	n := c.Book[half].Guest
+	current := breaks.Open
+	if c.Sealed != 0 {
+		current = breaks.Sealed
+	}
+	if half == current && c.State == breaks.StateGuest && c.LastIn > c.LastOut && c.End == 0 {
+		n += now - min(c.LastIn, now)
+	}
+	return n
+}
+
+// wall is the time from the first entry until now, or until the run's end, cycles.
+func wall(c *breaks.Counts, now uint64) uint64 {
+	switch {
+	case c.Start == 0:
+		return 0
+	case c.End != 0:
+		now = c.End
+	}
+	return now - min(c.Start, now)
+}
