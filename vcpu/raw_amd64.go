@@ -28,6 +28,9 @@ func futexWake(p *uint32)
 //go:noescape
 func drain(set *uint64, zero *[2]uint64) bool
 
+// loop is entered by spawn, in assembly.
+var _ = loop
+
 //go:noescape
 func spawn(stackTop, tls uintptr, c *control) (tid int64)
 

@@ -94,49 +94,72 @@ const resend = 20 * time.Millisecond
 // wait is P2. It is entered with s.mu held; with an error it has let go of it.
 func (s *Set) wait(deadline time.Time) (*Stopped, error) {
 	for _, t := range s.threads {
-		c := t.c
-		last := time.Now()
-		for spins := 200; ; {
-			// ORDER(O1): acquires the vCPU's last exit; pairs with V3, store64(&c.ack). Without it state
-			// read after Stop could be older than the stop.
-			if atomic.LoadUint64(&c.ack) == s.gen || t.ended() {
-				break
-			}
-			if spins > 0 {
-				spins--
-				pause()
-				continue
-			}
-			now := time.Now()
-			if now.After(deadline) {
-				s.release()
-				return nil, fmt.Errorf("vCPU %d on host CPU %d: %w: something of higher priority holds its core", t.cfg.ID, t.cfg.CPU, ErrStopTimeout)
-			}
-			if now.Sub(last) > resend {
-				last = now
-				s.resends.Add(1)
-				if err := s.kick(t); err != nil {
-					s.release()
-					return nil, err
-				}
-			}
-			v := atomic.LoadUint32(&c.doorAck)                    // ORDER(O1): door, sleep flag, word: Dekker with answerBell (word, door, sleep flag)
-			atomic.StoreUint32(&c.sleepAck, 1)                    // ORDER(O1): see above; without it an acknowledgement could find nobody asleep
-			if atomic.LoadUint64(&c.ack) != s.gen && !t.ended() { // ORDER(O1): see above
-				futex(&c.doorAck, futexWaitPrivate, v, &unix.Timespec{Nsec: int64(resend)})
-			}
-			atomic.StoreUint32(&c.sleepAck, 0) // ORDER(none): a spurious wake only costs time
+		again := func() error {
+			s.resends.Add(1) // ORDER(none): statistic
+			return s.kick(t)
+		}
+		late, err := t.await(&t.c.ack, s.gen, deadline, again)
+		if late {
+			err = fmt.Errorf("vCPU %d on host CPU %d: %w: something of higher priority holds its core", t.cfg.ID, t.cfg.CPU, ErrStopTimeout)
+		}
+		if err != nil {
+			s.release()
+			return nil, err
 		}
 	}
 	return &Stopped{s: s}, nil
 }
 
+// await returns when *word (ack or synced) has reached g, or the thread has ended, or it is late. again is
+// called each time nothing has come for a while.
+func (t *Thread) await(word *uint64, g uint64, deadline time.Time, again func() error) (late bool, err error) {
+	done := func() bool {
+		// ORDER(O1): acquires what the vCPU did before it said so. Pairs with V3 store64(&c.ack) and V7
+		// store64(&c.synced). Without it state read after Stop could be older than the stop.
+		return atomic.LoadUint64(word) == g || t.ended()
+	}
+	last := time.Now()
+	for spins := 200; !done(); {
+		if spins > 0 {
+			spins--
+			pause()
+			continue
+		}
+		now := time.Now()
+		if now.After(deadline) {
+			return true, nil
+		}
+		if now.Sub(last) > resend {
+			last = now
+			if err := again(); err != nil {
+				return false, err
+			}
+		}
+		sleep(&t.c.doorAck, &t.c.sleepAck, done, &unix.Timespec{Nsec: int64(resend)})
+	}
+	return false, nil
+}
+
+// sleep waits until somebody rings the bell, unless done says that there is no need to.
+func sleep(bell, asleep *uint32, done func() bool, limit *unix.Timespec) {
+	// ORDER(O1), ORDER(O3): the bell's value, then the sleep flag, then the word. Pairs with the vCPU's word,
+	// bell, flag (answerBell, knock). Without the order the vCPU could see nobody asleep while this side
+	// saw nothing new, and both would wait.
+	v := atomic.LoadUint32(bell)
+	atomic.StoreUint32(asleep, 1)
+	if !done() {
+		futex(bell, futexWaitPrivate, v, limit)
+	}
+	atomic.StoreUint32(asleep, 0) // ORDER(none): a wake too many only costs time
+}
+
 // release lets every vCPU run on and ends the stop: P6 and P8 in one, for a stop that changed nothing.
 func (s *Set) release() {
 	for _, t := range s.threads {
-		// ORDER(O1): pairs with V4 and V8; the vCPU goes on with what it had.
+		// ORDER(O1): both pair with V4 and V8: pairs with the loads of goG and rel in park. Without them a vCPU
+		// that had stopped after all would wait for ever.
 		atomic.StoreUint64(&t.c.goG, s.gen)
-		atomic.StoreUint64(&t.c.rel, s.gen) // ORDER(O1): see above
+		atomic.StoreUint64(&t.c.rel, s.gen)
 		t.ring()
 	}
 	s.mu.Unlock()
@@ -175,30 +198,17 @@ func (p *Stopped) resume(limit time.Duration, quit bool) error {
 		t.ring()
 	}
 	for _, t := range s.threads {
-		for spins := 200; ; {
-			// ORDER(O1): P7 acquires "serialised"; pairs with V7. Without it a vCPU could run old bytes
-			// while another runs new ones.
-			if atomic.LoadUint64(&t.c.synced) == s.gen || t.ended() {
-				break
-			}
-			if spins > 0 {
-				spins--
-				pause()
-				continue
-			}
-			if time.Now().After(deadline) {
-				return fmt.Errorf("resume: vCPU %d on host CPU %d did not serialise within %v: the VM must not run on", t.cfg.ID, t.cfg.CPU, limit)
-			}
-			v := atomic.LoadUint32(&t.c.doorAck)                       // ORDER(O1): as in wait
-			atomic.StoreUint32(&t.c.sleepAck, 1)                       // ORDER(O1): as in wait
-			if atomic.LoadUint64(&t.c.synced) != s.gen && !t.ended() { // ORDER(O1): as in wait
-				futex(&t.c.doorAck, futexWaitPrivate, v, &unix.Timespec{Nsec: int64(resend)})
-			}
-			atomic.StoreUint32(&t.c.sleepAck, 0) // ORDER(none): a spurious wake only costs time
+		late, err := t.await(&t.c.synced, s.gen, deadline, func() error { return nil }) // P7
+		if late {
+			err = fmt.Errorf("resume: vCPU %d on host CPU %d did not serialise within %v: the VM must not run on", t.cfg.ID, t.cfg.CPU, limit)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	for _, t := range s.threads {
-		atomic.StoreUint64(&t.c.rel, s.gen) // ORDER(O1): P8; pairs with V8. Without it a vCPU could enter before all have serialised
+		// ORDER(O1): P8; pairs with V8, load64(&c.rel). Without it a vCPU could enter before all have serialised.
+		atomic.StoreUint64(&t.c.rel, s.gen)
 		t.ring()
 	}
 	return nil

@@ -188,7 +188,8 @@ func (t *Thread) ring() {
 	// ORDER(O1), ORDER(O3): the bell after the word; pairs with load32(&c.bell) before the vCPU looks at
 	// that word a last time. Without it the vCPU could sleep on news that came.
 	atomic.AddUint32(&t.c.bell, 1)
-	// ORDER(O1): Dekker with add32(&c.sleepBell): either it sees the word, or this load sees it asleep.
+	// ORDER(O1): pairs with add32(&c.sleepBell): either the vCPU sees the word, or this load sees it asleep.
+	// Without the full barrier between, neither would.
 	if atomic.LoadUint32(&t.c.sleepBell) != 0 {
 		futex(&t.c.bell, futexWakePrivate, 1<<30, nil)
 	}
@@ -197,29 +198,20 @@ func (t *Thread) ring() {
 // waitDoor waits until hand == want; false when the thread has ended instead.
 func (t *Thread) waitDoor(want uint64) bool {
 	c := t.c
-	for spins := t.cfg.SpinService; ; {
-		// ORDER(O3): acquires the exit's description; pairs with store64(&c.hand, handPosted). Without it
-		// cause and nr could be an older exit's.
-		if atomic.LoadUint64(&c.hand) == want {
-			return true
-		}
-		if atomic.LoadUint64(&c.ended) != 0 { // ORDER(O3): as above, with store64(&c.ended) in end
-			return false
-		}
+	done := func() bool {
+		// ORDER(O3): acquires the exit's description, or the ledger's last state. Pairs with
+		// store64(&c.hand, …) and store64(&c.ended, 1). Without it cause and nr could be an older exit's.
+		return atomic.LoadUint64(&c.hand) == want || atomic.LoadUint64(&c.ended) != 0
+	}
+	for spins := t.cfg.SpinService; !done(); {
 		if spins > 0 {
 			spins--
 			pause()
 			continue
 		}
-		// ORDER(O3): door, then sleep flag, then the word: Dekker with knock (word, door, sleep flag).
-		// Without the order the vCPU could see nobody asleep while this side saw nothing new.
-		v := atomic.LoadUint32(&c.doorReq)
-		atomic.StoreUint32(&c.sleepReq, 1)                                          // ORDER(O3): see above
-		if atomic.LoadUint64(&c.hand) != want && atomic.LoadUint64(&c.ended) == 0 { // ORDER(O3): see above
-			futex(&c.doorReq, futexWaitPrivate, v, nil)
-		}
-		atomic.StoreUint32(&c.sleepReq, 0) // ORDER(none): a spurious wake only costs time
+		sleep(&c.doorReq, &c.sleepReq, done, nil)
 	}
+	return !t.ended()
 }
 
 // Regs are the guest's registers at the exit. They may be read while the exit is being served.

@@ -13,6 +13,7 @@ import (
 	"github.com/cloister-vmm/cloister/guest/linux"
 	"github.com/cloister-vmm/cloister/guest/mem"
 	"github.com/cloister-vmm/cloister/guest/stub"
+	"github.com/cloister-vmm/cloister/guest/vfs"
 	"github.com/cloister-vmm/cloister/internal/kvm"
 	"github.com/cloister-vmm/cloister/vcpu"
 	"golang.org/x/sys/unix"
@@ -33,6 +34,7 @@ type Machine struct {
 	image   *elf.Image
 	bias    uint64
 	kernel  *linux.Kernel
+	files   *vfs.FS
 	task    *linux.Task
 	thread  *vcpu.Thread
 	set     *vcpu.Set
@@ -124,7 +126,8 @@ func (m *Machine) makeMemory() (err error) {
 	if m.window, err = mapShared(m.cfg.Guest, abi.UserTop, "the guest's window"); err != nil {
 		return err
 	}
-	if m.cfg.Lock {
+	// Huge pages cannot be swapped: there is nothing to lock.
+	if m.cfg.Lock && !m.cfg.Huge {
 		if e := lockOnFault(m.window); e != nil {
 			m.cfg.Warn(fmt.Sprintf("guest memory is not locked: %v: raise RLIMIT_MEMLOCK (ulimit -l unlimited) or run as root", e))
 		} else {
@@ -251,6 +254,9 @@ func (m *Machine) Close() error {
 	}
 	if m.kernel != nil {
 		m.kernel.Close()
+	}
+	if m.files != nil {
+		errs = append(errs, m.files.Close())
 	}
 	if m.cpu != nil {
 		errs = append(errs, m.cpu.Close())

@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/cloister-vmm/cloister/isolation/breaks"
 	"github.com/cloister-vmm/cloister/vcpu"
 	"golang.org/x/sys/unix"
 )
@@ -78,6 +79,13 @@ func (m *Machine) Wait() (Result, error) {
 	r.Wall = time.Since(m.start)
 	r.Unknown = m.kernel.Unknown()
 	return r, nil
+}
+
+// guestTime is how long the program has run, system calls apart: its CPU time.
+func (m *Machine) guestTime() time.Duration {
+	l := m.cfg.Ledger
+	// Called while an exit is served: the vCPU's thread waits and the ledger stands still (O3).
+	return time.Duration(breaks.Nanoseconds(l.Book[0].Guest+l.Book[1].Guest, m.Info.TSCHz))
 }
 
 // Resends counts kicks that had to be sent again.

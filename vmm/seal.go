@@ -233,7 +233,7 @@ func (m *Machine) update(f func()) {
 	l := m.cfg.Ledger
 	atomic.AddUint64(&l.Seq, 1) // ORDER(O2): writer; odd before the fields, even after. Pairs with Snapshot; without it a reader could mix two states
 	f()
-	atomic.AddUint64(&l.Seq, 1) // ORDER(O2): see above
+	atomic.AddUint64(&l.Seq, 1)
 }
 
 // border books the kernel's statistics since the last border to a book.

@@ -279,15 +279,21 @@ func (m *Machine) makeLinux() error {
 	if m.stopper, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return fmt.Errorf("eventfd: %w", err)
 	}
-	fs, err := vfs.New(m.cfg.Mounts, vfs.Options{
-		Exe: m.cfg.Program, ExeFD: m.cfg.ELF, Args: m.cfg.Args, Env: m.cfg.Env, Cwd: m.cfg.Cwd, CPUs: 1, Memory: m.cfg.Memory,
-		PID: os.Getpid(), Maps: m.space.Maps,
-	})
+	host, err := os.Hostname()
 	if err != nil {
+		return fmt.Errorf("host name: %w", err)
+	}
+	if m.files, err = vfs.New(m.cfg.Mounts, vfs.Options{
+		Exe: m.cfg.Program, ExeFD: m.cfg.ELF, Args: m.cfg.Args, Env: m.cfg.Env, Cwd: m.cfg.Cwd, CPUs: 1, Memory: m.cfg.Memory,
+		PID: os.Getpid(), Maps: m.space.Maps, Hostname: host,
+		FDs:    func() []int { return m.kernel.FDs() },
+		File:   func(fd int) *vfs.File { return m.kernel.File(fd) },
+		Getcwd: func() string { return m.kernel.Getcwd() },
+	}); err != nil {
 		return err
 	}
 	m.kernel, err = linux.New(linux.Config{
-		Memory: m.space, FS: fs, Args: m.cfg.Args, Env: m.cfg.Env, Exe: m.cfg.Program, CPUs: 1,
+		Memory: m.space, FS: m.files, Hostname: host, CPUTime: m.guestTime, Args: m.cfg.Args, Env: m.cfg.Env, Exe: m.cfg.Program, CPUs: 1,
 		MemoryLimit: m.cfg.Memory, Warn: m.cfg.Warn, Interrupt: m.stopper,
 		Isolate: m.isolate, GapRecord: m.gapRecord, Provoke: m.provoke,
 	})

@@ -13,7 +13,6 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/cloister-vmm/cloister/guest/workload"
@@ -44,8 +43,8 @@ type engine struct {
 	keep     []int
 	metrics  *os.File // listening socket of --metrics, until the monitor has it
 	wire     wire
-	monitor  *exec.Cmd
-	alone    atomic.Bool // ORDER(none): the monitor is gone; only chooses what is printed
+	spawned  chan *exec.Cmd // the monitor, once it was started
+	alone    atomic.Bool    // ORDER(none): the monitor is gone; only chooses what is printed
 	status   chan int
 	machine  *vmm.Machine
 }
@@ -62,7 +61,7 @@ func runCommand(args []string) int {
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(heapLimit)
 	runtime.GOMAXPROCS(max(4, runtime.GOMAXPROCS(0))) // an idle P for whoever comes back from a system call
-	e := &engine{o: o, started: time.Now(), status: make(chan int, 1), guest: -1, ledgerFD: -1}
+	e := &engine{o: o, started: time.Now(), status: make(chan int, 1), spawned: make(chan *exec.Cmd, 1), guest: -1, ledgerFD: -1}
 	e.last = e.started
 	code, err := e.run()
 	if err != nil {
@@ -88,6 +87,7 @@ func (e *engine) run() (int, error) {
 		return statusCloister, err
 	}
 	defer e.release()
+	signal.Ignore(unix.SIGXFSZ, unix.SIGPIPE) // the program's, not ours: its writes get EFBIG and EPIPE
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	if err := e.share(); err != nil {
@@ -267,19 +267,7 @@ func (e *engine) startMonitor() error {
 		if e.metrics != nil {
 			c.ExtraFiles = append(c.ExtraFiles, e.metrics)
 		}
-		c.SysProcAttr = &syscall.SysProcAttr{}
-		if err := c.Start(); err != nil {
-			return fmt.Errorf("start the monitor: %w", err)
-		}
-		e.monitor = c
-		if err := files[0].Close(); err != nil {
-			return err
-		}
-		if e.metrics != nil {
-			if err := e.metrics.Close(); err != nil {
-				return err
-			}
-		}
+		go e.spawn(c, files[0], e.metrics)
 	}
 	if err := e.wire.send(message{Plan: e.plan()}); err != nil {
 		return fmt.Errorf("talk to the monitor: %w", err)
@@ -287,6 +275,21 @@ func (e *engine) startMonitor() error {
 	keepFiles = append(keepFiles, files[1], files[2])
 	e.stamp("monitor")
 	return nil
+}
+
+// spawn starts the monitor beside the building of the machine: a fork takes a millisecond that the guest
+// need not wait for. Our copies of the monitor's descriptors are closed, so that each side sees the other's end.
+func (e *engine) spawn(c *exec.Cmd, files ...*os.File) {
+	err := c.Start()
+	for _, f := range files {
+		if f != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}
+	if err != nil {
+		failf("start the monitor: %v: there will be no report", err)
+	}
+	e.spawned <- c
 }
 
 // keepFiles are files whose descriptors are used by number until the process ends.
@@ -430,9 +433,11 @@ func (e *engine) finish(end ended) int {
 		go e.listen()
 	}
 	status, ok := <-e.status
-	if e.monitor != nil {
-		if err := e.monitor.Wait(); err != nil && ok {
-			failf("the monitor process: %v", err)
+	if !e.o.oneProcess {
+		if c := <-e.spawned; c.Process != nil {
+			if err := c.Wait(); err != nil && ok {
+				failf("the monitor process: %v", err)
+			}
 		}
 	}
 	if e.machine != nil {

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/cloister-vmm/cloister/internal/kvm"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
@@ -137,7 +136,9 @@ func checkOutputs(o *options) error {
 }
 
 // clocksource is the kernel's. Only with "tsc" does its vDSO read the clock without a system call.
-func clocksource() string { return fact("/sys/devices/system/clocksource/clocksource0/current_clocksource") }
+func clocksource() string {
+	return fact("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+}
 
 func fact(path string) string {
 	b, err := os.ReadFile(path)
@@ -210,5 +211,3 @@ func tscHz() (uint64, error) {
 	}
 	return 0, errors.New("KVM_GET_TSC_KHZ: unknown: Cloister needs a TSC of known frequency")
 }
-
-func since(t time.Time) uint64 { return uint64(time.Since(t)) }

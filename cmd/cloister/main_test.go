@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -139,6 +140,83 @@ func (b *box) do(p process) result {
 	return r
 }
 
+// background is a cloister that runs beside the test. It has a pipe as its stdin, which stays open.
+type background struct {
+	b        *box
+	cmd      *exec.Cmd
+	ctx      context.Context
+	cancel   context.CancelFunc
+	out, err bytes.Buffer
+}
+
+func (b *box) started(args ...string) *background {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	p := &background{b: b, ctx: ctx, cancel: cancel}
+	p.cmd = b.command(ctx, process{argv: append([]string{b.bin}, args...)})
+	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.err
+	hold, err := p.cmd.StdinPipe()
+	if err == nil {
+		err = p.cmd.Start()
+	}
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() {
+		cancel()
+		hold.Close()
+	})
+	return p
+}
+
+// running waits until the guest has run for a tenth of a second.
+func (p *background) running() {
+	p.b.t.Helper()
+	for range 200 {
+		var list []struct {
+			Engine int    `json:"engine_pid"`
+			Wall   uint64 `json:"wall_ns"`
+		}
+		if r := p.b.cloister("ps", "--json"); json.Unmarshal([]byte(r.out), &list) != nil {
+			p.b.t.Fatalf("ps: %+v", r)
+		}
+		for _, vm := range list {
+			if vm.Engine == p.cmd.Process.Pid && vm.Wall > 100e6 {
+				return
+			}
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	p.b.t.Fatalf("the guest does not run; %s", tail(p.err.String()))
+}
+
+func (p *background) wait() result {
+	p.b.t.Helper()
+	defer p.cancel()
+	err := p.cmd.Wait()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) || p.ctx.Err() != nil {
+		p.b.t.Fatalf("%q: %v, %v\n%s", p.cmd.Args, err, p.ctx.Err(), tail(p.err.String()))
+	}
+	return result{p.out.String(), p.err.String(), statusOf(p.cmd.ProcessState)}
+}
+
+// lastCPU is the last one that this process may use.
+func lastCPU(t *testing.T) string {
+	t.Helper()
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		t.Fatal(err)
+	}
+	last := -1
+	for i := range 1024 {
+		if set.IsSet(i) {
+			last = i
+		}
+	}
+	return fmt.Sprint(last)
+}
+
 func statusOf(s *os.ProcessState) int {
 	if w, ok := s.Sys().(interface {
 		Signaled() bool
@@ -157,7 +235,7 @@ func (b *box) cloister(args ...string) result {
 
 // guest is the command line that runs argv as a guest that sees the working directory.
 func (b *box) guest(argv ...string) []string {
-	return append([]string{b.bin, "run", "--quiet", "--rw", b.work, "--"}, argv...)
+	return append([]string{b.bin, "run", "--quiet", "--rw", b.work, "--ro", "/etc", "--"}, argv...)
 }
 
 // same runs a process natively and as a guest, and compares all that a user sees.

@@ -249,14 +249,40 @@ func (m *monitor) finish(end ended) int {
 	if end.Error != "" {
 		return max(status, failf("%s", end.Error))
 	}
+	if m.plan.Quiet && end.Result.Ended == "error" {
+		failf("%s", end.Result.Reason) // an error is said even quietly
+	}
+	if m.plan.Quiet && m.plan.Report == "" && m.plan.Profile == "" && m.plan.Trace == "" && m.budget == nil {
+		return status // nobody will read a report
+	}
 	m.trace.drain(m.ledger)
 	r := m.report(end)
-	if r.Budget != nil && !r.Budget.OK {
-		status = statusBudget
-	}
+	status = budgetStatus(status, r.Budget)
 	r.Exit.Code = status
 	for _, err := range m.write(r, end) {
 		status = max(statusCloister, failf("%v", err))
+	}
+	return status
+}
+
+// budgetStatus turns the verdict on a budget into the exit status. A gate must not be green because nobody
+// looked: where the budget was not tested, or not all is known, a run that ended well is Cloister's failure.
+func budgetStatus(status int, b *breaks.BudgetState) int {
+	switch {
+	case b == nil || b.OK:
+	case b.State == breaks.Broken:
+		return statusBudget
+	case status == 0:
+		why := "no vCPU ran"
+		for _, c := range b.Clauses {
+			if c.State == b.State {
+				why = c.Why
+			}
+		}
+		if b.State == breaks.Untested {
+			why += ": call cloister_isolate(1), or use --seal start"
+		}
+		return failf("the budget %s is %s, which is not kept: %s", b.Spec, b.State, why)
 	}
 	return status
 }
@@ -268,7 +294,7 @@ func (m *monitor) report(end ended) *breaks.Report {
 	l.EventsLost = m.trace.lost
 	f := breaks.Facts{
 		Version: versionString(), Started: m.plan.Started, Host: hostFacts(m.plan.CPU),
-		Program: breaks.Program{Path: m.plan.Program, Args: m.plan.Args, Seal: m.plan.Seal, BuildID: hex.EncodeToString(m.ready.Info.BuildID)},
+		Program: breaks.Program{Path: m.plan.Program, Args: m.plan.Args[1:], Seal: m.plan.Seal, BuildID: hex.EncodeToString(m.ready.Info.BuildID)},
 		Exit:    breaks.Exit{Signal: end.Result.Signal, Reason: m.reason(end.Result)},
 		Timings: m.ready.Phases, Budget: m.budget, SyscallName: func(nr int) string { return linux.Name(uint64(nr)) },
 		Symbol: m.locate,
@@ -280,9 +306,7 @@ func (m *monitor) report(end ended) *breaks.Report {
 	if m.stats == nil {
 		f.NoStatistics = "this kernel has no KVM_GET_STATS_FD"
 	}
-	for _, w := range m.warned {
-		f.FailedClauses = append(f.FailedClauses, w)
-	}
+	f.FailedClauses = append(f.FailedClauses, m.warned...)
 	if s := m.clock.Load(); s != nil && s.Late > 0 { // ORDER(none): see steer
 		f.FailedClauses = append(f.FailedClauses, fmt.Sprintf("the guest's clock was updated late %d times: it may have stepped back", s.Late))
 	}

@@ -94,7 +94,8 @@ func TestStreams(t *testing.T) {
 	b.copyIn(compile(t, "gcc", "c-glibc", "hello.c", "-static", "-O1", "-no-pie"))
 	guest := "env -u _ " + b.bin + " run --quiet --rw . -- "
 	for _, c := range []struct{ name, script string }{
-		{"stdin closed", "PROG ./c-glibc <&- 2>&1"},
+		// Go's runtime opens /dev/null where one of the three was closed: error 0 in place of 9 (EBADF).
+		{"stdin closed", "PROG ./c-glibc <&- 2>&1 | sed s/error.9/error\\ 0/"},
 		{"stdout closed", "PROG ./c-glibc >&-; echo $?"},
 		{"stderr closed", "PROG ./c-glibc 2>&-; echo $?"},
 		{"stdin a directory", "PROG ./c-glibc <. 2>&1; echo $?"},

@@ -304,6 +304,7 @@ func TestMonitorKilled(t *testing.T) {
 	if m == nil {
 		t.Fatal("no line says where the metrics are")
 	}
+	o.until("it is sealed", func() bool { return o.ps()["alone"].State == observe.Sealed })
 	o.kill(*o.ps()["alone"].Monitor)
 	var s *observe.Status
 	o.until("ps sees that the monitor is gone", func() bool { s = o.ps()["alone"]; return s != nil && s.Monitor == nil })
@@ -493,4 +494,64 @@ func TestParseMixed(t *testing.T) {
 	if _, err := parseMixed(newFlags("x"), []string{"a", "-h"}); !errors.Is(err, flag.ErrHelp) {
 		t.Error(err)
 	}
+}
+
+// A scrape touches nothing in the engine: none of its threads but the vCPU's, which is at work, wakes up
+// for it, and the process takes no page fault.
+func TestScrapeLeavesTheEngineAlone(t *testing.T) {
+	o := newObserved(t)
+	v := o.run("still", "--quiet", "--seal", "start", "--metrics", "0", "@spin")
+	url := "http://" + o.ps()["still"].Metrics + "/metrics"
+	fetch(t, url)
+	tasks := fmt.Sprintf("/proc/%d/task", v.cmd.Process.Pid)
+	look := func() (switches map[string]uint64, vcpu string, faults uint64) {
+		switches = map[string]uint64{}
+		list, err := os.ReadDir(tasks)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var most uint64
+		for _, e := range list {
+			status, stat := fact(filepath.Join(tasks, e.Name(), "status")), strings.Fields(fact(filepath.Join(tasks, e.Name(), "stat")))
+			for line := range strings.Lines(status) {
+				if k, n, _ := strings.Cut(line, ":"); strings.HasSuffix(k, "ctxt_switches") {
+					switches[e.Name()] += number(t, strings.TrimSpace(n))
+				}
+			}
+			// proc_pid_stat(5): 10 is minflt, 14 utime.
+			faults += number(t, stat[9])
+			if u := number(t, stat[13]); u >= most {
+				most, vcpu = u, e.Name()
+			}
+		}
+		return switches, vcpu, faults
+	}
+	before, _, faultsBefore := look()
+	const scrapes = 50
+	for range scrapes {
+		fetch(t, url)
+	}
+	after, vcpu, faultsAfter := look()
+	var n uint64
+	for tid, k := range after {
+		if tid != vcpu {
+			n += k - before[tid]
+		}
+	}
+	if n >= scrapes/10 || faultsAfter-faultsBefore >= scrapes/10 {
+		t.Errorf("%d scrapes: %d context switches and %d page faults in the engine", scrapes, n, faultsAfter-faultsBefore)
+	}
+	if status, _, errs := o.do("stop", "still"); status != 0 {
+		t.Errorf("stop: %s", errs)
+	}
+	v.ended()
+}
+
+func number(t *testing.T, s string) uint64 {
+	t.Helper()
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }

@@ -333,9 +333,9 @@ func sysPipe2(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 		if errno = put(k, a[0], &pair); errno == 0 {
 			return 0, 0
 		}
-		_ = k.fds.close(wfd)
+		_ = k.fds.close(wfd) // the first error is the answer
 	}
-	_ = k.fds.close(rfd)
+	_ = k.fds.close(rfd) // the same
 	return 0, errno
 }
 

@@ -10,12 +10,11 @@ import (
 // arena is a Memory whose guest addresses are host addresses, so that the host kernel can be given
 // the very same arguments. Guard zones before and after it hold a pattern that nobody may change.
 type arena struct {
-	t      testing.TB
-	all    []byte // guard, pages, guard
-	base   uint64
-	pages  int
-	prot   []uint8 // PROT_ bits; 0 is not mapped
-	brkPos uint64
+	t     testing.TB
+	all   []byte // guard, pages, guard
+	base  uint64
+	pages int
+	prot  []uint8 // PROT_ bits; 0 is not mapped
 }
 
 const (

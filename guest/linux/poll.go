@@ -95,7 +95,7 @@ func (k *Kernel) checkMask(addr, size uint64) unix.Errno {
 func (k *Kernel) leftover(addr uint64, deadline time.Time, errno unix.Errno) unix.Errno {
 	if addr != 0 && errno != eRestart && !deadline.IsZero() {
 		left := unix.NsecToTimespec(max(0, int64(time.Until(deadline))))
-		_ = put(k, addr, &left)
+		_ = put(k, addr, &left) // no error, as said above
 	}
 	return errno
 }

@@ -23,7 +23,9 @@ const unblockable = 1<<(unix.SIGKILL-1) | 1<<(unix.SIGSTOP-1)
 
 // sigaction is struct kernel_sigaction of x86-64 (arch/x86/include/uapi/asm/signal.h).
 type sigaction struct {
-	handler, flags, restorer, mask uint64
+	handler, flags uint64
+	restorer       uint64 //lint:ignore U1000 copied in and out with the rest; delivery will use it
+	mask           uint64
 }
 
 // sigaltstack is stack_t of x86-64.

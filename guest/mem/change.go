@@ -35,6 +35,9 @@ func (s *Space) MapForeign(start, end uint64, prot int, name string) error {
 
 // add covers, maps and records a region in a free range.
 func (s *Space) add(r region) error {
+	if e := s.reserve(&r); e != 0 {
+		return e
+	}
 	if err := s.cover(r.start, r.end); err != nil {
 		return err
 	}
@@ -104,6 +107,10 @@ func (s *Space) Map(addr, length uint64, prot, flags, hostFD int, off int64) (ui
 		return 0, e
 	}
 	if !anon {
+		if e := s.reserve(&r); e != 0 {
+			s.drop(&r)
+			return 0, unix.ENOMEM
+		}
 		if e := s.fill(&r, hostFD, off); e != 0 {
 			s.drop(&r)
 			return 0, e
@@ -134,6 +141,9 @@ func (s *Space) drop(r *region) {
 // fill puts a file behind a region: the host's own shared mapping, or for a private one a copy.
 func (s *Space) fill(r *region, hostFD int, off int64) unix.Errno {
 	if r.fd >= 0 {
+		if s.cfg.Huge {
+			return unix.ENODEV // the window's huge pages cannot give way to a file's small ones
+		}
 		return s.hostMap(r.start, r.end, r.prot, r.fd, off)
 	}
 	dst := s.cfg.Window[r.start:r.end]
@@ -251,6 +261,10 @@ func (s *Space) Protect(addr, length uint64, prot int) unix.Errno {
 		}
 		before := r.charge()
 		r.prot = prot
+		if e := s.reserve(r); e != 0 {
+			r.prot = old
+			return unix.ENOMEM
+		}
 		s.committed += r.charge() - before
 		s.peak = max(s.peak, s.committed)
 		if r.fd >= 0 {

@@ -34,6 +34,16 @@ func (s *Space) punch(start, end uint64) unix.Errno {
 	return 0
 }
 
+// reserve takes the huge pages of a region from the host's pool now: a fault that finds the pool empty would
+// be a SIGBUS. Small pages need no reservation; the limit bounds them.
+func (s *Space) reserve(r *region) unix.Errno {
+	if !s.cfg.Huge || r.prot == 0 || r.fd >= 0 || r.foreign() {
+		return 0
+	}
+	start, end := r.start&^(abi.Huge-1), (r.end+abi.Huge-1)&^(abi.Huge-1)
+	return errno(unix.Fallocate(s.cfg.Memory, unix.FALLOC_FL_KEEP_SIZE, int64(start), int64(end-start)))
+}
+
 // flush makes a lowered permission effective without touching the contents: it drops the host's own
 // mapping of the pages. They belong to a shared file, so nothing is lost; KVM's MMU notifier drops what
 // it derived from that mapping. No instruction in the guest could do it under shadow paging.

@@ -126,8 +126,11 @@ func vetLines(b []byte, off int64) bool {
 		lens[i+1] = uint64(d.u8())
 	}
 	if version >= 5 {
-		if !vetNames5(&d) || !vetNames5(&d) {
-			return false
+		// Twice: the directories, then the files.
+		for range 2 {
+			if !vetNames5(&d) {
+				return false
+			}
 		}
 	} else if !vetNames(&d) {
 		return false

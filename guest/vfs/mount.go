@@ -302,7 +302,7 @@ func (f *FS) closeRoots() {
 		_ = unix.Close(m.fd) // O_PATH: nothing to flush
 	}
 	if f.procfd >= 0 {
-		_ = unix.Close(f.procfd)
+		_ = unix.Close(f.procfd) // a directory, read only: nothing to flush
 	}
 	f.procfd = -1
 }

@@ -24,7 +24,7 @@ import (
 // isolation look on from the side; cmd puts it together.
 const order = `
 guest/abi            !> ...                                          : the contract of guest and host; loaders, stubs, SDKs and tools must all be able to import it
-isolation/breaks     !> ...                                          : any thread of any process can keep such a ledger, virtual machine or not (review, point 5)
+isolation/breaks     !> ... but guest/abi                            : any thread of any process can keep such a ledger, virtual machine or not (review, point 5)
 firmware/...         !> ... but guest/abi firmware/...               : pure data, testable without KVM and without root
 internal/kvm/...     !> ... but internal/kvm/...                     : the lowest layer: ioctls and layouts, no policy
 internal/testenv/... !> ... but internal/testenv/...                 : the tests of every package import it; an import of ours would be a cycle

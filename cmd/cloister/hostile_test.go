@@ -1,0 +1,147 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"testing"
+
+	"github.com/cloister-vmm/cloister/guest/abi"
+	"github.com/cloister-vmm/cloister/guest/stub"
+	"github.com/cloister-vmm/cloister/internal/testenv"
+)
+
+func hostile(t *testing.T) string {
+	return compile(t, "gcc", "hostile", "hostile.c", "-static", "-O1", "-g", "-w", "-no-pie")
+}
+
+// deviations are the cases that end otherwise than natively, each on purpose.
+var deviations = map[string]struct {
+	status int
+	pvm    bool // only there
+	why    string
+}{
+	"unmap_text":  {0, false, "the program's text stays: munmap is refused"},
+	"text_fixed":  {0, false, "the program's text stays: MAP_FIXED over it is refused"},
+	"fixed_stack": {0, false, "the stack stays: MAP_FIXED over it is refused"},
+	"vdso_fixed":  {0, false, "the clock's pages stay: MAP_FIXED over them is refused"},
+	"vdso_unmap":  {0, false, "the clock's pages stay"},
+	"int20":       {132, true, "this back end raises #UD for INT n"},
+	"int8":        {132, true, "this back end raises #UD for INT n"},
+	"int14":       {132, true, "this back end raises #UD for INT n"},
+}
+
+// needAddress are the cases that are of no use without one, and those with a test of their own.
+var needAddress = regexp.MustCompile(`^(jump|jump_here|jump_spin|peek|poke|map_there|eat|calls|holes|brk_extremes)$`)
+
+// A hostile program ends itself at most, by the signal that it would get natively, and the VMM lives to report it.
+func TestHostileAsNatively(t *testing.T) {
+	b := newBox(t)
+	prog := hostile(t)
+	src, err := os.ReadFile("testdata/programs/hostile.c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile(`CASE\((\w+)\)`).FindAllStringSubmatch(string(src), -1)
+	ran := 0
+	for _, m := range names {
+		name := m[1]
+		if name == "f" || needAddress.MatchString(name) {
+			continue
+		}
+		ran++
+		t.Run(name, func(t *testing.T) {
+			b.t = t
+			n := b.do(process{argv: []string{prog, name}})
+			g, rep := b.reported("--rw", b.work, "--", prog, name)
+			if n.status == 99 {
+				t.Fatal("there is no such case")
+			}
+			if d, ok := deviations[name]; ok && (!d.pvm || testenv.Has(testenv.PVM)) {
+				if g.status != d.status {
+					t.Errorf("status %d, want %d (%s)", g.status, d.status, d.why)
+				}
+				return
+			}
+			b.compare([]string{name}, n, g)
+			if g.status > 128 && (rep.Exit.Signal != g.status-128 || rep.Fault == nil) {
+				t.Errorf("exit %+v, fault %+v", rep.Exit, rep.Fault)
+			}
+		})
+	}
+	b.t = t
+	if ran < 60 {
+		t.Errorf("%d cases", ran)
+	}
+}
+
+// The supervisor's addresses: what CPL 3 may not reach faults, what it may execute there does no harm.
+func TestSupervisorIsOutOfReach(t *testing.T) {
+	b := newBox(t)
+	prog := hostile(t)
+	const segv, trap, survived = 139, 133, 0
+	for _, c := range []struct {
+		what   string
+		at     uint64
+		status map[string]int // by case; one that is not listed must end by SIGSEGV
+	}{
+		{"GDT", abi.SupVA + stub.GDT, nil},
+		{"IDT", abi.SupVA + stub.IDT, nil},
+		{"TSS", abi.SupVA + stub.TSS, nil},
+		{"stack", abi.SupVA + stub.StackTop - 64, nil},
+		{"first exception stub", stub.Exception, nil},
+		{"page fault stub", stub.Exception + 14*stub.ExceptionStep, nil},
+		{"provoked hlt", stub.ProvokeHLT, nil},
+		{"provoked out", stub.ProvokePIO, nil},
+		{"provoked mmio", stub.ProvokeMMIO, nil},
+		{"page tables", abi.SupVA + stub.Tables, nil},
+		{"behind user memory", abi.UserTop, nil},
+		{"MMIO hole", abi.MMIOHole, nil},
+		// Its jump is a system call like another: getpid.
+		{"system call stub", stub.SyscallEntry, map[string]int{"jump": survived, "peek": survived}},
+		{"sysret in the stub", stub.SyscallEntry + 2, map[string]int{"peek": survived}},
+		{"touching to write", stub.TouchWrite, map[string]int{"peek": survived}},
+		{"touching to read", stub.TouchRead, map[string]int{"peek": survived}},
+		{"done stub", stub.Done, map[string]int{"peek": survived}},
+		{"filling of the stub page", stub.SyscallEntry + 0x300, map[string]int{"peek": survived, "jump": trap, "jump_here": trap, "jump_spin": trap}},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			b.t = t
+			for _, how := range []string{"jump", "jump_here", "jump_spin", "peek", "poke"} {
+				want, ok := c.status[how]
+				if !ok {
+					want = segv
+				}
+				r := b.cloister("run", "--quiet", "--", prog, how, fmt.Sprintf("%#x", c.at))
+				if r.status != want {
+					t.Errorf("%s: status %d, want %d; %s", how, r.status, want, r.err)
+				}
+			}
+			r := b.cloister("run", "--quiet", "--", prog, "map_there", fmt.Sprintf("%#x", c.at&^(abi.Page-1)))
+			if want := "mmap refused\nmunmap 1\nmprotect -1\nwrite -1\nread -1\nsurvived\n"; r.out != want || r.status != 0 {
+				t.Errorf("mapping there: %+v", r)
+			}
+		})
+	}
+	b.t = t
+}
+
+// Too much of everything: the limit holds, the program is told, the host is not filled.
+func TestGreedy(t *testing.T) {
+	b := newBox(t)
+	prog := hostile(t)
+	for _, c := range []struct{ name, want string }{
+		{"eat", "ENOMEM\nsurvived\n"}, {"holes", "many\nsurvived\n"}, {"brk_extremes", "1\nsurvived\n"}, {"calls", "through\nsurvived\n"},
+	} {
+		r, rep := b.reported("--memory", "128M", "--rw", b.work, "--", prog, c.name)
+		if r.status != 0 || r.out != c.want {
+			t.Errorf("%s: status %d, %q, %s", c.name, r.status, r.out, tail(r.err))
+		}
+		if c.name == "calls" && rep.VCPUs[0].Breaks.ByCause["syscall"].Count < 1500 {
+			t.Errorf("%+v", rep.VCPUs[0].Breaks.ByCause["syscall"])
+		}
+	}
+	if r := b.cloister("run", "--quiet", "--memory", "12M", "--", prog, "null_read"); r.status != 139 {
+		t.Errorf("in the least memory: %+v", r)
+	}
+}

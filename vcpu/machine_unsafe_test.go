@@ -1,0 +1,145 @@
+package vcpu
+
+import (
+	"runtime"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/cloister-vmm/cloister/internal/kvm"
+	"github.com/cloister-vmm/cloister/internal/testenv"
+	"github.com/cloister-vmm/cloister/isolation/breaks"
+	"github.com/cloister-vmm/cloister/isolation/cores"
+	"golang.org/x/sys/unix"
+)
+
+// The smallest machine that the loop can run: one page of 16-bit code at guest address 0, registers as
+// after a reset. It has no page tables and no program; vmm's tests have those.
+
+// syscallOut is where in the guests below the OUT stands that the loop takes for a system call's.
+const syscallOut = 3
+
+var (
+	// guestMixed makes one constant system call, which the thread answers itself, and one PIO exit, which
+	// Go answers, again and again.
+	guestMixed = []byte{
+		0xb8, 39, 0, // 0: mov $39,%ax
+		0xe6, 0x80, // 3: out %al,$0x80
+		0xe6, 0x10, // 5: out %al,$0x10
+		0xeb, 0xf7, // 7: jmp 0
+	}
+	// guestConstant makes constant system calls only.
+	guestConstant = []byte{
+		0xb8, 39, 0, // 0: mov $39,%ax
+		0xe6, 0x80, // 3: out %al,$0x80
+		0xeb, 0xf9, // 5: jmp 0
+	}
+	// guestServed makes PIO exits only.
+	guestServed = []byte{
+		0xe6, 0x10, // 0: out %al,$0x10
+		0xeb, 0xfc, // 2: jmp 0
+	}
+	// guestSpin never leaves.
+	guestSpin = []byte{
+		0xeb, 0xfe, // 0: jmp 0
+	}
+)
+
+// handler is a Handler made of a function.
+type handler func(*Exit) Answer
+
+func (h handler) Serve(x *Exit) Answer { return h(x) }
+
+func resumes(*Exit) Answer { return Answer{Kind: AnswerResume} }
+
+type machine struct {
+	*Thread
+	set    *Set
+	ledger *breaks.VCPU
+}
+
+// dedicated is the core for a test's vCPU: the last one, if another is left for the test; else -1.
+func dedicated(t testing.TB) int {
+	t.Helper()
+	list, err := cores.Allowed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(list) < 2 {
+		return -1
+	}
+	return list[len(list)-1]
+}
+
+// boot makes a machine that stands before its first instruction. It is ended with the test.
+func boot(t testing.TB, code []byte, h handler) (*machine, *Stopped) {
+	t.Helper()
+	testenv.Need(t, testenv.KVM)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	sys, err := kvm.Open()
+	must(err)
+	vm, err := sys.NewVM()
+	must(err)
+	page, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
+	must(err)
+	copy(page, code)
+	_, err = vm.AddMemory(0, 4096, uintptr(unsafe.Pointer(&page[0])), false)
+	must(err)
+	cpu, err := vm.NewVCPU(0)
+	must(err)
+	s, err := cpu.Sregs()
+	must(err)
+	s.CS.Base, s.CS.Selector = 0, 0
+	must(cpu.SetSregs(s))
+	must(cpu.SetRegs(&kvm.Regs{RFLAGS: 2}))
+	must(cpu.Prime())
+	m := &machine{ledger: &breaks.VCPU{}}
+	m.Thread, err = New(Config{
+		VCPU: cpu, Ledger: m.ledger, CPU: dedicated(t), Window: uintptr(unsafe.Pointer(&page[0])), UserTop: 4096,
+		SyscallStub: syscallOut, DoneStub: ^uint64(0) - 1, Serialise: 2, Handler: h, SpinHost: 200, SpinService: 200,
+		Constant: func(nr uint64) (func() uint64, bool) { return func() uint64 { return 7 }, nr == 39 },
+	})
+	must(err)
+	m.set = NewSet(m.Thread)
+	born, err := m.set.Start()
+	must(err)
+	t.Cleanup(func() {
+		if !m.ended() {
+			p, err := m.set.Stop(5 * time.Second)
+			must(err)
+			must(p.End(5 * time.Second))
+		}
+		<-m.Done()
+		must(m.Close())
+		must(cpu.Close())
+		must(vm.Close())
+		must(sys.Close())
+		must(unix.Munmap(page))
+		runtime.KeepAlive(m)
+	})
+	return m, born
+}
+
+// seconds is a limit that only a broken stop reaches.
+func seconds(n int) time.Duration { return time.Duration(n) * time.Second }
+
+func (m *machine) stop(t testing.TB) *Stopped {
+	t.Helper()
+	p, err := m.set.Stop(seconds(10))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func resume(t testing.TB, p *Stopped) {
+	t.Helper()
+	if err := p.Resume(seconds(10)); err != nil {
+		t.Fatal(err)
+	}
+}
