@@ -7,7 +7,7 @@ SHELL         := bash
 MAKEFLAGS     += --no-print-directory
 
 VERSION := $(shell git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS := -X main.version=$(VERSION)
+LDFLAGS := -X github.com/cloister-vmm/cloister/cmd/internal/session.version=$(VERSION)
 
 # The last CPU that this process may use: CPU 0 has most of the host's own work.
 CPU      ?= $(shell sed -n 's/^Cpus_allowed_list:.*[^0-9]\([0-9]*\)$$/\1/p' /proc/self/status)
@@ -21,9 +21,9 @@ TEST_NEEDS := gcc=gcc g++=g++ musl-gcc=musl-tools rustc=rustc spin=spin \
 
 .PHONY: build demo test test-unit test-kvm table check fmt vet lint policy bench model fuzz cover deps codeowners notice clean help FORCE
 
-build: ## build bin/cloister (the default)
+build: ## build bin/cloister and bin/cloister-monitor (the default)
 	@command -v go >/dev/null || { echo "make: no go in PATH: install Go 1.26 or later" >&2; exit 1; }
-	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/cloister ./cmd/cloister
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
 demo: build ## build, run the jitter sampler on the last CPU for 5 s, show its break report (CPU=n)
 	@tools/machine --kvm

@@ -286,7 +286,8 @@ func TestModules(t *testing.T) {
 
 // unpackDeb with a package that dpkg-deb itself has made.
 func TestUnpackDeb(t *testing.T) {
-	testenv.Need(t, testenv.Tool("dpkg-deb"))
+	// Busybox has a dpkg-deb too, which cannot build; it has no dpkg-query.
+	testenv.Need(t, testenv.Tool("dpkg-deb"), testenv.Tool("dpkg-query"))
 	root := t.TempDir()
 	for name, body := range map[string]string{
 		"DEBIAN/control": "Package: x\nVersion: 1\nArchitecture: amd64\nMaintainer: x <x@example.org>\nDescription: x\n",

@@ -327,10 +327,12 @@ func image(ctx context.Context, o Options, cache *Cache, kernel *Kernel, file, d
 	}
 	a.copy("init", init)
 	if _, err := os.Stat(filepath.Join(root, "cmd", "cloister")); err == nil {
-		bin := filepath.Join(dir, "cloister")
+		bin := filepath.Join(dir, "bin")
 		// If it does not build, that fails the run, but not the tests that do without it.
-		if _, err := goOutput(ctx, root, "build", "-trimpath", "-ldflags=-s -w", "-o", bin, "./cmd/cloister"); err == nil {
-			a.copy(path.Join(wire.BinDir, "cloister"), bin)
+		if _, err := goOutput(ctx, root, "build", "-trimpath", "-ldflags=-s -w", "-o", bin+"/", "./cmd/..."); err == nil {
+			for _, name := range []string{"cloister", "cloister-monitor"} {
+				a.copy(path.Join(wire.BinDir, name), filepath.Join(bin, name))
+			}
 		} else if err := errors.Join(ctx.Err(), r.unbuilt("cmd/cloister", err.Error())); err != nil {
 			return 0, err
 		}

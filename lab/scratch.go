@@ -9,6 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// scratchNeed is the room for one run in bytes: binaries, initramfs, CD.
+const scratchNeed = 512 << 20
+
 // scratch makes a directory for one run below the cache, where there is room, and
 // sweeps those of runs that were killed: theirs are the ones whose lock is free.
 func scratch(cacheDir string) (dir string, release func() error, err error) {
@@ -25,7 +28,7 @@ func scratch(cacheDir string) (dir string, release func() error, err error) {
 			return "", nil, err
 		}
 	}
-	if err := needSpace(all, 1<<30); err != nil {
+	if err := needSpace(all, scratchNeed); err != nil {
 		return "", nil, err
 	}
 	// Another run's sweep may meet the directory before it is locked and take it.

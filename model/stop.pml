@@ -18,9 +18,12 @@
  *
  * run: pass
  * run: pass       -DLIVE
+ * run: pass       -DLIVE -DSPIN       the guest never leaves by itself
  * run: pass       -DGIVEUP            a stop may time out at any moment
- * run: pass       -DGIVEUP -DLIVE
- * run: pass       -DNV=2 -DROUNDS=1
+ * run: pass       -DLIVE -DSPIN -DGIVEUP
+ * run: pass       -DOPS               Go has an ioctl executed on the vCPU's thread while it serves
+ * run: pass       -DNV=2 -DROUNDS=1 -DSPIN  two vCPUs whose guests spin
+ * run: pass       -DNV=2 -DROUNDS=1 -DSPIN -DGIVEUP
  * run: pass       -DHANDLER           the signal never stays pending: immediate_exit alone is enough
  * run: pass       -DNOIMM             no immediate_exit: the pending signal alone is enough
  * run: deadlock   -DHANDLER -DNOIMM   neither: the kick falls between E1 and KVM_RUN (race K1)
@@ -28,12 +31,12 @@
  * run: starved    -DCLEARREQ -DLIVE   the vCPU clears the request word when it has served it (race K3)
  * run: starved    -DRETRY -DLIVE      EINTR re-enters KVM_RUN without a look at req
  * run: deadlock   -DNORECHECK         no look at the word between taking the bell's value and sleeping
- * run: deadlock   -DFLAGLATE          the sleeper raises its flag behind the last look at the word
+ * run: deadlock   -DVALUELATE         the bell's value is taken behind the last look at the word
  * run: deadlock   -DWORDLAST          the vCPU's bell is rung before req is written
  * run: deadlock   -DHANDLAST          the server's bell is rung before hand is written (O3)
  * run: in-guest   -DACKEARLY          the acknowledgement is given while KVM_RUN may still be entered
  * run: stale      -DNOSYNC            a vCPU enters without having serialised after the last change
- * run: stale      -DNOBARRIER -DNV=2 -DROUNDS=1  a vCPU is released before the others have serialised
+ * run: stale      -DNOBARRIER -DNV=2 -DROUNDS=1 -DSPIN  a vCPU is released before the others have serialised
  * run: entered    -DQUITLATE          quit is written behind rel
  */
 #ifndef NV
@@ -47,13 +50,13 @@ byte req[NV], ack[NV], go_[NV], synced[NV], rel[NV];
 bool quit[NV], ended[NV];
 bool imm[NV];            /* kvm_run.immediate_exit */
 bool sig[NV];            /* the kick signal is pending on the thread */
-bool bell[NV];           /* rung since the vCPU took its value */
+bool bell[NV] = true;           /* rung since the vCPU took its value */
 bool sleepBell[NV];
 bool asleep[NV];         /* the vCPU is in futexWait(bell) */
-bool doorAck[NV];        /* rung since the requester took its value */
+bool doorAck[NV] = true;        /* rung since the requester took its value */
 bool sleepAck[NV];
 bool rasleep;            /* the requester is in futexWait(doorAck) */
-bool doorReq[NV];        /* rung since the server took its value */
+bool doorReq[NV] = true;        /* rung since the server took its value */
 bool sleepReq[NV];
 bool sasleep[NV];        /* the server is in futexWait(doorReq) */
 
@@ -93,12 +96,12 @@ inline knock(i) {
 }
 
 /* Sleeps until rung unless cond holds: value, flag, word, futex; each step may be the place of a fault. */
-#ifdef FLAGLATE
-#define RAISE_EARLY(flag)
-#define RAISE_LATE(flag) flag = true;
+#ifdef VALUELATE
+#define TAKE_EARLY(rung)
+#define TAKE_LATE(rung) rung = false;
 #else
-#define RAISE_EARLY(flag) flag = true;
-#define RAISE_LATE(flag)
+#define TAKE_EARLY(rung) rung = false;
+#define TAKE_LATE(rung)
 #endif
 #ifdef NORECHECK
 #define NEWS(cond) false
@@ -106,16 +109,16 @@ inline knock(i) {
 #define NEWS(cond) cond
 #endif
 inline sleep_unless(rung, flag, sleeping, cond, alone) {
-  rung = false;                                                 /* the futex word's value is taken */
-  RAISE_EARLY(flag)
+  TAKE_EARLY(rung)                                              /* the futex word's value */
+  flag = true;
   if
   :: NEWS(cond) -> skip
   :: !NEWS(cond) ->
-     RAISE_LATE(flag)
+     TAKE_LATE(rung)
      atomic { if :: !rung -> sleeping = true :: else fi };      /* futex(2) compares and sleeps in one */
      if :: !sleeping :: alone -> sleeping = false fi            /* alone: a deadline, or nobody is left to wake it */
   fi;
-  flag = false
+  d_step { flag = false; rung = true }                          /* of no meaning until it is taken again */
 }
 
 proctype vcpu(byte i) {
@@ -136,14 +139,20 @@ kvmrun: skip;                                                   /* E3 */
     :: sig[i] -> goto intr                                      /* signals are looked at with interrupts off */
     :: else ->
        assert(!stopped);                                        /* I2 */
+#ifndef ACKEARLY
        assert(SERIALISED);                                      /* I3 */
+#endif
        assert(!over);                                           /* End */
        guest[i] = true;
+#ifdef SPIN
+       spins = true
+#else
        if :: spins = true :: spins = false fi
+#endif
     fi
   };
   if
-  :: sig[i] -> guest[i] = false; goto intr                      /* the kick's interrupt */
+  :: sig[i] -> d_step { guest[i] = false; spins = false }; goto intr  /* the kick's interrupt */
   :: !spins -> guest[i] = false; goto post                      /* an exit of the guest's own */
   :: spins && fin -> guest[i] = false; goto over_               /* and so for ever */
   fi;
@@ -166,9 +175,11 @@ wait:
   if
   :: req[i] != done -> goto park
   :: req[i] == done && hand[i] == DONE -> hand[i] = IDLE; goto top
+#ifdef OPS
   :: req[i] == done && hand[i] == OP ->
-     imm[i] = true; imm[i] = false;                             /* complete, then the ioctl */
+     imm[i] = false;                                            /* complete, then the ioctl */
      hand[i] = OPDONE; knock(i)
+#endif
   :: fin && blocked[i] -> goto over_
   :: req[i] == done && hand[i] != DONE && hand[i] != OP ->
      sleep_unless(bell[i], sleepBell[i], asleep[i], (hand[i] == DONE || hand[i] == OP || req[i] != done), (fin && blocked[i]))
@@ -176,7 +187,7 @@ wait:
   goto wait;
 
 park:
-  imm[i] = true; imm[i] = false;                                /* V2: complete pending I/O; may eat a kicker's */
+  imm[i] = false;                                               /* V2: complete pending I/O; may eat a kicker's */
 again:
   g = req[i];
   ack[i] = g; answer(i);                                        /* V3 */
@@ -205,7 +216,7 @@ again:
   :: rel[i] >= g || req[i] != g -> break                        /* V8 */
   :: else -> sleep_unless(bell[i], sleepBell[i], asleep[i], (rel[i] >= g || req[i] != g), false)
   od;
-  if :: req[i] != done -> goto again :: else fi;
+  if :: req[i] != done -> goto again :: else g = 0 fi;
   if
   :: hand[i] == IDLE -> goto top                                /* from E1 */
   :: hand[i] != IDLE && quit[i] -> goto over_                   /* from X4 */
@@ -228,12 +239,14 @@ next:
   if
   :: blocked[i] = true; goto finished
   :: skip
+#ifdef OPS
   :: hand[i] = OP; ring(i);
      do
      :: hand[i] == OPDONE -> break
      :: hand[i] != OPDONE && ended[i] -> goto finished
      :: else -> sleep_unless(doorReq[i], sleepReq[i], sasleep[i], (hand[i] == OPDONE || ended[i]), false)
      od
+#endif
   fi;
   hand[i] = DONE; ring(i);
   goto next;
@@ -320,7 +333,13 @@ finished:
 
 init { atomic {
   byte i = 0;
-  do :: i < NV -> run vcpu(i); run server(i); i++ :: else -> break od;
+  do
+  :: i < NV -> run vcpu(i); i++
+  :: else -> break
+  od;
+#ifndef SPIN
+  i = 0; do :: i < NV -> run server(i); i++ :: else -> break od;
+#endif
   run requester() } }
 
 #ifdef LIVE

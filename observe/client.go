@@ -11,9 +11,10 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 )
 
-// ErrNoMonitor says that nobody answers at a control socket: the monitor is gone, or not there yet.
+// ErrNoMonitor says that nobody answers at a control socket: the monitor is gone, going, or not there yet.
 var ErrNoMonitor = errors.New("no monitor answers")
 
 // maxAnswer bounds what a client reads, bytes; a Status of one vCPU has about 10 KiB.
@@ -70,7 +71,8 @@ func (c *Client) ask(ctx context.Context, method, path string, body []byte) ([]b
 	r, err := c.http.Do(q)
 	if err != nil {
 		var op *net.OpError
-		if errors.Is(err, os.ErrNotExist) || errors.As(err, &op) && op.Op == "dial" && !errors.Is(err, os.ErrPermission) && ctx.Err() == nil {
+		gone := errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+		if gone || errors.Is(err, os.ErrNotExist) || errors.As(err, &op) && op.Op == "dial" && !errors.Is(err, os.ErrPermission) && ctx.Err() == nil {
 			return nil, ErrNoMonitor
 		}
 		return nil, fmt.Errorf("control socket: %w", inner(err))

@@ -136,6 +136,12 @@ func TestNobodyListens(t *testing.T) {
 	if _, err := ListenControl(dir); err == nil || strings.Contains(err.Error(), "/proc/self") || !strings.Contains(err.Error(), Socket+": address already in use") {
 		t.Errorf("a second socket: %v", err)
 	}
+	// Takes the number that the directory had while the socket was made, and so the path that it was made by.
+	d, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -172,6 +178,7 @@ func TestClientIsBounded(t *testing.T) {
 		{"no JSON", func(c net.Conn) { fmt.Fprint(c, "HTTP/1.0 200 OK\r\n\r\nhello") }, "the answer of the control socket: invalid"},
 		{"no HTTP", func(c net.Conn) { fmt.Fprint(c, "hello\r\n\r\n") }, "control socket: "},
 		{"another schema", func(c net.Conn) { fmt.Fprint(c, `HTTP/1.0 200 OK`+"\r\n\r\n"+`{"schema":"cloister.vm/v9"}`) }, `speaks "cloister.vm/v9"`},
+		{"going", func(net.Conn) {}, ErrNoMonitor.Error()},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -203,7 +210,7 @@ func TestClientIsBounded(t *testing.T) {
 			}
 			defer cancel()
 			_, err = NewClient(dir).Status(ctx)
-			if err == nil || !strings.Contains(err.Error(), x.want) || strings.Contains(err.Error(), "\n") || errors.Is(err, ErrNoMonitor) {
+			if err == nil || !strings.Contains(err.Error(), x.want) || strings.Contains(err.Error(), "\n") || errors.Is(err, ErrNoMonitor) != (x.name == "going") {
 				t.Errorf("%v; want %q", err, x.want)
 			}
 		})

@@ -19,6 +19,11 @@ type Set struct {
 	gen uint64
 
 	resends atomic.Uint64 // ORDER(none): statistic
+
+	// Resend is how long a requester waits before it signals again; NewSet says 20 ms. With O1 a kick cannot be
+	// lost, so a resend only tells of a starved core, and is counted. A test makes it longer than its limits:
+	// then a lost kick is a timeout.
+	Resend time.Duration
 }
 
 // ErrStopTimeout says that a vCPU did not acknowledge in time; every vCPU runs on, nothing was changed.
@@ -26,7 +31,7 @@ var ErrStopTimeout = errors.New("stop timed out")
 
 // NewSet takes threads that were not started yet.
 func NewSet(threads ...*Thread) *Set {
-	return &Set{threads: threads, pid: unix.Getpid(), gen: 1}
+	return &Set{threads: threads, pid: unix.Getpid(), gen: 1, Resend: 20 * time.Millisecond}
 }
 
 // Start makes the threads, pins them, and returns them as stopped: nothing has entered the guest.
@@ -87,10 +92,6 @@ func (t *Thread) ended() bool {
 	return atomic.LoadUint64(&t.c.ended) != 0 // ORDER(O3): pairs with store64(&c.ended) in end; without it a dead vCPU's books could be read open
 }
 
-// resend is how long a requester waits before it signals again. With O1 a kick cannot be lost; a resend
-// is counted, and a test demands that there is none.
-const resend = 20 * time.Millisecond
-
 // wait is P2. It is entered with s.mu held; with an error it has let go of it.
 func (s *Set) wait(deadline time.Time) (*Stopped, error) {
 	for _, t := range s.threads {
@@ -98,7 +99,7 @@ func (s *Set) wait(deadline time.Time) (*Stopped, error) {
 			s.resends.Add(1) // ORDER(none): statistic
 			return s.kick(t)
 		}
-		late, err := t.await(&t.c.ack, s.gen, deadline, again)
+		late, err := t.await(&t.c.ack, s.gen, deadline, s.Resend, again)
 		if late {
 			err = fmt.Errorf("vCPU %d on host CPU %d: %w: something of higher priority holds its core", t.cfg.ID, t.cfg.CPU, ErrStopTimeout)
 		}
@@ -111,8 +112,8 @@ func (s *Set) wait(deadline time.Time) (*Stopped, error) {
 }
 
 // await returns when *word (ack or synced) has reached g, or the thread has ended, or it is late. again is
-// called each time nothing has come for a while.
-func (t *Thread) await(word *uint64, g uint64, deadline time.Time, again func() error) (late bool, err error) {
+// called each time nothing has come for the time every.
+func (t *Thread) await(word *uint64, g uint64, deadline time.Time, every time.Duration, again func() error) (late bool, err error) {
 	done := func() bool {
 		// ORDER(O1): acquires what the vCPU did before it said so. Pairs with V3 store64(&c.ack) and V7
 		// store64(&c.synced). Without it state read after Stop could be older than the stop.
@@ -129,13 +130,14 @@ func (t *Thread) await(word *uint64, g uint64, deadline time.Time, again func() 
 		if now.After(deadline) {
 			return true, nil
 		}
-		if now.Sub(last) > resend {
+		if now.Sub(last) > every {
 			last = now
 			if err := again(); err != nil {
 				return false, err
 			}
 		}
-		sleep(&t.c.doorAck, &t.c.sleepAck, done, &unix.Timespec{Nsec: int64(resend)})
+		nap := unix.NsecToTimespec(int64(min(every, deadline.Sub(now))))
+		sleep(&t.c.doorAck, &t.c.sleepAck, done, &nap)
 	}
 	return false, nil
 }
@@ -198,7 +200,7 @@ func (p *Stopped) resume(limit time.Duration, quit bool) error {
 		t.ring()
 	}
 	for _, t := range s.threads {
-		late, err := t.await(&t.c.synced, s.gen, deadline, func() error { return nil }) // P7
+		late, err := t.await(&t.c.synced, s.gen, deadline, limit, func() error { return nil }) // P7
 		if late {
 			err = fmt.Errorf("resume: vCPU %d on host CPU %d did not serialise within %v: the VM must not run on", t.cfg.ID, t.cfg.CPU, limit)
 		}

@@ -70,6 +70,7 @@ func TestStopCounts(t *testing.T) {
 	for name, code := range map[string][]byte{"spin": guestSpin, "constant": guestConstant, "served": guestServed, "mixed": guestMixed} {
 		t.Run(name, func(t *testing.T) {
 			m, born := boot(t, code, resumes)
+			m.set.Resend = time.Hour // a lost kick is a timeout
 			resume(t, born)
 			const rounds = 300
 			for range rounds {
@@ -186,6 +187,53 @@ func TestStopsSerialise(t *testing.T) {
 	if len(held) != 2*each || m.ledger.Kicks != 2*each+1 {
 		t.Errorf("%d generations, %d kicks, want %d and %d", len(held), m.ledger.Kicks, 2*each, 2*each+1)
 	}
+}
+
+// TestReleaseInTwoSteps plays the requester by hand over two vCPUs: none serialises before it is told that
+// the changes are final (V4), and none that has enters the guest before all have (V8).
+func TestReleaseInTwoSteps(t *testing.T) {
+	a, born := boot(t, guestConstant, resumes)
+	resume(t, born)
+	b, born := boot(t, guestConstant, resumes)
+	resume(t, born)
+	both := NewSet(a.Thread, b.Thread)
+	both.Resend = time.Hour
+	still := func(what string, m *machine, f func() uint64) {
+		t.Helper()
+		for was, end := f(), time.Now().Add(5*time.Millisecond); time.Now().Before(end); runtime.Gosched() {
+			if f() != was {
+				t.Fatalf("%s while generation %d was stopped", what, both.gen)
+			}
+		}
+		if m.ledger.State != breaks.StateParked {
+			t.Fatalf("state %d", m.ledger.State)
+		}
+	}
+	synced := func(m *machine) func() uint64 {
+		return func() uint64 { return load64(&m.c.synced) }
+	}
+	entered := func(m *machine) func() uint64 {
+		return func() uint64 { return load64(&m.ledger.LastIn) }
+	}
+	for range 20 {
+		p, err := both.Stop(seconds(10))
+		if err != nil {
+			t.Fatal(err)
+		}
+		g := p.Generation()
+		still("a serialised before go", a, synced(a))
+		still("b serialised before go", b, synced(b))
+		store64(&a.c.goG, g)
+		a.ring()
+		for end := time.Now().Add(seconds(10)); load64(&a.c.synced) != g; runtime.Gosched() {
+			if time.Now().After(end) {
+				t.Fatal("a does not serialise")
+			}
+		}
+		still("a entered before b had serialised", a, entered(a))
+		resume(t, p)
+	}
+	a.set.gen, b.set.gen = both.gen, both.gen // which end them
 }
 
 // TestAckTSC: the stamp lies between the request and Stop's return, and grows.

@@ -272,6 +272,10 @@ func (m *Machine) Close() error {
 			errs = append(errs, unmap(b))
 		}
 	}
+	if m.Info.StatsFD != 0 {
+		errs = append(errs, unix.Close(m.Info.StatsFD))
+		m.Info.StatsFD, m.stats = 0, nil
+	}
 	for _, fd := range []int{m.supFD, m.stopper} {
 		if fd >= 0 {
 			errs = append(errs, unix.Close(fd))

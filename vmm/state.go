@@ -218,11 +218,12 @@ func clockAreas(maps io.Reader) (list []area, vdso uint64, err error) {
 	sc := bufio.NewScanner(maps)
 	for sc.Scan() {
 		line := sc.Text()
-		i := strings.Index(line, "[v")
-		if i < 0 || strings.HasSuffix(line, "[vsyscall]") {
+		// Address, permissions, offset, device, inode, name (proc(5)); a file of such a name has an inode.
+		f := strings.Fields(line)
+		if len(f) != 6 || f[4] != "0" || !strings.HasPrefix(f[5], "[v") || f[5] == "[vsyscall]" {
 			continue
 		}
-		a := area{name: line[i:], exec: strings.Contains(line, " r-xp ")}
+		a := area{name: f[5], exec: f[1] == "r-xp"}
 		if _, err := fmt.Sscanf(line, "%x-%x", &a.start, &a.end); err != nil {
 			return nil, 0, fmt.Errorf("read /proc/self/maps: %q: %w", line, err)
 		}

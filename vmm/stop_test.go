@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,8 +24,8 @@ import (
 const stopTime = 20 * time.Second
 
 // TestMillionKicks stops and resumes a million times in all, over a guest that never leaves, guests that
-// always do, and one that blocks in the host. No kick may be lost (a lost one would be sent again, which is
-// counted, or time out), and between Stop and Resume the guest may not move.
+// always do, and one that blocks in the host. No kick may be lost: none is
+// sent twice here, so a lost one times out. Between Stop and Resume the guest may not move.
 func TestMillionKicks(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -39,6 +41,7 @@ func TestMillionKicks(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			g := stopStart(t, c.code)
 			g.runs(t, 0)
+			g.set.Resend = time.Hour // no second signal mends a lost one
 			rounds := c.rounds
 			if testing.Short() {
 				rounds /= 50
@@ -46,12 +49,12 @@ func TestMillionKicks(t *testing.T) {
 			l := g.ledger
 			kicks, moved, rng := l.Kicks, 0, uint64(1)
 			begin, last, longest := time.Now(), g.counter(), time.Duration(0)
-			var last1 uint64
+			var lastAck uint64
 			for i := range rounds {
-				// Anywhere in the turn of the loop: at once, or up to some tens of microseconds later.
+				// Anywhere in the turn of the loop: at once, or up to some 200 microseconds later.
 				rng = rng*6364136223846793005 + 1442695040888963407
-				if wait := rng >> 58; rng>>57&1 != 0 {
-					for end := kvm.TSC() + wait<<11; kvm.TSC() < end; {
+				if wait := rng >> 58; rng>>56&3 == 0 {
+					for end := kvm.TSC() + wait<<13; kvm.TSC() < end; {
 					}
 				}
 				at := time.Now()
@@ -67,10 +70,10 @@ func TestMillionKicks(t *testing.T) {
 				if i%1024 == 0 {
 					time.Sleep(200 * time.Microsecond)
 				}
-				if p.AckTSC(0) <= last1 {
-					t.Fatalf("round %d: acknowledged at %d, the stop before at %d", i, p.AckTSC(0), last1)
+				if p.AckTSC(0) <= lastAck {
+					t.Fatalf("round %d: acknowledged at %d, the stop before at %d", i, p.AckTSC(0), lastAck)
 				}
-				last1 = p.AckTSC(0)
+				lastAck = p.AckTSC(0)
 				if now := g.counter(); now != n {
 					t.Fatalf("round %d: the guest went from %d to %d while stopped", i, n, now)
 				}
@@ -87,14 +90,8 @@ func TestMillionKicks(t *testing.T) {
 			if got := l.Kicks - kicks; got != uint64(rounds) {
 				t.Errorf("%d kicks acknowledged, want %d", got, rounds)
 			}
-			// A core that something else held for 20 ms makes a requester send again; a lost kick would do
-			// so every time.
-			if n := g.Resends(); n > 0 && longest < 20*time.Millisecond {
-				t.Errorf("%d kicks were sent again though no stop took 20 ms", n)
-			} else if n > uint64(rounds/1000) {
-				t.Errorf("%d of %d kicks were sent again", n, rounds)
-			} else if n > 0 {
-				t.Logf("%d kicks were sent again: another task held the core (longest stop %v)", n, longest)
+			if n := g.Resends(); n != 0 {
+				t.Errorf("%d kicks were sent again", n)
 			}
 			if c.blocks {
 				if moved != 0 {
@@ -102,7 +99,7 @@ func TestMillionKicks(t *testing.T) {
 				}
 				return
 			}
-			if moved < rounds/100 {
+			if moved < rounds/1000 {
 				t.Errorf("the guest moved between only %d of %d stops", moved, rounds)
 			}
 			g.runs(t, g.counter()) // and runs on
@@ -274,30 +271,26 @@ func threadStatus(t *testing.T) []threadFacts {
 }
 
 // TestStopTimesOut: a task of higher priority holds the vCPU's core. Stop gives up with ErrStopTimeout, the
-// machine runs on when the core is free, and the next stop works. The hog is a thread of this test that ends
-// by its own clock, below the kernel's throttling of real-time tasks.
+// machine runs on when the core is free, and the next stop works. The hog is another process,
+// killed from another core before the kernel throttles real-time tasks, and with this process at the latest.
 func TestStopTimesOut(t *testing.T) {
 	testenv.Need(t, testenv.KVM, testenv.Root, testenv.MultiCPU)
 	g := stopStart(t, stopSpin)
 	g.runs(t, 0)
 	const hogged = 700 * time.Millisecond
-	up, gone := make(chan error, 1), make(chan struct{})
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		defer close(gone)
-		var set unix.CPUSet
-		set.Set(stopCore(t))
-		err := unix.SchedSetaffinity(0, &set)
-		if err == nil {
-			err = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 10}, 0)
-		}
-		up <- err
-		for end := time.Now().Add(hogged); err == nil && time.Now().Before(end); {
-		}
-	}()
-	if err := <-up; err != nil {
-		<-gone
-		t.Fatalf("make the hog real-time: %v", err)
+	hog := exec.Command("/bin/sh", "-c", "while :; do :; done")
+	hog.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := hog.Start(); err != nil {
+		t.Fatal(err)
+	}
+	gone := make(chan error)
+	timer := time.AfterFunc(hogged, func() { gone <- errors.Join(hog.Process.Kill(), ignoreKilled(hog.Wait())) })
+	defer timer.Stop()
+	var set unix.CPUSet
+	set.Set(stopCore(t))
+	if err := errors.Join(unix.SchedSetaffinity(hog.Process.Pid, &set),
+		unix.SchedSetAttr(hog.Process.Pid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 10}, 0)); err != nil {
+		t.Fatal(errors.Join(fmt.Errorf("make the hog real-time: %w", err), <-gone))
 	}
 	time.Sleep(20 * time.Millisecond)
 	n := g.counter()
@@ -315,7 +308,9 @@ func TestStopTimesOut(t *testing.T) {
 	if g.Resends() == 0 {
 		t.Error("a kick that starved was not sent again")
 	}
-	<-gone
+	if err := <-gone; err != nil {
+		t.Fatal(err)
+	}
 	g.runs(t, n)
 	if p, err = g.Pause(stopTime); err != nil {
 		t.Fatal(err)
@@ -324,6 +319,15 @@ func TestStopTimesOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.runs(t, g.counter())
+}
+
+// ignoreKilled leaves out the one way in which a hog shall end.
+func ignoreKilled(err error) error {
+	var e *exec.ExitError
+	if errors.As(err, &e) && e.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL {
+		return nil
+	}
+	return err
 }
 
 // TestConstantIsConstant: the guests above are what they say, one answered on the thread, one by Go.

@@ -201,7 +201,7 @@ func TestEnds(t *testing.T) {
 func TestOwnCore(t *testing.T) {
 	b := newBox(t, testenv.MultiCPU)
 	cpu := lastCPU(t)
-	r, rep := b.reported("--cpu", cpu, "--for", "500ms", "@jitter")
+	r, rep := b.reported("--cpu", cpu, "--for", "2s", "@jitter")
 	if r.status != 0 || rep.VCPUs[0].CPU == nil || len(rep.GapRecords) != 1 {
 		t.Fatalf("%+v, %+v", r, rep.VCPUs[0])
 	}

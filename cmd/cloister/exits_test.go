@@ -215,7 +215,7 @@ func TestEveryFaultIsReported(t *testing.T) {
 		})
 	}
 	b.t = t
-	if r := b.cloister("run", "@fault:no-such"); r.status != statusNotFound || strings.Count(r.err, "\n") != 1 {
+	if r := b.cloister("run", "@fault:no-such"); r.status != 127 || strings.Count(r.err, "\n") != 1 {
 		t.Errorf("%+v", r)
 	}
 }

@@ -45,13 +45,16 @@ var build = sync.OnceValues(func() (string, error) {
 	if os.Getenv(testenv.LabMachineVar) != "" {
 		return exec.LookPath("cloister") // a machine of the lab has the binary, and no compiler
 	}
-	bin := filepath.Join(shared, "cloister")
-	c := exec.Command("go", "build", "-buildvcs=false", "-ldflags", "-X main.version=test", "-o", bin, ".")
+	dir := filepath.Join(shared, "bin") // the engine finds the monitor beside itself
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return "", err
+	}
+	c := exec.Command("go", "build", "-buildvcs=false", "-o", dir+"/", "../...")
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build cloister: %w\n%s", err, out)
 	}
-	return bin, nil
+	return filepath.Join(dir, "cloister"), nil
 })
 
 // limit ends whatever a test started and forgot.

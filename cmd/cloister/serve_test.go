@@ -5,8 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
+	"github.com/cloister-vmm/cloister/cmd/internal/session"
 	"io"
 	"net"
 	"net/http"
@@ -253,7 +253,7 @@ func TestSeenWhileRunning(t *testing.T) {
 	if status, out, errs := o.do("stats", "seen", "--interval", "200ms"); status != 0 || errs != "" || !regexp.MustCompile(`(?m)^  syscall +0 +0 +[1-9][0-9]* +0 +`).MatchString(out) {
 		t.Errorf("stats: %d %s\n%s", status, errs, out)
 	}
-	if status, out, errs := o.do("stats", "sean"); status != statusCloister || out != "" || errs != "cloister: no VM \"sean\": running: seen\n" {
+	if status, out, errs := o.do("stats", "sean"); status != session.StatusCloister || out != "" || errs != "cloister: no VM \"sean\": running: seen\n" {
 		t.Errorf("stats of another: %d %q %q", status, out, errs)
 	}
 	if status, out, errs := o.do("stop", "seen"); status != 0 || out+errs != "" {
@@ -351,7 +351,7 @@ func TestEngineKilled(t *testing.T) {
 	if list := o.ps(); len(list) != 1 || list["other"] == nil {
 		t.Errorf("%+v", list)
 	}
-	if status, _, errs := o.do("stop", "killed"); status != statusCloister || errs != "cloister: no VM \"killed\": running: other\n" {
+	if status, _, errs := o.do("stop", "killed"); status != session.StatusCloister || errs != "cloister: no VM \"killed\": running: other\n" {
 		t.Errorf("stop: %d %q", status, errs)
 	}
 
@@ -384,7 +384,7 @@ func TestMetricsPortInUse(t *testing.T) {
 		{l.Addr().String(), "address already in use"}, {"203.0.113.1:9100", "cannot assign requested address"}, {"no.such.host.invalid:1", "no.such.host.invalid"},
 	} {
 		status, out, errs := o.do("run", "--metrics", x.addr, "@spin")
-		if status != statusCloister || out != "" || strings.Count(errs, "\n") != 1 || !strings.HasPrefix(errs, "cloister: --metrics "+x.addr+": ") ||
+		if status != session.StatusCloister || out != "" || strings.Count(errs, "\n") != 1 || !strings.HasPrefix(errs, "cloister: --metrics "+x.addr+": ") ||
 			!strings.Contains(errs, x.want) || !strings.Contains(errs, "choose another address or port") {
 			t.Errorf("%s: %d %q", x.addr, status, errs)
 		}
@@ -399,7 +399,6 @@ func TestStartWhileListed(t *testing.T) {
 	o := newObserved(t)
 	stop := make(chan struct{})
 	var all sync.WaitGroup
-	t.Setenv("CLOISTER_RUN_DIR", o.dir)
 	for range 2 {
 		all.Go(func() {
 			for {
@@ -408,9 +407,7 @@ func TestStartWhileListed(t *testing.T) {
 					return
 				default:
 				}
-				if _, err := runningVMs(); err != nil {
-					t.Error(err)
-				}
+				o.ps()
 			}
 		})
 	}
@@ -435,7 +432,7 @@ func TestBadInputOfLooks(t *testing.T) {
 		{"stats --watch --json", "exclude each other"}, {"stop x --timeout -1s", "not negative"}, {"stats ../x", `no VM "../x"`},
 	} {
 		status, out, errs := inProcess(t, strings.Fields(x.args))
-		if status != statusCloister || out != "" || !strings.Contains(errs, x.want) || strings.Count(errs, "\n") != 1 {
+		if status != session.StatusCloister || out != "" || !strings.Contains(errs, x.want) || strings.Count(errs, "\n") != 1 {
 			t.Errorf("%s: %d %q %q", x.args, status, out, errs)
 		}
 	}
@@ -473,29 +470,6 @@ func inProcess(t *testing.T, args []string) (status int, stdout, stderr string) 
 	return status, text[0], text[1]
 }
 
-func TestParseMixed(t *testing.T) {
-	for _, x := range []struct {
-		args string
-		rest []string
-		on   bool
-		bad  bool
-	}{
-		{"", nil, false, false}, {"a", []string{"a"}, false, false}, {"--on a", []string{"a"}, true, false}, {"a --on", []string{"a"}, true, false},
-		{"a --on b", []string{"a", "b"}, true, false}, {"-- --on", []string{"--on"}, false, false}, {"a -- --on b", []string{"a", "--on", "b"}, false, false},
-		{"a --off", nil, false, true},
-	} {
-		f := newFlags("x")
-		on := f.Bool("on", false, "")
-		rest, err := parseMixed(f, strings.Fields(x.args))
-		if (err != nil) != x.bad || !x.bad && (!slices.Equal(rest, x.rest) || *on != x.on) {
-			t.Errorf("%q: %q, %v, %v", x.args, rest, *on, err)
-		}
-	}
-	if _, err := parseMixed(newFlags("x"), []string{"a", "-h"}); !errors.Is(err, flag.ErrHelp) {
-		t.Error(err)
-	}
-}
-
 // A scrape touches nothing in the engine: none of its threads but the vCPU's, which is at work, wakes up
 // for it, and the process takes no page fault.
 func TestScrapeLeavesTheEngineAlone(t *testing.T) {
@@ -512,7 +486,7 @@ func TestScrapeLeavesTheEngineAlone(t *testing.T) {
 		}
 		var most uint64
 		for _, e := range list {
-			status, stat := fact(filepath.Join(tasks, e.Name(), "status")), strings.Fields(fact(filepath.Join(tasks, e.Name(), "stat")))
+			status, stat := session.Fact(filepath.Join(tasks, e.Name(), "status")), strings.Fields(session.Fact(filepath.Join(tasks, e.Name(), "stat")))
 			for line := range strings.Lines(status) {
 				if k, n, _ := strings.Cut(line, ":"); strings.HasSuffix(k, "ctxt_switches") {
 					switches[e.Name()] += number(t, strings.TrimSpace(n))

@@ -178,13 +178,12 @@ func (s *Space) Unmap(addr, length uint64) unix.Errno {
 
 // remove unmaps what there is in [start,end): entries first, then the memory, whose release is the flush.
 func (s *Space) remove(start, end uint64) unix.Errno {
-	i, j := s.within(start, end)
-	for k := i; k < j; k++ {
-		r := s.regions[k]
-		if r.text {
+	for k := s.find(start); k < len(s.regions) && s.regions[k].start < end; k++ {
+		if s.regions[k].text {
 			return unix.EACCES // the program's own text stays (docs/CAVEATS)
 		}
 	}
+	i, j := s.within(start, end)
 	for k := i; k < j; k++ {
 		r := &s.regions[k]
 		if err := s.tab.setRange(r.start, r.end, 0, 0); err != nil {
@@ -201,7 +200,7 @@ func (s *Space) remove(start, end uint64) unix.Errno {
 
 // release gives the memory of a region back; what is mapped there next reads as zero.
 func (s *Space) release(r *region) unix.Errno {
-	if r.fd >= 0 || r.fd == -2 {
+	if r.file() {
 		s.drop(r)
 		return s.hostMap(r.start, r.end, 0, s.cfg.Memory, int64(r.start))
 	}
@@ -238,7 +237,7 @@ func (s *Space) Protect(addr, length uint64, prot int) unix.Errno {
 		if r.text && prot&Write != 0 || r.foreign() {
 			return unix.EACCES
 		}
-		if r.fd >= 0 && prot&Write != 0 && r.prot&Write == 0 {
+		if r.file() && prot&Write != 0 && r.prot&Write == 0 {
 			if fl, err := unix.FcntlInt(uintptr(r.fd), unix.F_GETFL, 0); err != nil || fl&unix.O_ACCMODE != unix.O_RDWR {
 				return unix.EACCES
 			}

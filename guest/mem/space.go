@@ -38,7 +38,7 @@ type region struct {
 	prot       int
 	shared     bool
 	text       bool // lies in a read-only slot: never writable
-	fd         int  // shared file mapping: our own descriptor, else -1
+	fd         int  // shared file mapping: our own descriptor, or -2 when there was none left; else -1
 	off        int64
 	name       string
 }
@@ -148,11 +148,14 @@ func (s *Space) addSlots(start, end uint64) error {
 
 // charge is how much of the limit a region uses.
 func (r *region) charge() uint64 {
-	if r.prot == 0 || r.fd >= 0 || r.foreign() {
+	if r.prot == 0 || r.file() || r.foreign() {
 		return 0
 	}
 	return r.end - r.start
 }
+
+// file: the region is a host file's own pages.
+func (r *region) file() bool { return r.fd != -1 }
 
 // find returns the index of the first region that ends behind a.
 func (s *Space) find(a uint64) int {
@@ -174,7 +177,9 @@ func (s *Space) split(a uint64) {
 	l := s.regions[i]
 	r := l
 	l.end, r.start = a, a
-	r.off += int64(a - l.start)
+	if r.file() {
+		r.off += int64(a - l.start)
+	}
 	if r.fd >= 0 {
 		fd, err := unix.FcntlInt(uintptr(r.fd), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
@@ -337,7 +342,7 @@ func (s *Space) Ranges(f func(start, end uint64, write bool)) {
 	regions := slices.Clone(s.regions)
 	s.mu.Unlock()
 	for _, r := range regions {
-		if r.prot != 0 && r.fd < 0 && !r.foreign() {
+		if r.prot != 0 && !r.file() && !r.foreign() {
 			f(r.start, r.end, r.prot&Write != 0)
 		}
 	}

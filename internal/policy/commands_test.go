@@ -17,12 +17,12 @@ var (
 func checkCommands(t *tree) []string {
 	var source strings.Builder
 	for _, p := range t.productGo() {
-		if strings.HasPrefix(p, "cmd/cloister/") {
+		if strings.HasPrefix(p, "cmd/") {
 			source.Write(t.files[p])
 		}
 	}
 	if source.Len() == 0 {
-		return []string{"cmd/cloister: no sources"}
+		return []string{"cmd: no sources"}
 	}
 	knows := func(word string) bool { return strings.Contains(source.String(), `"`+word+`"`) }
 

@@ -33,8 +33,8 @@ func TestIgnoresAll(t *testing.T) {
 
 func TestPanicsKernel(t *testing.T) { sysrq(t, "c") }
 
-// TestStopsMachine stops every CPU but does not end the machine: SysRq's voice is
-// stilled by stopping init's worker, whose beat then fails to come.
+// TestStopsMachine stops init's worker, whose beat then fails to come: to the
+// host that is a machine that hangs.
 func TestStopsMachine(t *testing.T) {
 	testenv.Need(t, testenv.LabMachine)
 	if err := exec.Command("/bin/sh", "-c", "kill -STOP $(pidof lab-worker)").Run(); err != nil {

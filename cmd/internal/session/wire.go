@@ -1,4 +1,4 @@
-package main
+package session
 
 import (
 	"encoding/json"
@@ -14,32 +14,32 @@ import (
 // The engine and the monitor talk over one SOCK_SEQPACKET pair, one JSON message a packet. Nothing on it is
 // needed for the guest to run: either side may find the other gone.
 
-// ledgerName is the name of the ledger's memfd, by which `cloister ps` finds it when the monitor is gone.
-const ledgerName = "cloister-ledger"
+// LedgerName is the name of the ledger's memfd, by which `cloister ps` finds it when the monitor is gone.
+const LedgerName = "cloister-ledger"
 
 // Descriptors that the monitor inherits.
 const (
-	fdSocket = 3 + iota
-	fdLedger
-	fdGuest
-	fdMetrics // only with --metrics
+	FDSocket = 3 + iota
+	FDLedger
+	FDGuest
+	FDMetrics // only with --metrics
 )
 
-// message is one packet; one of its fields is set.
-type message struct {
-	Plan   *plan   `json:",omitempty"` // engine: what the user asked for
-	Ready  *ready  `json:",omitempty"` // engine: the machine stands, with its statistics descriptor
+// Message is one packet; one of its fields is set.
+type Message struct {
+	Plan   *Plan   `json:",omitempty"` // engine: what the user asked for
+	Ready  *Ready  `json:",omitempty"` // engine: the machine stands, with its statistics descriptor
 	Warn   string  `json:",omitempty"` // engine: a remark for the user
 	Gap    *uint64 `json:",omitempty"` // engine: where the program keeps its GapRecord
-	Ended  *ended  `json:",omitempty"` // engine: the run is over, the ledger final
-	Stop   *stop   `json:",omitempty"` // monitor: end the run
+	Ended  *Ended  `json:",omitempty"` // engine: the run is over, the ledger final
+	Stop   *Stop   `json:",omitempty"` // monitor: end the run
 	Status *int    `json:",omitempty"` // monitor: everything is written; exit with this
 
-	fds []int // descriptors that came with it
+	FDs []int `json:"-"` // descriptors that came with it
 }
 
-// plan is what the monitor has to know from the start.
-type plan struct {
+// Plan is what the monitor has to know from the start.
+type Plan struct {
 	Name      string
 	Program   string
 	Args      []string
@@ -62,31 +62,33 @@ type plan struct {
 	Started   string
 }
 
-// ready says that the first instruction is about to run.
-type ready struct {
+// Ready says that the first instruction is about to run.
+type Ready struct {
 	Info    vmm.Info
 	Phases  []breaks.Timing
 	NoStats bool
 }
 
-// ended is the run's end.
-type ended struct {
+// Ended is the run's end.
+type Ended struct {
 	Result vmm.Result
 	Error  string // the machine could not be built or run
 	Status int    // Cloister's exit status, budget apart
 }
 
-type stop struct {
+// Stop asks the engine to end the run; Signal is what the result shows.
+type Stop struct {
 	Reason string
 	Signal int
 }
 
-// wire is one end of the pair.
-type wire struct{ fd int }
+// Wire is one end of the pair.
+type Wire struct{ FD int }
 
 const maxMessage = 192 << 10 // below the default net.core.wmem_max
 
-func (w wire) send(m message, fds ...int) error {
+// Send sends a message, with descriptors where there are any.
+func (w Wire) Send(m Message, fds ...int) error {
 	b, err := json.Marshal(m)
 	if err != nil {
 		return fmt.Errorf("encode a message: %w", err)
@@ -99,20 +101,20 @@ func (w wire) send(m message, fds ...int) error {
 		oob = unix.UnixRights(fds...)
 	}
 	for {
-		err := unix.Sendmsg(w.fd, b, oob, nil, unix.MSG_NOSIGNAL)
+		err := unix.Sendmsg(w.FD, b, oob, nil, unix.MSG_NOSIGNAL)
 		if err != unix.EINTR {
 			return err
 		}
 	}
 }
 
-// receive gives io.EOF when the other side is gone.
-func (w wire) receive() (m message, fds []int, err error) {
+// Receive gives io.EOF when the other side is gone.
+func (w Wire) Receive() (m Message, fds []int, err error) {
 	b := make([]byte, maxMessage)
 	oob := make([]byte, unix.CmsgSpace(4*8))
 	var n, on int
 	for {
-		n, on, _, _, err = unix.Recvmsg(w.fd, b, oob, unix.MSG_CMSG_CLOEXEC)
+		n, on, _, _, err = unix.Recvmsg(w.FD, b, oob, unix.MSG_CMSG_CLOEXEC)
 		if err != unix.EINTR {
 			break
 		}
@@ -134,6 +136,6 @@ func (w wire) receive() (m message, fds []int, err error) {
 		}
 	}
 	err = json.Unmarshal(b[:n], &m)
-	m.fds = fds
+	m.FDs = fds
 	return m, fds, err
 }

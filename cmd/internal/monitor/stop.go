@@ -1,10 +1,11 @@
-package main
+package monitor
 
 import (
 	"context"
 	"errors"
 	"flag"
 	"fmt"
+	"github.com/cloister-vmm/cloister/cmd/internal/session"
 	"os"
 	"time"
 
@@ -12,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func stopCommand(args []string) int {
+// Stop is `cloister stop`; it returns the exit status.
+func Stop(args []string) int {
 	f := newFlags("stop")
 	timeout := f.Duration("timeout", 10*time.Second, "`time` to wait until the VM has ended and reported")
 	rest, err := parseMixed(f, args)
@@ -27,14 +29,14 @@ func stopCommand(args []string) int {
 		err = fmt.Errorf("--timeout %v: a time is not negative", *timeout)
 	}
 	if err != nil {
-		return failf("%v", err)
+		return session.Failf("%v", err)
 	}
 	vm, err := findVM(rest[0])
 	if err == nil {
 		err = vm.stop(*timeout)
 	}
 	if err != nil {
-		return failf("%v", err)
+		return session.Failf("%v", err)
 	}
 	return 0
 }
@@ -44,7 +46,7 @@ func (r running) stop(timeout time.Duration) error {
 	// The descriptor is of the process that is there now: if the lock is held after it was taken, it is
 	// the engine, and a signal can no longer hit a process that got its number later.
 	engine, err := unix.PidfdOpen(r.engine, 0)
-	if err != nil || !engineLives(r.dir) {
+	if err != nil || !session.EngineLives(r.dir) {
 		if err == nil {
 			err = unix.Close(engine)
 		} else if errors.Is(err, unix.ESRCH) {

@@ -1,9 +1,10 @@
-package main
+package engine
 
 import (
 	"errors"
 	"flag"
 	"fmt"
+	"github.com/cloister-vmm/cloister/cmd/internal/session"
 	"io"
 	"math"
 	"os"
@@ -15,7 +16,6 @@ import (
 	"github.com/cloister-vmm/cloister/guest/workload"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
 	"github.com/cloister-vmm/cloister/vmm"
-	"golang.org/x/sys/unix"
 )
 
 // options are those of `cloister run`.
@@ -140,7 +140,7 @@ func parseRun(args []string) (*options, error) {
 			return nil, fmt.Errorf("--budget: %w", err)
 		}
 	}
-	if _, _, err := parseOnBreak(o.onBreak); err != nil {
+	if _, _, err := session.ParseOnBreak(o.onBreak); err != nil {
 		return nil, err
 	}
 	if o.metrics != "" {
@@ -163,23 +163,6 @@ func builtins() (names []string) {
 	return names
 }
 
-// parseOnBreak gives the action and, for a signal, its number.
-func parseOnBreak(s string) (string, int, error) {
-	switch s {
-	case "report", "stop", "kill":
-		return s, 0, nil
-	}
-	if n, ok := strings.CutPrefix(s, "signal="); ok {
-		if sig, err := strconv.Atoi(n); err == nil && sig >= 1 && sig <= 64 {
-			return "signal", sig, nil
-		}
-		if sig := unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(n), "SIG")); sig != 0 {
-			return "signal", int(sig), nil
-		}
-	}
-	return "", 0, fmt.Errorf("--on-break %q: choose report, stop, kill or signal=N", s)
-}
-
 // metricsAddr makes "9100" and ":9100" loopback addresses.
 func metricsAddr(s string) (string, error) {
 	host, port := "", s
@@ -195,7 +178,8 @@ func metricsAddr(s string) (string, error) {
 	return host + ":" + port, nil
 }
 
-func usage(w io.Writer) {
+// Usage prints what `cloister help` shows.
+func Usage(w io.Writer) {
 	fmt.Fprint(w, `cloister: a microVM that gives a program a core of its own and counts what disturbs it
 
   cloister run [options] -- PROGRAM [arguments]

@@ -1,4 +1,4 @@
-package main
+package monitor
 
 import (
 	"context"
@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"github.com/cloister-vmm/cloister/cmd/internal/session"
 	"io"
 	"os"
 	"path/filepath"
@@ -31,7 +32,7 @@ type running struct {
 
 // runningVMs lists the VMs of this run directory, by name. What a killed engine left behind is no VM.
 func runningVMs() ([]running, error) {
-	dir, err := runDir()
+	dir, err := session.RunDir()
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +46,7 @@ func runningVMs() ([]running, error) {
 	var list []running
 	for _, e := range entries {
 		d := filepath.Join(dir, "vm", e.Name())
-		if !e.IsDir() || !engineLives(d) {
+		if !e.IsDir() || !session.EngineLives(d) {
 			continue
 		}
 		b, err := os.ReadFile(filepath.Join(d, "engine"))
@@ -96,7 +97,7 @@ func (r running) status(ctx context.Context) (*observe.Status, error) {
 	switch {
 	case err == nil:
 		return s, nil
-	case !engineLives(r.dir):
+	case !session.EngineLives(r.dir):
 		return nil, nil
 	case errors.Is(err, observe.ErrNoMonitor):
 		return r.orphan(), nil
@@ -108,7 +109,7 @@ func (r running) status(ctx context.Context) (*observe.Status, error) {
 func (r running) orphan() *observe.Status {
 	vm := observe.VM{Name: r.name, Engine: r.engine, Backend: string(kvm.DetectBackend("/"))}
 	var said observe.Status
-	if b, err := os.ReadFile(filepath.Join(r.dir, factsFile)); err == nil && json.Unmarshal(b, &said) == nil {
+	if b, err := os.ReadFile(filepath.Join(r.dir, session.FactsFile)); err == nil && json.Unmarshal(b, &said) == nil {
 		vm.Program, vm.Args, vm.Started, vm.Version = said.Program, said.Args, said.Started, said.Version
 	}
 	snapshot, err := ledgerOf(r.engine)
@@ -127,7 +128,7 @@ func ledgerOf(engine int) (*observe.Snapshot, error) {
 	}
 	for _, e := range list {
 		name := filepath.Join(fds, e.Name())
-		if to, err := os.Readlink(name); err != nil || !strings.HasPrefix(to, "/memfd:"+ledgerName+" ") {
+		if to, err := os.Readlink(name); err != nil || !strings.HasPrefix(to, "/memfd:"+session.LedgerName+" ") {
 			continue
 		}
 		f, err := os.Open(name)
@@ -163,7 +164,8 @@ func ledgerOf(engine int) (*observe.Snapshot, error) {
 	return nil, errors.New("the engine has no ledger yet")
 }
 
-func psCommand(args []string) int {
+// PS is `cloister ps`; it returns the exit status.
+func PS(args []string) int {
 	f := newFlags("ps")
 	asJSON := f.Bool("json", false, "print a JSON list, one object a VM")
 	rest, err := parseMixed(f, args)
@@ -175,11 +177,11 @@ func psCommand(args []string) int {
 		err = fmt.Errorf("ps takes no arguments, not %q", rest[0])
 	}
 	if err != nil {
-		return failf("%v", err)
+		return session.Failf("%v", err)
 	}
 	vms, err := runningVMs()
 	if err != nil {
-		return failf("%v", err)
+		return session.Failf("%v", err)
 	}
 	found := make([]*observe.Status, len(vms))
 	errs := make([]error, len(vms))
@@ -192,7 +194,7 @@ func psCommand(args []string) int {
 	code := 0
 	for i, s := range found {
 		if errs[i] != nil {
-			code = failf("%v", errs[i])
+			code = session.Failf("%v", errs[i])
 			s = observe.NewStatus(observe.VM{Name: vms[i].name, Engine: vms[i].engine}, nil)
 			s.Trouble = errs[i].Error()
 		}
@@ -208,7 +210,7 @@ func psCommand(args []string) int {
 		err = observe.WriteList(os.Stdout, list)
 	}
 	if err != nil {
-		return failf("ps: %v", err)
+		return session.Failf("ps: %v", err)
 	}
 	return code
 }

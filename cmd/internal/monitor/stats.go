@@ -1,4 +1,4 @@
-package main
+package monitor
 
 import (
 	"bytes"
@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"github.com/cloister-vmm/cloister/cmd/internal/session"
 	"os"
 	"os/signal"
 	"time"
@@ -18,7 +19,8 @@ import (
 // Bounds of --interval: below, a snapshot's own few milliseconds blur the rates.
 const minInterval, maxInterval = 100 * time.Millisecond, time.Hour
 
-func statsCommand(args []string) int {
+// Stats is `cloister stats`; it returns the exit status.
+func Stats(args []string) int {
 	f := newFlags("stats")
 	watching := f.Bool("watch", false, "redraw until Ctrl-C, or until the VM ends")
 	interval := f.Duration("interval", time.Second, "`time` over which rates are taken")
@@ -37,11 +39,11 @@ func statsCommand(args []string) int {
 		err = errors.New("--watch and --json exclude each other: choose one")
 	}
 	if err != nil {
-		return failf("%v", err)
+		return session.Failf("%v", err)
 	}
 	vm, err := findVM(append(rest, "")[0])
 	if err != nil {
-		return failf("%v", err)
+		return session.Failf("%v", err)
 	}
 	ctx, cancel := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer cancel()
@@ -55,7 +57,7 @@ func statsCommand(args []string) int {
 		err = w.once()
 	}
 	if err != nil && ctx.Err() == nil {
-		return failf("%v", err)
+		return session.Failf("%v", err)
 	}
 	return 0
 }

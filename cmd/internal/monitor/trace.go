@@ -1,7 +1,8 @@
-package main
+package monitor
 
 import (
 	"fmt"
+	"github.com/cloister-vmm/cloister/cmd/internal/session"
 	"os"
 
 	"github.com/cloister-vmm/cloister/guest/linux"
@@ -23,7 +24,7 @@ type tracer struct {
 	at      int64  // the same in nanoseconds since the start
 }
 
-func newTracer(p *plan) *tracer { return &tracer{name: p.Trace, program: p.Program} }
+func newTracer(p *session.Plan) *tracer { return &tracer{name: p.Trace, program: p.Program} }
 
 func (t *tracer) open() {
 	t.file, t.err = os.Create(t.name)

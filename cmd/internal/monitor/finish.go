@@ -1,9 +1,10 @@
-package main
+package monitor
 
 import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"github.com/cloister-vmm/cloister/cmd/internal/session"
 	"io"
 	"os"
 	"path/filepath"
@@ -21,7 +22,7 @@ import (
 const backtraceDepth = 32
 
 // write puts the report everywhere it was asked for.
-func (m *monitor) write(r *breaks.Report, end ended) (errs []error) {
+func (m *monitor) write(r *breaks.Report, end session.Ended) (errs []error) {
 	if !m.plan.Quiet {
 		tty := isTerminal(2)
 		if err := r.WriteText(os.Stderr, breaks.TextOptions{Color: tty && os.Getenv("NO_COLOR") == "", Timings: m.plan.Timings}); err != nil {
@@ -60,8 +61,18 @@ func (m *monitor) symbolizer() profile.Symbolizer {
 	return m.symbol
 }
 
-// replace writes a file whole or not at all.
+// replace writes a file whole or not at all. A device, a pipe or a link to one is written to, never replaced.
 func replace(name string, fill func(io.Writer) error) error {
+	if st, err := os.Stat(name); err == nil && !st.Mode().IsRegular() {
+		f, err := os.OpenFile(name, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		return errors.Join(fill(f), f.Close())
+	}
+	if to, err := filepath.EvalSymlinks(name); err == nil {
+		name = to // a link to a file stays a link
+	}
 	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
 	if err != nil {
 		// A directory that takes no new file may still hold one that can be written.

@@ -1,4 +1,4 @@
-package main
+package monitor
 
 import (
 	"bytes"
@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"github.com/cloister-vmm/cloister/cmd/internal/session"
 	"io"
 	"os"
 	"os/signal"
@@ -25,11 +26,11 @@ import (
 // monitor is the process beside the engine: evidence, budget, report. It only reads the shared memory, so
 // however slow it is, or killed, the guest does not notice.
 type monitor struct {
-	wire   wire
+	wire   session.Wire
 	ledger *breaks.VCPU
 	guest  int
-	plan   plan
-	ready  ready
+	plan   session.Plan
+	ready  session.Ready
 	stats  *kvm.Stats
 	values []uint64
 	warned []string
@@ -40,26 +41,29 @@ type monitor struct {
 	symbol *symbol.Table
 	trace  *tracer
 	clock  clockStats
-	ask    chan func() // what the servers want to know of the fields above
+	ask    chan func()   // what the servers want to know of the fields above
+	over   chan struct{} // closed when the loop answers no more
+	last   loopState     // what it would answer then
 }
 
 // watch is how often the monitor looks at the ledger. It touches nothing of the guest's.
 const watch = 10 * time.Millisecond
 
-// monitorProcess is the hidden subcommand.
-func monitorProcess() int {
+// Process is the whole of the monitor's process; it returns the exit status.
+func Process() int {
 	// The engine ends the run on these; the monitor stays to report it.
 	signal.Ignore(unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGPIPE)
-	if err := unix.Fstat(fdSocket, &unix.Stat_t{}); err != nil {
-		return failf("%s is started by `cloister run`, not by hand", monitorCommand)
+	if kind, err := unix.GetsockoptInt(session.FDSocket, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || kind != unix.SOCK_SEQPACKET {
+		return session.Failf("%s is started by `cloister run`, not by hand", session.MonitorCommand)
 	}
-	return runMonitor(wire{fdSocket}, fdLedger, fdGuest)
+	return Run(session.Wire{FD: session.FDSocket}, session.FDLedger, session.FDGuest)
 }
 
-func runMonitor(w wire, ledgerFD, guest int) int {
-	m := &monitor{wire: w, guest: guest, ask: make(chan func())}
+// Run is the monitor of one VM, until its engine has ended.
+func Run(w session.Wire, ledgerFD, guest int) int {
+	m := &monitor{wire: w, guest: guest, ask: make(chan func()), over: make(chan struct{})}
 	if err := m.run(ledgerFD); err != nil {
-		return failf("monitor: %v", err)
+		return session.Failf("monitor: %v", err)
 	}
 	return 0
 }
@@ -72,7 +76,7 @@ func (m *monitor) run(ledgerFD int) error {
 	if m.ledger, err = breaks.At(b, 0); err != nil {
 		return err
 	}
-	messages := make(chan message)
+	messages := make(chan session.Message)
 	fail := make(chan error, 1)
 	go m.read(messages, fail)
 	tick := time.NewTicker(watch)
@@ -101,9 +105,9 @@ func (m *monitor) run(ledgerFD int) error {
 	}
 }
 
-func (m *monitor) read(out chan<- message, fail chan<- error) {
+func (m *monitor) read(out chan<- session.Message, fail chan<- error) {
 	for {
-		msg, _, err := m.wire.receive()
+		msg, _, err := m.wire.Receive()
 		if err != nil {
 			fail <- err
 			return
@@ -113,7 +117,7 @@ func (m *monitor) read(out chan<- message, fail chan<- error) {
 }
 
 // take serves one message; done is true after the last one.
-func (m *monitor) take(msg message) (done bool, err error) {
+func (m *monitor) take(msg session.Message) (done bool, err error) {
 	switch {
 	case msg.Plan != nil:
 		m.plan = *msg.Plan
@@ -129,8 +133,8 @@ func (m *monitor) take(msg message) (done bool, err error) {
 		return false, m.serve()
 	case msg.Ready != nil:
 		m.ready = *msg.Ready
-		if len(msg.fds) == 1 {
-			if m.stats, err = kvm.NewStats(msg.fds[0]); err != nil {
+		if len(msg.FDs) == 1 {
+			if m.stats, err = kvm.NewStats(msg.FDs[0]); err != nil {
 				return false, err
 			}
 			m.values = make([]uint64, len(m.stats.Names))
@@ -144,8 +148,10 @@ func (m *monitor) take(msg message) (done bool, err error) {
 	case msg.Gap != nil:
 		m.gap = *msg.Gap
 	case msg.Ended != nil:
+		m.last = m.loopState()
+		close(m.over)
 		status := m.finish(*msg.Ended)
-		return true, m.wire.send(message{Status: &status})
+		return true, m.wire.Send(session.Message{Status: &status})
 	}
 	return false, nil
 }
@@ -153,7 +159,7 @@ func (m *monitor) take(msg message) (done bool, err error) {
 // orphaned is the end of an engine that could not say how it ended.
 func (m *monitor) orphaned() error {
 	if m.plan.VMDir != "" {
-		if err := removeDead(m.plan.VMDir, m.plan.Engine); err != nil {
+		if err := session.RemoveDead(m.plan.VMDir, m.plan.Engine); err != nil {
 			return err
 		}
 	}
@@ -175,7 +181,7 @@ func (m *monitor) look() {
 		return
 	}
 	m.broken = true
-	action, sig, err := parseOnBreak(m.plan.OnBreak)
+	action, sig, err := session.ParseOnBreak(m.plan.OnBreak)
 	if err != nil {
 		return // it was checked before the run
 	}
@@ -186,7 +192,7 @@ func (m *monitor) look() {
 		return
 	}
 	reason := "budget broken: " + first(v.BrokenBy())
-	if err := m.wire.send(message{Stop: &stop{Reason: reason, Signal: sig}}); err != nil {
+	if err := m.wire.Send(session.Message{Stop: &session.Stop{Reason: reason, Signal: sig}}); err != nil {
 		fmt.Fprintln(os.Stderr, "cloister: stop the run:", err)
 	}
 }
@@ -244,13 +250,13 @@ func (m *monitor) herd() {
 }
 
 // finish builds the report and writes what was asked for; it returns the exit status.
-func (m *monitor) finish(end ended) int {
+func (m *monitor) finish(end session.Ended) int {
 	status := end.Status
 	if end.Error != "" {
-		return max(status, failf("%s", end.Error))
+		return max(status, session.Failf("%s", end.Error))
 	}
 	if m.plan.Quiet && end.Result.Ended == "error" {
-		failf("%s", end.Result.Reason) // an error is said even quietly
+		session.Failf("%s", end.Result.Reason) // an error is said even quietly
 	}
 	if m.plan.Quiet && m.plan.Report == "" && m.plan.Profile == "" && m.plan.Trace == "" && m.budget == nil {
 		return status // nobody will read a report
@@ -260,7 +266,7 @@ func (m *monitor) finish(end ended) int {
 	status = budgetStatus(status, r.Budget)
 	r.Exit.Code = status
 	for _, err := range m.write(r, end) {
-		status = max(statusCloister, failf("%v", err))
+		status = max(session.StatusCloister, session.Failf("%v", err))
 	}
 	return status
 }
@@ -271,7 +277,7 @@ func budgetStatus(status int, b *breaks.BudgetState) int {
 	switch {
 	case b == nil || b.OK:
 	case b.State == breaks.Broken:
-		return statusBudget
+		return session.StatusBudget
 	case status == 0:
 		why := "no vCPU ran"
 		for _, c := range b.Clauses {
@@ -282,18 +288,18 @@ func budgetStatus(status int, b *breaks.BudgetState) int {
 		if b.State == breaks.Untested {
 			why += ": call cloister_isolate(1), or use --seal start"
 		}
-		return failf("the budget %s is %s, which is not kept: %s", b.Spec, b.State, why)
+		return session.Failf("the budget %s is %s, which is not kept: %s", b.Spec, b.State, why)
 	}
 	return status
 }
 
-func (m *monitor) report(end ended) *breaks.Report {
+func (m *monitor) report(end session.Ended) *breaks.Report {
 	var l breaks.Ledger
 	ok := m.ledger.Snapshot(&l.Counts)
 	l.Sites = m.ledger.Sites[:]
 	l.EventsLost = m.trace.lost
 	f := breaks.Facts{
-		Version: versionString(), Started: m.plan.Started, Host: hostFacts(m.plan.CPU),
+		Version: session.Version(), Started: m.plan.Started, Host: hostFacts(m.plan.CPU),
 		Program: breaks.Program{Path: m.plan.Program, Args: m.plan.Args[1:], Seal: m.plan.Seal, BuildID: hex.EncodeToString(m.ready.Info.BuildID)},
 		Exit:    breaks.Exit{Signal: end.Result.Signal, Reason: m.reason(end.Result)},
 		Timings: m.ready.Phases, Budget: m.budget, SyscallName: func(nr int) string { return linux.Name(uint64(nr)) },

@@ -1,17 +1,17 @@
-package main
+package monitor
 
 import (
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/cloister-vmm/cloister/cmd/internal/session"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/cloister-vmm/cloister/internal/kvm"
@@ -20,47 +20,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The socket of --metrics is made by the engine, before it makes anything else, and inherited by the
-// monitor that serves it. So a port in use ends the run before there is a guest, without a message that the
-// engine would have to wait for, and nobody can take the port between a check and its use. The engine
-// closes its copy at once: when the monitor is killed, scrapes are refused instead of left waiting.
-
-// listenMetrics binds the address of --metrics; nil without one. o.metrics becomes the address bound.
-func listenMetrics(o *options) (*os.File, error) {
-	if o.metrics == "" {
-		return nil, nil
-	}
-	l, err := net.Listen("tcp", o.metrics)
-	if err != nil {
-		var reason syscall.Errno
-		if errors.As(err, &reason) {
-			return nil, fmt.Errorf("--metrics %s: %w: choose another address or port", o.metrics, reason)
-		}
-		return nil, fmt.Errorf("--metrics %s: %w: choose another address or port", o.metrics, err)
-	}
-	defer l.Close()
-	o.metrics = l.Addr().String()
-	t, ok := l.(*net.TCPListener)
-	if !ok {
-		return nil, fmt.Errorf("--metrics %s: not a TCP address", o.metrics)
-	}
-	f, err := t.File()
-	if err != nil {
-		return nil, fmt.Errorf("--metrics %s: %w", o.metrics, err)
-	}
-	return f, nil
-}
-
-// factsFile is the file in a VM's directory that tells `cloister ps` what the ledger does not know, when the
-// monitor is not there to be asked.
-const factsFile = "vm.json"
-
 // serve starts the control socket and, with --metrics, the scrape; both are answered by goroutines of
 // their own. What the monitor's loop owns they get from the loop (m.ask).
 func (m *monitor) serve() error {
 	p := &m.plan
 	vm := observe.VM{Name: p.Name, Program: p.Program, Args: p.Args, Engine: p.Engine, Monitor: os.Getpid(), Started: p.Started,
-		Version: versionString(), Go: runtime.Version(), Metrics: p.Metrics, Backend: string(kvm.DetectBackend("/")), Budget: m.budget}
+		Version: session.Version(), Go: runtime.Version(), Metrics: p.Metrics, Backend: string(kvm.DetectBackend("/")), Budget: m.budget}
 	source := m.source()
 	if p.Metrics != "" {
 		f := os.NewFile(uintptr(p.MetricsFD), "metrics")
@@ -77,14 +42,14 @@ func (m *monitor) serve() error {
 	if err := m.openControl(vm, source); err != nil {
 		m.warned = append(m.warned, fmt.Sprintf("control socket: %v: `cloister ps` and `cloister stats` cannot see this VM's figures", err))
 		if !p.Quiet {
-			failf("%s", m.warned[len(m.warned)-1])
+			session.Failf("%s", m.warned[len(m.warned)-1])
 		}
 	}
 	return nil
 }
 
 func (m *monitor) openControl(vm observe.VM, source observe.Source) error {
-	err := replace(filepath.Join(m.plan.VMDir, factsFile), func(w io.Writer) error {
+	err := replace(filepath.Join(m.plan.VMDir, session.FactsFile), func(w io.Writer) error {
 		return json.NewEncoder(w).Encode(observe.NewStatus(vm, nil))
 	})
 	if err != nil {
@@ -99,7 +64,7 @@ func (m *monitor) openControl(vm observe.VM, source observe.Source) error {
 		if reason == "" {
 			reason = "asked through the control socket"
 		}
-		return m.wire.send(message{Stop: &stop{Reason: reason, Signal: int(unix.SIGTERM)}})
+		return m.wire.Send(session.Message{Stop: &session.Stop{Reason: reason, Signal: int(unix.SIGTERM)}})
 	}
 	go m.answer("control socket", func() error { return observe.Serve(l, observe.ControlHandler(vm, source, end)) })
 	return nil
@@ -108,7 +73,7 @@ func (m *monitor) openControl(vm observe.VM, source observe.Source) error {
 // answer serves until the process ends; anything else that ends it is said.
 func (m *monitor) answer(what string, serve func() error) {
 	if err := serve(); err != nil && !m.plan.Quiet {
-		failf("%s: %v: it is served no more, the run goes on", what, err)
+		session.Failf("%s: %v: it is served no more, the run goes on", what, err)
 	}
 }
 
@@ -169,23 +134,26 @@ func (m *monitor) source() observe.Source {
 // askLoop has the monitor's loop look at its own state.
 func (m *monitor) askLoop(ctx context.Context) (loopState, error) {
 	got := make(chan loopState, 1)
-	look := func() {
-		s := loopState{stats: -1, strays: m.strays}
-		if m.stats != nil {
-			s.stats = m.stats.FD()
-		}
-		if m.plan.Trace != "" {
-			lost := m.trace.lost
-			s.eventsLost = &lost
-		}
-		got <- s
-	}
 	select {
-	case m.ask <- look:
+	case m.ask <- func() { got <- m.loopState() }:
 		return <-got, nil
+	case <-m.over: // it makes the report now
+		return m.last, nil
 	case <-ctx.Done():
-		return loopState{}, errors.New("the monitor is busy, perhaps with the report")
+		return loopState{}, errors.New("the monitor is busy")
 	}
+}
+
+func (m *monitor) loopState() loopState {
+	s := loopState{stats: -1, strays: m.strays}
+	if m.stats != nil {
+		s.stats = m.stats.FD()
+	}
+	if m.plan.Trace != "" {
+		lost := m.trace.lost
+		s.eventsLost = &lost
+	}
+	return s
 }
 
 // memory leaves out what could not be read: a process that is ending has no figures.

@@ -1,9 +1,10 @@
-package main
+package engine
 
 import (
 	"errors"
 	"flag"
 	"fmt"
+	"github.com/cloister-vmm/cloister/cmd/internal/session"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -12,6 +13,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,46 +28,58 @@ import (
 // otherwise: while the guest makes no exits nothing allocates, and nothing may run beside it.
 const heapLimit = 48 << 20
 
+// Monitor is the monitor's half, for a run in one process.
+type Monitor func(w session.Wire, ledgerFD, guest int) int
+
 // engine is the process that the user started: it owns the VM.
 type engine struct {
-	o       *options
-	started time.Time
-	phases  []breaks.Timing
-	last    time.Time
+	inProcess Monitor
+	o         *options
+	started   time.Time
+	phases    []breaks.Timing
+	last      time.Time
 
-	elf      *os.File
-	execFn   string // the program's path as execve(2) would have got it
-	lease    *cores.Lease
-	vmDir    string
-	guest    int
-	ledgerFD int
-	ledger   *breaks.VCPU
-	keep     []int
-	metrics  *os.File // listening socket of --metrics, until the monitor has it
-	wire     wire
-	spawned  chan *exec.Cmd // the monitor, once it was started
-	alone    atomic.Bool    // ORDER(none): the monitor is gone; only chooses what is printed
-	status   chan int
-	machine  *vmm.Machine
+	elf       *os.File
+	execFn    string // the program's path as execve(2) would have got it
+	lease     *cores.Lease
+	vmDir     string
+	guest     int
+	ledgerFD  int
+	ledger    *breaks.VCPU
+	keep      []int
+	metrics   *os.File // listening socket of --metrics, until the monitor has it
+	wire      session.Wire
+	planned   chan error // holds one value when nobody is sending
+	spawn     func()     // starts the monitor; through spawnOnce only
+	spawnOnce sync.Once
+	spawned   chan *exec.Cmd // the monitor, once it was started
+	alone     atomic.Bool    // ORDER(none): the monitor is gone; only chooses what is printed
+	status    chan int
+	machine   *vmm.Machine
 }
 
-func runCommand(args []string) int {
+// Main is `cloister run`. inProcess is nil in the program that has no monitor in it: then --one-process is a matter for
+// the one that has. It returns the exit status.
+func Main(args []string, inProcess Monitor) int {
 	o, err := parseRun(args)
 	if errors.Is(err, flag.ErrHelp) {
 		runUsage(os.Stdout)
 		return 0
 	}
 	if err != nil {
-		return failf("%v", err)
+		return session.Failf("%v", err)
+	}
+	if o.oneProcess && inProcess == nil {
+		return session.ExecMonitor(append([]string{"run"}, args...))
 	}
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(heapLimit)
 	runtime.GOMAXPROCS(max(4, runtime.GOMAXPROCS(0))) // an idle P for whoever comes back from a system call
-	e := &engine{o: o, started: time.Now(), status: make(chan int, 1), spawned: make(chan *exec.Cmd, 1), guest: -1, ledgerFD: -1}
+	e := &engine{inProcess: inProcess, o: o, started: time.Now(), status: make(chan int, 1), spawned: make(chan *exec.Cmd, 1), planned: make(chan error, 1), guest: -1, ledgerFD: -1}
 	e.last = e.started
 	code, err := e.run()
 	if err != nil {
-		return max(code, failf("%v", err))
+		return max(code, session.Failf("%v", err))
 	}
 	return code
 }
@@ -84,19 +98,19 @@ func (e *engine) run() (int, error) {
 	}
 	defer e.elf.Close()
 	if err := e.claim(); err != nil {
-		return statusCloister, err
+		return session.StatusCloister, err
 	}
 	defer e.release()
 	signal.Ignore(unix.SIGXFSZ, unix.SIGPIPE) // the program's, not ours: its writes get EFBIG and EPIPE
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	if err := e.share(); err != nil {
-		return statusCloister, err
+		return session.StatusCloister, err
 	}
 	if err := e.startMonitor(); err != nil {
-		return statusCloister, err
+		return session.StatusCloister, err
 	}
-	end := ended{}
+	end := session.Ended{}
 	end.Status, end.Result, end.Error = e.guestLife(signals)
 	return e.finish(end), nil
 }
@@ -107,19 +121,19 @@ func (e *engine) openProgram() (int, error) {
 	if strings.HasPrefix(o.program, "@") {
 		hz, err := tscHz()
 		if err != nil {
-			return statusCloister, err
+			return session.StatusCloister, err
 		}
 		b, err := workload.ELF(o.program, o.args[1:], hz)
 		if err != nil {
-			return statusNotFound, err
+			return session.StatusNotFound, err
 		}
 		fd, err := unix.MemfdCreate(o.program, unix.MFD_CLOEXEC)
 		if err != nil {
-			return statusCloister, fmt.Errorf("%s: memfd_create: %w", o.program, err)
+			return session.StatusCloister, fmt.Errorf("%s: memfd_create: %w", o.program, err)
 		}
 		e.elf, e.execFn = os.NewFile(uintptr(fd), o.program), o.program
 		if _, err := e.elf.Write(b); err != nil {
-			return statusCloister, fmt.Errorf("%s: %w", o.program, err)
+			return session.StatusCloister, fmt.Errorf("%s: %w", o.program, err)
 		}
 		e.stamp("open")
 		return 0, nil
@@ -128,21 +142,21 @@ func (e *engine) openProgram() (int, error) {
 	if !strings.Contains(path, "/") {
 		p, err := exec.LookPath(path)
 		if err != nil {
-			return statusNotFound, fmt.Errorf("%s: not found in PATH: give its path, such as ./%s", path, path)
+			return session.StatusNotFound, fmt.Errorf("%s: not found in PATH: give its path, such as ./%s", path, path)
 		}
 		path = p
 	}
 	e.execFn = path
 	path, err := filepath.Abs(path)
 	if err != nil {
-		return statusCloister, err
+		return session.StatusCloister, err
 	}
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO must not wait for its writer
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return statusNotFound, fmt.Errorf("%s: there is no such file", path)
+		return session.StatusNotFound, fmt.Errorf("%s: there is no such file", path)
 	case err != nil:
-		return statusNotRun, fmt.Errorf("%w: make it readable", err)
+		return session.StatusNotRun, fmt.Errorf("%w: make it readable", err)
 	}
 	st, err := f.Stat()
 	if err == nil && !st.Mode().IsRegular() {
@@ -151,7 +165,7 @@ func (e *engine) openProgram() (int, error) {
 		err = fmt.Errorf("%s: permission denied: it is not executable (chmod +x)", path)
 	}
 	if err != nil {
-		return statusNotRun, errors.Join(err, f.Close())
+		return session.StatusNotRun, errors.Join(err, f.Close())
 	}
 	o.program, e.elf = path, f
 	e.stamp("open")
@@ -166,7 +180,7 @@ func (e *engine) claim() error {
 		return err
 	}
 	e.keep = allowed
-	dir, err := runDir()
+	dir, err := session.RunDir()
 	if err != nil {
 		return err
 	}
@@ -191,22 +205,34 @@ func (e *engine) claim() error {
 	if e.metrics, err = listenMetrics(o); err != nil {
 		return err
 	}
-	if e.vmDir, err = newVMDir(dir, o.name); err != nil {
+	var lock *os.File
+	if e.vmDir, lock, err = session.NewVMDir(dir, o.name); err != nil {
 		return err
 	}
+	keepFiles = append(keepFiles, lock)
 	e.stamp("claim")
 	return nil
 }
 
 func (e *engine) release() {
 	if e.vmDir != "" {
-		if err := os.RemoveAll(e.vmDir); err != nil {
-			failf("remove %s: %v", e.vmDir, err)
+		// By their names first: reading a directory takes a descriptor, and there may be none left.
+		var err error
+		for _, name := range []string{session.SocketFile, session.FactsFile, session.LockFile, "."} {
+			if e := os.Remove(filepath.Join(e.vmDir, name)); e != nil && !errors.Is(e, fs.ErrNotExist) {
+				err = e
+			}
+		}
+		if err != nil {
+			err = os.RemoveAll(e.vmDir)
+		}
+		if err != nil {
+			session.Failf("remove %s: %v", e.vmDir, err)
 		}
 	}
 	if e.lease != nil {
 		if err := e.lease.Release(); err != nil {
-			failf("release the core: %v", err)
+			session.Failf("release the core: %v", err)
 		}
 	}
 }
@@ -216,29 +242,31 @@ func (e *engine) share() (err error) {
 	if e.guest, err = vmm.NewGuestMemory(e.o.hugepages); err != nil {
 		return err
 	}
-	if e.ledgerFD, err = unix.MemfdCreate(ledgerName, unix.MFD_CLOEXEC); err != nil {
+	if e.ledgerFD, err = unix.MemfdCreate(session.LedgerName, unix.MFD_CLOEXEC); err != nil {
 		return fmt.Errorf("ledger: memfd_create: %w", err)
 	}
 	if err = unix.Ftruncate(e.ledgerFD, int64(breaks.LedgerSize)); err != nil {
 		return fmt.Errorf("ledger: ftruncate: %w", err)
 	}
-	b, err := unix.Mmap(e.ledgerFD, 0, breaks.LedgerSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+	b, err := unix.Mmap(e.ledgerFD, 0, breaks.LedgerSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return fmt.Errorf("ledger: mmap: %w", err)
 	}
-	if err := unix.Mlock(b); err != nil && e.o.cpu >= 0 && !e.o.quiet {
-		failf("the ledger is not locked in memory: %v: raise RLIMIT_MEMLOCK (ulimit -l)", err)
+	if e.o.cpu >= 0 { // else a fault in the ledger is nothing to whoever lets the vCPU float
+		if err := unix.Mlock(b); err != nil && !e.o.quiet {
+			session.Failf("the ledger is not locked in memory: %v: raise RLIMIT_MEMLOCK (ulimit -l)", err)
+		}
 	}
 	e.ledger, err = breaks.At(b, 0)
 	return err
 }
 
-func (e *engine) plan() *plan {
+func (e *engine) plan() *session.Plan {
 	o := e.o
-	p := &plan{
+	p := &session.Plan{
 		Name: o.name, Program: o.program, Args: o.args, Seal: o.seal, CPU: o.cpu, FIFO: o.fifo, Engine: os.Getpid(),
 		VMDir: e.vmDir, Budget: o.budget, OnBreak: o.onBreak, Report: o.report, Profile: o.profile, Trace: o.trace,
-		Metrics: o.metrics, MetricsFD: fdMetrics, Quiet: o.quiet, Timings: o.timings, Keep: e.keep, Started: e.started.UTC().Format(time.RFC3339),
+		Metrics: o.metrics, MetricsFD: session.FDMetrics, Quiet: o.quiet, Timings: o.timings, Keep: e.keep, Started: e.started.UTC().Format(time.RFC3339),
 	}
 	if strings.HasPrefix(o.program, "@") {
 		p.Builtin = o.program
@@ -255,31 +283,59 @@ func (e *engine) startMonitor() error {
 	if err != nil {
 		return fmt.Errorf("socketpair: %w", err)
 	}
-	e.wire = wire{pair[0]}
+	e.wire = session.Wire{FD: pair[0]}
 	files := []*os.File{os.NewFile(uintptr(pair[1]), "monitor"), os.NewFile(uintptr(e.ledgerFD), "ledger"), os.NewFile(uintptr(e.guest), "guest")}
 	if e.o.oneProcess {
-		go runMonitor(wire{pair[1]}, e.ledgerFD, e.guest)
+		go e.inProcess(session.Wire{FD: pair[1]}, e.ledgerFD, e.guest)
 	} else {
-		c := exec.Command("/proc/self/exe", monitorCommand)
-		c.Args[0] = "cloister-monitor"
+		c := exec.Command(session.MonitorPath(), session.MonitorCommand)
 		c.Stdout, c.Stderr = os.Stderr, os.Stderr
 		c.ExtraFiles = files
 		if e.metrics != nil {
 			c.ExtraFiles = append(c.ExtraFiles, e.metrics)
 		}
-		go e.spawn(c, files[0], e.metrics)
+		e.spawn = func() { e.startProcess(c, files[0], e.metrics) }
+		if !e.mayWait() {
+			e.spawnOnce.Do(func() { go e.spawn() })
+		}
 	}
-	if err := e.wire.send(message{Plan: e.plan()}); err != nil {
-		return fmt.Errorf("talk to the monitor: %w", err)
-	}
+	// The socket keeps it until the monitor reads it. Encoding the first message takes a while, too.
+	go func() {
+		e.planned <- e.wire.Send(session.Message{Plan: e.plan()})
+	}()
 	keepFiles = append(keepFiles, files[1], files[2])
 	e.stamp("monitor")
 	return nil
 }
 
-// spawn starts the monitor beside the building of the machine: a fork takes a millisecond that the guest
-// need not wait for. Our copies of the monitor's descriptors are closed, so that each side sees the other's end.
-func (e *engine) spawn(c *exec.Cmd, files ...*os.File) {
+// lateMonitor is how long a program may run before it gets a monitor, if nothing needs one from the start.
+const lateMonitor = 50 * time.Millisecond
+
+// mayWait reports whether the run can begin without a monitor. On a core of its own it cannot: a fork beside
+// a sealed program would be a disturbance, and the threads that come later have to be watched from the start.
+func (e *engine) mayWait() bool {
+	o := e.o
+	return o.cpu < 0 && o.metrics == "" && o.budget == "" && o.trace == "" && !e.ownClock()
+}
+
+// needMonitor starts the monitor if it was not started yet.
+func (e *engine) needMonitor() {
+	if e.spawn != nil {
+		e.spawnOnce.Do(e.spawn)
+	}
+}
+
+// nothingToTell reports whether a run that has ended needs no monitor at all.
+func (e *engine) nothingToTell(end session.Ended) bool {
+	o := e.o
+	return e.mayWait() && o.quiet && o.report == "" && o.profile == "" && end.Error == ""
+}
+
+func (e *engine) ownClock() bool { return e.o.ownClock || session.Clocksource() != "tsc" }
+
+// startProcess starts the monitor: beside the building of the machine, for a fork takes a millisecond that the guest need
+// not wait for. Our copies of its descriptors are closed, so that each side sees the other's end.
+func (e *engine) startProcess(c *exec.Cmd, files ...*os.File) {
 	err := c.Start()
 	for _, f := range files {
 		if f != nil {
@@ -287,7 +343,7 @@ func (e *engine) spawn(c *exec.Cmd, files ...*os.File) {
 		}
 	}
 	if err != nil {
-		failf("start the monitor: %v: there will be no report", err)
+		session.Failf("start the monitor: %v: there will be no report", err)
 	}
 	e.spawned <- c
 }
@@ -298,7 +354,7 @@ var keepFiles []*os.File
 // listen takes what the monitor says until it is gone.
 func (e *engine) listen() {
 	for {
-		m, _, err := e.wire.receive()
+		m, _, err := e.wire.Receive()
 		switch {
 		case err != nil:
 			e.alone.Store(true) // ORDER(none): see its declaration
@@ -314,7 +370,7 @@ func (e *engine) listen() {
 
 func (e *engine) stop(reason string, sig int) {
 	if err := e.machine.Stop(reason, sig); err != nil && !e.o.quiet {
-		failf("%v", err)
+		session.Failf("%v", err)
 	}
 }
 
@@ -323,7 +379,7 @@ func (e *engine) guestLife(signals chan os.Signal) (int, vmm.Result, string) {
 	o := e.o
 	st, err := e.elf.Stat()
 	if err != nil {
-		return statusCloister, vmm.Result{}, err.Error()
+		return session.StatusCloister, vmm.Result{}, err.Error()
 	}
 	cwd, err := os.Getwd()
 	if err != nil {
@@ -332,9 +388,9 @@ func (e *engine) guestLife(signals chan os.Signal) (int, vmm.Result, string) {
 	m, err := vmm.New(vmm.Config{
 		Program: o.program, ExecFn: e.execFn, ELF: int(e.elf.Fd()), ELFSize: st.Size(), Args: o.args, Env: environ(), Mounts: o.mounts, Cwd: cwd,
 		Builtin: strings.HasPrefix(o.program, "@"), CPU: o.cpu, FIFO: o.fifo, Memory: o.memory, Huge: o.hugepages,
-		Lock: !o.noLock, OwnClock: o.ownClock || clocksource() != "tsc", Seal: vmm.SealPolicy(o.seal), Ledger: e.ledger, Guest: e.guest, Stamp: e.stamp,
-		Warn:      func(s string) { e.tell(message{Warn: s}) },
-		GapRecord: func(a uint64) { e.tell(message{Gap: &a}) },
+		Lock: !o.noLock, OwnClock: e.ownClock(), Seal: vmm.SealPolicy(o.seal), Ledger: e.ledger, Guest: e.guest, Stamp: e.stamp,
+		Warn:      func(s string) { e.tell(session.Message{Warn: s}) },
+		GapRecord: func(a uint64) { e.tell(session.Message{Gap: &a}) },
 	})
 	if err != nil {
 		return buildStatus(err), vmm.Result{}, err.Error()
@@ -343,26 +399,28 @@ func (e *engine) guestLife(signals chan os.Signal) (int, vmm.Result, string) {
 	go e.listen()
 	if o.cpu >= 0 {
 		if _, err := cores.KeepOff(os.Getpid(), e.keep); err != nil {
-			return statusCloister, vmm.Result{}, err.Error()
+			return session.StatusCloister, vmm.Result{}, err.Error()
 		}
 	}
 	if err := m.Prepare(); err != nil {
-		return statusCloister, vmm.Result{}, err.Error()
+		return session.StatusCloister, vmm.Result{}, err.Error()
 	}
 	e.stamp("start")
-	r := ready{Info: m.Info, Phases: e.phases, NoStats: m.Info.StatsFD == 0}
+	r := session.Ready{Info: m.Info, Phases: e.phases, NoStats: m.Info.StatsFD == 0}
 	if r.NoStats {
-		e.tell(message{Ready: &r})
+		e.tell(session.Message{Ready: &r})
 	} else {
-		e.tell(message{Ready: &r}, m.Info.StatsFD)
+		e.tell(session.Message{Ready: &r}, m.Info.StatsFD)
 	}
 	if err := m.Enter(); err != nil {
-		return statusCloister, vmm.Result{}, err.Error()
+		return session.StatusCloister, vmm.Result{}, err.Error()
 	}
+	late := time.AfterFunc(lateMonitor, func() { e.needMonitor() })
 	e.wait(signals)
+	late.Stop()
 	res, err := m.Wait()
 	if err != nil {
-		return statusCloister, res, err.Error()
+		return session.StatusCloister, res, err.Error()
 	}
 	return resultStatus(res), res, ""
 }
@@ -402,33 +460,49 @@ func (e *engine) wait(signals chan os.Signal) {
 // buildStatus tells a program that cannot run from a machine that cannot be built.
 func buildStatus(err error) int {
 	if vmm.IsProgramError(err) {
-		return statusNotRun
+		return session.StatusNotRun
 	}
-	return statusCloister
+	return session.StatusCloister
 }
 
 func resultStatus(r vmm.Result) int {
 	switch {
 	case r.Ended == "error":
-		return statusCloister
+		return session.StatusCloister
 	case r.Signal != 0:
-		return statusSignalled + r.Signal
+		return session.StatusSignalled + r.Signal
 	}
 	return r.Code
 }
 
-func (e *engine) tell(m message, fds ...int) {
-	if err := e.wire.send(m, fds...); err != nil {
+func (e *engine) tell(m session.Message, fds ...int) {
+	err := <-e.planned // the plan goes first
+	if err == nil {
+		err = e.wire.Send(m, fds...)
+	}
+	e.planned <- err
+	if err != nil {
 		e.alone.Store(true) // ORDER(none): see its declaration
 		if m.Warn != "" && !e.o.quiet {
-			failf("%s", m.Warn)
+			session.Failf("%s", m.Warn)
 		}
 	}
 }
 
 // finish hands the end to the monitor and waits until it has reported.
-func (e *engine) finish(end ended) int {
-	e.tell(message{Ended: &end})
+func (e *engine) finish(end session.Ended) int {
+	if e.nothingToTell(end) {
+		none := false
+		e.spawnOnce.Do(func() { none = true }) // there is no monitor, and there will be none
+		if none {
+			if err := e.machine.Close(); err != nil {
+				session.Failf("%v", err)
+			}
+			return end.Status
+		}
+	}
+	e.needMonitor()
+	e.tell(session.Message{Ended: &end})
 	if e.machine == nil {
 		go e.listen()
 	}
@@ -436,21 +510,21 @@ func (e *engine) finish(end ended) int {
 	if !e.o.oneProcess {
 		if c := <-e.spawned; c.Process != nil {
 			if err := c.Wait(); err != nil && ok {
-				failf("the monitor process: %v", err)
+				session.Failf("the monitor process: %v", err)
 			}
 		}
 	}
 	if e.machine != nil {
 		if err := e.machine.Close(); err != nil {
-			failf("%v", err)
+			session.Failf("%v", err)
 		}
 	}
 	if ok {
 		return status
 	}
 	if end.Error != "" {
-		return max(end.Status, failf("%s", end.Error))
+		return max(end.Status, session.Failf("%s", end.Error))
 	}
-	failf("the monitor process ended before the run did: there is no report")
+	session.Failf("the monitor process ended before the run did: there is no report")
 	return end.Status
 }

@@ -1,0 +1,8 @@
+/* hello: what is started and timed from start to exit. */
+#include <stdio.h>
+
+int main(void)
+{
+	puts("hello");
+	return 0;
+}

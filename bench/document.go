@@ -1,0 +1,91 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/cloister-vmm/cloister/internal/kvm"
+	"golang.org/x/sys/unix"
+)
+
+func loadAverage() string {
+	b, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "?"
+	}
+	first, _, _ := strings.Cut(string(b), " ")
+	return first
+}
+
+// line is the first line of a file that begins with prefix, without it.
+func line(name, prefix string) string {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return ""
+	}
+	for l := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(l, prefix); ok {
+			return strings.Trim(rest, ": \t\n")
+		}
+	}
+	return ""
+}
+
+// howToRead says what the table cannot.
+const howToRead = `How to read it:
+
+- Rows without SCHED_FIFO share the core with whatever else runs there. On a busy machine their p99 and
+  p99.9 are slices of the scheduler's, on both sides, and tell of the neighbours; rows with SCHED_FIFO do not.
+- "Under load": a goroutine replaces the nodes of a heap of half a million without pause, at the default GOGC. It
+  runs inside Cloister's process; for the floor it is a process of its own. Both stay off the guests' CPU.
+- "Exit served by Go": the floor serves that call on its one thread; Cloister hands it to another core and back.
+- "Start to exit": the floor is one process and keeps no books; Cloister is two. The floor is never pinned.
+- The error of the clock is taken between readings of two cores, each within its own pair of TSC stamps.
+`
+
+// document is RESULTS.md.
+func (b *bench) document() string {
+	var w strings.Builder
+	var u unix.Utsname
+	kernel := "unknown"
+	if unix.Uname(&u) == nil {
+		kernel = unix.ByteSliceToString(u.Release[:])
+	}
+	nested := "no"
+	if kvm.Nested("/") {
+		nested = "yes: this machine is itself a guest, its absolute times are nobody else's"
+	}
+	isolated := line("/sys/devices/system/cpu/isolated", "")
+	if isolated == "" {
+		isolated = "none"
+	}
+	fmt.Fprintf(&w, "# Speed, as ratios in one run\n\nWritten by `make bench`; bench/main.go says how each figure is taken. A ratio is Cloister over floor.\n\n")
+	for _, l := range [][2]string{
+		{"CPU", line("/proc/cpuinfo", "model name")},
+		{"CPUs", fmt.Sprintf("%d, isolated: %s; the guests' is CPU %d, in the default scheduling class where a row does not say SCHED_FIFO", runtime.NumCPU(), isolated, b.cpu)},
+		{"kernel", kernel},
+		{"KVM back end", string(kvm.DetectBackend("/"))},
+		{"nested", nested},
+		{"Go", runtime.Version()},
+		{"date", b.started.UTC().Format("2006-01-02 15:04 MST")},
+		{"took", time.Since(b.started).Round(time.Second).String()},
+		{"load average after each section", strings.Join(b.loads, ", ") + " (about 1 is this bench alone; more is others on the same CPUs)"},
+		{"rounds", fmt.Sprint(b.rounds)},
+	} {
+		fmt.Fprintf(&w, "- %s: %s\n", l[0], l[1])
+	}
+	w.WriteString("\n")
+	if err := WriteTable(&w, b.rows); err != nil {
+		fmt.Fprintln(&w, err)
+	}
+	w.WriteString("\n" + howToRead)
+	for _, d := range b.details {
+		w.WriteString("\n" + d)
+	}
+	// No path of this machine belongs into the repository.
+	return strings.NewReplacer(b.dir+string(filepath.Separator), "", b.root+string(filepath.Separator), "").Replace(w.String())
+}

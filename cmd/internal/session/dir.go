@@ -1,0 +1,132 @@
+package session
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Files in a VM's directory.
+const (
+	LockFile   = "engine"       // holds the engine's process id, and its lock while it lives
+	SocketFile = "control.sock" // of the monitor
+	// FactsFile tells `cloister ps` what the ledger does not know, when the monitor is not there to be asked.
+	FactsFile = "vm.json"
+)
+
+// RunDir is where VMs and leases are found. The places are tried in this order; the environment's CLOISTER_RUN_DIR comes first.
+func RunDir() (string, error) {
+	dir := os.Getenv("CLOISTER_RUN_DIR")
+	switch {
+	case dir != "":
+	case os.Geteuid() == 0:
+		dir = "/run/cloister"
+	case os.Getenv("XDG_RUNTIME_DIR") != "":
+		dir = filepath.Join(os.Getenv("XDG_RUNTIME_DIR"), "cloister")
+	default:
+		dir = filepath.Join(os.TempDir(), fmt.Sprintf("cloister-%d", os.Getuid()))
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("run directory: %w: set CLOISTER_RUN_DIR to a directory you can write", err)
+	}
+	return dir, nil
+}
+
+// NewVMDir makes the directory of one VM; its lock shows that the engine lives.
+func NewVMDir(dir, name string) (vm string, lock *os.File, err error) {
+	d := filepath.Join(dir, "vm", name)
+	if err := os.MkdirAll(filepath.Dir(d), 0o755); err != nil {
+		return "", nil, fmt.Errorf("run directory: %w", err)
+	}
+	// One at a time, or two runs of one name could each take the other's directory for a dead VM's.
+	all, err := LockVMs(filepath.Dir(d))
+	if err != nil {
+		return "", nil, err
+	}
+	defer all.Close()
+	for range 2 {
+		err := os.Mkdir(d, 0o755)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, os.ErrExist) {
+			return "", nil, fmt.Errorf("run directory: %w", err)
+		}
+		if EngineLives(d) {
+			return "", nil, fmt.Errorf("there is a VM %q already: choose another --name", name)
+		}
+		if err := os.RemoveAll(d); err != nil { // left by a kill -9
+			return "", nil, fmt.Errorf("remove what a dead VM left: %w", err)
+		}
+	}
+	// It gets its name when it is locked and whole: `cloister ps` tries the lock of what it finds.
+	f, err := os.OpenFile(filepath.Join(d, "engine.new"), os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return "", nil, fmt.Errorf("run directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return "", nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	if _, err := fmt.Fprintln(f, os.Getpid()); err != nil {
+		return "", nil, fmt.Errorf("run directory: %w", err)
+	}
+	if err := os.Rename(f.Name(), filepath.Join(d, "engine")); err != nil {
+		return "", nil, fmt.Errorf("run directory: %w", err)
+	}
+	return d, f, nil
+}
+
+// LockVMs keeps others from making and removing directories of VMs until the file is closed.
+func LockVMs(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("run directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
+	}
+	return f, nil
+}
+
+// RemoveDead removes the directory of a VM whose engine has ended, or is about to: a process that was
+// killed closes its socket before it drops its lock. By now the directory may be another VM's of that name.
+func RemoveDead(d string, engine int) error {
+	all, err := LockVMs(filepath.Dir(d))
+	if err != nil {
+		return err
+	}
+	defer all.Close()
+	if Fact(filepath.Join(d, "engine")) != strconv.Itoa(engine) {
+		return nil
+	}
+	return os.RemoveAll(d)
+}
+
+// EngineLives looks whether the engine of a VM directory holds its lock.
+func EngineLives(d string) bool {
+	f, err := os.Open(filepath.Join(d, "engine"))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) != nil
+}
+
+// Clocksource is the kernel's. Only with "tsc" does its vDSO read the clock without a system call.
+func Clocksource() string {
+	return Fact("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+}
+
+// Fact is the trimmed content of a file of the kernel's, empty where it cannot be read.
+func Fact(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "" // not there: not known, and shown so
+	}
+	return strings.TrimSpace(string(b))
+}

@@ -1,0 +1,34 @@
+package session
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// monitorName is the second program: everything but the engine. It is a program of its own because what it
+// links (HTTP, Prometheus, symbol tables) would make every start of the engine three milliseconds longer.
+const monitorName = "cloister-monitor"
+
+// MonitorPath finds cloister-monitor: beside this program, else in PATH.
+func MonitorPath() string {
+	if self, err := os.Executable(); err == nil {
+		p := filepath.Join(filepath.Dir(self), monitorName)
+		if _, err := os.Stat(p); err == nil {
+			return p
+		}
+	}
+	if p, err := exec.LookPath(monitorName); err == nil {
+		return p
+	}
+	return monitorName
+}
+
+// ExecMonitor becomes cloister-monitor with the given arguments. It returns only if that fails.
+func ExecMonitor(args []string) int {
+	path := MonitorPath()
+	err := unix.Exec(path, append([]string{monitorName}, args...), os.Environ())
+	return Failf("%s: %v: install it beside cloister, or in PATH", path, err)
+}

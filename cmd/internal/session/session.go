@@ -1,0 +1,60 @@
+package session
+
+import (
+	"fmt"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Exit statuses of Cloister itself; otherwise the program's own, or 128+n when signal n ended it.
+const (
+	StatusBudget    = 124 // the budget was broken
+	StatusCloister  = 125 // Cloister failed
+	StatusNotRun    = 126 // the program cannot be executed
+	StatusNotFound  = 127 // there is no such program
+	StatusSignalled = 128
+)
+
+// MonitorCommand is the subcommand of cloister-monitor that the engine starts as a process of its own.
+const MonitorCommand = "monitor-process"
+
+// Failf says what went wrong, in one line, and gives the status of a failure of Cloister itself.
+func Failf(format string, a ...any) int {
+	fmt.Fprintf(os.Stderr, "cloister: "+format+"\n", a...)
+	return StatusCloister
+}
+
+// version is set by the linker (Makefile, -X).
+var version = ""
+
+// Version is the version of this build.
+func Version() string {
+	if version != "" {
+		return version
+	}
+	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" {
+		return b.Main.Version
+	}
+	return "(devel)"
+}
+
+// ParseOnBreak gives the action and, for a signal, its number.
+func ParseOnBreak(s string) (string, int, error) {
+	switch s {
+	case "report", "stop", "kill":
+		return s, 0, nil
+	}
+	if n, ok := strings.CutPrefix(s, "signal="); ok {
+		if sig, err := strconv.Atoi(n); err == nil && sig >= 1 && sig <= 64 {
+			return "signal", sig, nil
+		}
+		if sig := unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(n), "SIG")); sig != 0 {
+			return "signal", int(sig), nil
+		}
+	}
+	return "", 0, fmt.Errorf("--on-break %q: choose report, stop, kill or signal=N", s)
+}

@@ -1,0 +1,101 @@
+package vmm
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/cloister-vmm/cloister/guest/abi"
+	"github.com/cloister-vmm/cloister/guest/workload"
+	"github.com/cloister-vmm/cloister/internal/testenv"
+	"github.com/cloister-vmm/cloister/isolation/breaks"
+	"golang.org/x/sys/unix"
+)
+
+// held is what a machine takes from this process: descriptors and mappings of its memory.
+func held(t *testing.T) (fds, mappings int) {
+	t.Helper()
+	list, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(list), bytes.Count(maps, []byte("memfd:cloister-")) + bytes.Count(maps, []byte("kvm-vcpu"))
+}
+
+// A machine that was built, and one that could not be, give everything back.
+func TestNewGivesBack(t *testing.T) {
+	testenv.Need(t, testenv.KVM)
+	good, err := workload.ELF("@exits", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := func(data []byte) Config {
+		name := filepath.Join(t.TempDir(), "program")
+		if err := os.WriteFile(name, data, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		elf, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		guest, err := NewGuestMemory(false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(elf); unix.Close(guest) })
+		return Config{
+			Program: name, ExecFn: name, ELF: elf, ELFSize: int64(len(data)), Args: []string{name}, Cwd: "/", CPU: -1, Memory: 64 << 20,
+			Seal: SealCall, Ledger: new(breaks.VCPU), Guest: guest, Warn: func(string) {}, Stamp: func(string) {}, GapRecord: func(uint64) {},
+		}
+	}
+	for _, c := range []struct {
+		name    string
+		change  func(*Config)
+		data    []byte
+		says    string
+		program bool // it is the program's fault
+	}{
+		{"good", func(*Config) {}, good, "", false},
+		{"not an ELF", func(*Config) {}, []byte("#!/bin/sh\n"), "script", true},
+		{"cut", func(*Config) {}, good[:100], "", true},
+		{"guest memory is no descriptor", func(c *Config) { c.Guest = 1 << 20 }, good, "bad file descriptor", false},
+		{"program is no descriptor", func(c *Config) { c.ELF = 1 << 20 }, good, "bad file descriptor", true},
+		{"arguments beyond the stack", func(c *Config) { c.Args = []string{strings.Repeat("x", 9<<20)} }, good, "arguments", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cfg := config(c.data)
+			c.change(&cfg)
+			fds, mappings := held(t)
+			m, err := New(cfg)
+			if (err == nil) != (c.says == "" && !c.program) {
+				t.Fatalf("error %v", err)
+			}
+			if err != nil && (!strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), "\n") || len(err.Error()) > 500) {
+				t.Errorf("says %.600v", err)
+			}
+			if err != nil && IsProgramError(err) != c.program {
+				t.Errorf("the program's fault: %v: %v", IsProgramError(err), err)
+			}
+			if err == nil {
+				if m.Info.TSCHz == 0 || m.Info.Entry < abi.LowestUser || m.Info.Clock == "" {
+					t.Errorf("%+v", m.Info)
+				}
+				if f, n := held(t); f <= fds || n <= mappings {
+					t.Error("a machine that holds nothing: this test measures the wrong thing")
+				}
+				if err := m.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+			if f, n := held(t); f != fds || n != mappings {
+				t.Errorf("%d descriptors and %d mappings, before %d and %d", f, n, fds, mappings)
+			}
+		})
+	}
+}
