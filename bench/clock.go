@@ -130,8 +130,8 @@ func (b *bench) clockError(cpu []string) error {
 }
 
 // errorsOf is the distance of every undisturbed reading of the guest's from the native clock, ns. A reading
-// is disturbed when its two stamps lie further apart than twice the median: then nobody knows when in
-// between it was taken. Native readings more than far cycles apart are not joined by a line.
+// is disturbed when its two stamps lie half as far again apart as those of the quickest tenth: then nobody knows
+// when in between it was taken. Native readings more than far cycles apart are not joined by a line.
 func errorsOf(guest, native []reading, far float64) (list samples, back int) {
 	clean := narrow(native)
 	at := 0
@@ -164,7 +164,7 @@ func narrow(list []reading) (out []reading) {
 	for _, r := range list {
 		widths = append(widths, float64(r.width()))
 	}
-	most := 2 * widths.quantile(0.5)
+	most := 1.5 * widths.quantile(0.1)
 	for _, r := range list {
 		if float64(r.width()) <= most {
 			out = append(out, r)

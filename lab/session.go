@@ -54,6 +54,7 @@ func watch(ctx context.Context, b boot, handle func(wire.Message) error) (err er
 	var (
 		said     bool // anything
 		done     bool
+		panicked string // the panic's line
 		panicAt  = e.console.panicked
 		messages = e.messages
 	)
@@ -64,15 +65,10 @@ func watch(ctx context.Context, b boot, handle func(wire.Message) error) (err er
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("the machine was stopped: %w", context.Cause(ctx))
-		case line := <-panicAt:
-			// The rest of the panic follows; then the machine restarts, which ends it.
-			panicAt = nil
-			select {
-			case <-e.ended:
-			case <-time.After(b.limit.answer):
-			case <-ctx.Done():
-			}
-			return fmt.Errorf("%w: kernel panic: %s%s", ErrGuest, line, e.report(false))
+		case panicked = <-panicAt:
+			// The rest of the panic, and of what the guest said before, follows; then
+			// the machine restarts, which ends it.
+			silence.Reset(b.limit.answer)
 		case m, ok := <-messages:
 			if !ok {
 				messages = nil // the emulator is ending; its status follows
@@ -82,16 +78,22 @@ func watch(ctx context.Context, b boot, handle func(wire.Message) error) (err er
 				go drain(e.typing, b.input) // ends with the input or with the machine
 			}
 			said = true
-			silence.Reset(b.limit.silence)
+			if panicked == "" {
+				silence.Reset(b.limit.silence)
+			}
 			if err := handle(m); err != nil {
 				return err
 			}
 			if m.Kind == wire.KindDone {
 				done = true
-				silence.Reset(b.limit.stop)
+				if panicked == "" {
+					silence.Reset(b.limit.stop)
+				}
 			}
 		case <-silence.C:
 			switch {
+			case panicked != "":
+				return fmt.Errorf("%w: kernel panic: %s%s", ErrGuest, panicked, e.report(false))
 			case b.gdb != "" || b.shell: // a person holds it
 			case done:
 				return nil // switching off is no part of the job
@@ -113,9 +115,11 @@ func watch(ctx context.Context, b boot, handle func(wire.Message) error) (err er
 			}
 			e.readers.Wait()
 			select {
-			case line := <-panicAt:
-				return fmt.Errorf("%w: kernel panic: %s%s", ErrGuest, line, e.report(false))
+			case panicked = <-panicAt:
 			default:
+			}
+			if panicked != "" {
+				return fmt.Errorf("%w: kernel panic: %s%s", ErrGuest, panicked, e.report(false))
 			}
 			if done {
 				return nil

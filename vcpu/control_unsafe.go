@@ -132,3 +132,6 @@ func newControl() (*control, uintptr, uintptr, []byte, error) {
 	c := (*control)(unsafe.Pointer(&m[4096+stackSize+tlsSize]))
 	return c, stackTop, tls, m, nil
 }
+
+// entry is the address of f's first instruction: a function value points to a word that holds it.
+func entry(f func(*control)) uintptr { return **(**uintptr)(unsafe.Pointer(&f)) }

@@ -203,6 +203,11 @@ func classifyIO(c *control) bool {
 		// The frame that the CPU pushed: [error,] RIP, CS, RFLAGS, RSP, SS below RSP0.
 		c.rip = peek(c.frame - 40)
 		c.rsp = peek(c.frame - 16)
+		if c.rip == c.donRIP {
+			// A routine of ours ended where CPL 3 may not use the port after all (QEMU's TCG looks for an
+			// available TSS, VT-x demands a busy one): the fault at that instruction says the same.
+			c.cause, c.nr = uint64(breaks.Setup), 0
+		}
 	}
 	return false
 }

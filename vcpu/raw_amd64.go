@@ -32,7 +32,7 @@ func drain(set *uint64, zero *[2]uint64) bool
 var _ = loop
 
 //go:noescape
-func spawn(stackTop, tls uintptr, c *control) (tid int64)
+func spawn(stackTop, tls uintptr, c *control, entry uintptr) (tid int64)
 
 // peek reads a word at a host address that is not the Go heap's.
 func peek(addr uintptr) uint64

@@ -98,13 +98,14 @@ TEXT ·drain(SB),NOSPLIT,$0-17
 	SETGT ret+16(FP)
 	RET
 
-// func spawn(stackTop, tls uintptr, c *control) (tid int64)
-// A thread of this process that starts in loop(c) and that the Go runtime never hears of. The caller has
+// func spawn(stackTop, tls uintptr, c *control, entry uintptr) (tid int64)
+// A thread of this process that starts in entry(c) and that the Go runtime never hears of. The caller has
 // blocked all signals, so none is ever delivered to it: no Go signal handler can run without a g.
-TEXT ·spawn(SB),NOSPLIT,$0-32
+TEXT ·spawn(SB),NOSPLIT,$0-40
 	MOVQ stackTop+0(FP), SI
 	MOVQ tls+8(FP), R8
 	MOVQ c+16(FP), R13
+	MOVQ entry+24(FP), R12
 	// CLONE_VM|FS|FILES|SIGHAND|THREAD|SYSVSEM|SETTLS|CHILD_CLEARTID|PARENT_SETTID
 	MOVQ $0x3d0f00, DI
 	LEAQ control_tid(R13), DX  // parent_tid: written before clone returns
@@ -113,12 +114,18 @@ TEXT ·spawn(SB),NOSPLIT,$0-32
 	SYSCALL
 	CMPQ AX, $0
 	JEQ  child
-	MOVQ AX, tid+24(FP)
+	MOVQ AX, tid+32(FP)
 	RET
 child:
+	// Go's internal calling convention (cmd/compile/abi-internal.md): the argument in AX with a slot to spill
+	// it above the return address, g in R14, zero in X15. Not CALL ·loop(SB): that is a wrapper which the race
+	// detector instruments in spite of go:norace, and its hook needs a g.
 	XORL BP, BP
 	PUSHQ R13
-	CALL ·loop(SB) // ABI0; the wrapper loads g from our own, empty TLS block: nil
+	MOVQ R13, AX
+	XORL R14, R14
+	XORPS X15, X15
+	CALL R12
 	XORL DI, DI
 	MOVQ $60, AX // SYS_exit: this thread only
 	SYSCALL

@@ -39,11 +39,29 @@ func (s *Set) Start() (*Stopped, error) {
 	s.mu.Lock()
 	for _, t := range s.threads {
 		if err := t.start(); err != nil {
+			err = errors.Join(err, s.abandon())
 			s.mu.Unlock()
 			return nil, err
 		}
 	}
 	return s.wait(time.Now().Add(5 * time.Second))
+}
+
+// abandon ends the threads that were made before one of them failed; none has entered the guest.
+func (s *Set) abandon() error {
+	var errs []error
+	for _, t := range s.threads {
+		if t.tid == 0 {
+			continue
+		}
+		// ORDER(O1): quit before rel: pairs with load64(&c.quit) behind V8. Without it the guest would be entered.
+		atomic.StoreUint64(&t.c.quit, 1)
+		atomic.StoreUint64(&t.c.goG, s.gen)
+		atomic.StoreUint64(&t.c.rel, s.gen)
+		t.ring()
+		errs = append(errs, t.join(time.Second))
+	}
+	return errors.Join(errs...)
 }
 
 // Stop returns when every vCPU is out of guest mode, its pending I/O completed, and waits. limit is how

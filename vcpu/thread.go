@@ -126,7 +126,7 @@ func (t *Thread) start() error {
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, &old); err != nil {
 		return fmt.Errorf("block signals for vCPU %d: %w", t.cfg.ID, err)
 	}
-	r := spawn(t.top, t.tls, t.c)
+	r := spawn(t.top, t.tls, t.c, entry(loop))
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil); err != nil {
 		return fmt.Errorf("restore signals: %w", err)
 	}

@@ -42,6 +42,7 @@ func TestMillionKicks(t *testing.T) {
 			g := stopStart(t, c.code)
 			g.runs(t, 0)
 			g.set.Resend = time.Hour // no second signal mends a lost one
+			resent := g.Resends()    // while it started, on a busy machine
 			rounds := c.rounds
 			if testing.Short() {
 				rounds /= 50
@@ -90,7 +91,7 @@ func TestMillionKicks(t *testing.T) {
 			if got := l.Kicks - kicks; got != uint64(rounds) {
 				t.Errorf("%d kicks acknowledged, want %d", got, rounds)
 			}
-			if n := g.Resends(); n != 0 {
+			if n := g.Resends() - resent; n != 0 {
 				t.Errorf("%d kicks were sent again", n)
 			}
 			if c.blocks {

@@ -14,9 +14,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/cloister-vmm/cloister/internal/testenv"
+	"golang.org/x/sys/unix"
 )
 
 // plant fills the working directory with the same tree every time.
@@ -64,12 +64,12 @@ func (b *box) plant() {
 	if err := os.Chmod(filepath.Join(b.work, "tree/deep/b"), 0o4751); err != nil {
 		b.t.Fatal(err)
 	}
-	then := time.Unix(1_600_000_000, 0)
-	if err := filepath.WalkDir(b.work, func(p string, d fs.DirEntry, err error) error {
-		if err != nil || d.Type()&fs.ModeSymlink != 0 {
+	then := []unix.Timespec{{Sec: 1_600_000_000}, {Sec: 1_600_000_000}}
+	if err := filepath.WalkDir(b.work, func(p string, _ fs.DirEntry, err error) error {
+		if err != nil {
 			return err
 		}
-		return os.Chtimes(p, then, then)
+		return unix.UtimesNanoAt(unix.AT_FDCWD, p, then, unix.AT_SYMLINK_NOFOLLOW)
 	}); err != nil {
 		b.t.Fatal(err)
 	}

@@ -64,6 +64,11 @@ func (s *Space) Map(addr, length uint64, prot, flags, hostFD int, off int64) (ui
 	if prot&Write != 0 && prot&Exec != 0 {
 		return 0, unix.EACCES // W^X (invariant 1)
 	}
+	if !anon {
+		if e := mappable(hostFD, kind != unix.MAP_PRIVATE && prot&Write != 0); e != 0 {
+			return 0, e // before anything is taken away
+		}
+	}
 	length = up(length)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -121,6 +126,18 @@ func (s *Space) Map(addr, length uint64, prot, flags, hostFD int, off int64) (ui
 		return 0, unix.ENOMEM
 	}
 	return start, 0
+}
+
+// mappable says whether mmap(2) would take the descriptor.
+func mappable(fd int, write bool) unix.Errno {
+	mode, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if err != nil {
+		return unix.EBADF
+	}
+	if acc := mode & unix.O_ACCMODE; acc == unix.O_WRONLY || write && acc != unix.O_RDWR || mode&unix.O_PATH != 0 {
+		return unix.EACCES
+	}
+	return 0
 }
 
 func (s *Space) chargeWithin(start, end uint64) (n uint64) {

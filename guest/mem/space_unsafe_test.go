@@ -96,7 +96,6 @@ type page struct {
 	text   bool
 	tag    byte // what the whole page was last filled with
 	file   bool
-	back   int64 // file: offset
 }
 
 func (p page) charged() bool { return p.prot != 0 && !p.file }
@@ -200,8 +199,6 @@ type script struct {
 	brk   uint64
 	limit uint64
 	tag   byte
-	file  int // a host file of 64 pages
-	back  [64]byte
 }
 
 func (s *script) byte() byte {

@@ -103,7 +103,10 @@ func TestErrorsNameTheCall(t *testing.T) {
 	if ok, err := cpu.ZeroTSCOffset(); ok || err != nil {
 		t.Errorf("TSC offset of /dev/null: %v, %v", ok, err)
 	}
-	if sys.Close() == nil && sys.Close() == nil {
+	if err := sys.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := sys.Close(); err == nil {
 		t.Error("closed twice without an error")
 	}
 }
