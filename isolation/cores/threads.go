@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 
@@ -17,6 +18,18 @@ func Allowed() ([]int, error) {
 		return nil, fmt.Errorf("sched_getaffinity: %w", err)
 	}
 	return members(&set), nil
+}
+
+// usable tries whether a thread of this process may be put on cpu.
+func usable(cpu int) bool {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var old, set unix.CPUSet
+	set.Set(cpu)
+	if unix.SchedGetaffinity(0, &old) != nil || unix.SchedSetaffinity(0, &set) != nil {
+		return false
+	}
+	return unix.SchedSetaffinity(0, &old) == nil
 }
 
 func members(set *unix.CPUSet) (list []int) {
