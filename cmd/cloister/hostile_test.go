@@ -25,7 +25,7 @@ var deviations = map[string]struct {
 	"text_fixed":  {0, false, "the program's text stays: MAP_FIXED over it is refused"},
 	"fixed_stack": {0, false, "the stack stays: MAP_FIXED over it is refused"},
 	"vdso_fixed":  {0, false, "the clock's pages stay: MAP_FIXED over them is refused"},
-	"vdso_unmap":  {0, false, "the clock's pages stay"},
+	"vdso_unmap":  {0, false, "the clock's pages stay: munmap of them is refused"},
 	"int20":       {132, true, "this back end raises #UD for INT n"},
 	"int8":        {132, true, "this back end raises #UD for INT n"},
 	"int14":       {132, true, "this back end raises #UD for INT n"},

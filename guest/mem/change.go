@@ -196,8 +196,8 @@ func (s *Space) Unmap(addr, length uint64) unix.Errno {
 // remove unmaps what there is in [start,end): entries first, then the memory, whose release is the flush.
 func (s *Space) remove(start, end uint64) unix.Errno {
 	for k := s.find(start); k < len(s.regions) && s.regions[k].start < end; k++ {
-		if s.regions[k].text {
-			return unix.EACCES // the program's own text stays (docs/CAVEATS)
+		if s.regions[k].text || s.regions[k].foreign() {
+			return unix.EACCES // the program's own text and the host's clock stay (CAVEATS.md)
 		}
 	}
 	i, j := s.within(start, end)
@@ -220,9 +220,6 @@ func (s *Space) release(r *region) unix.Errno {
 	if r.file() {
 		s.drop(r)
 		return s.hostMap(r.start, r.end, 0, s.cfg.Memory, int64(r.start))
-	}
-	if r.foreign() {
-		return 0
 	}
 	return s.punch(r.start, r.end)
 }

@@ -48,9 +48,8 @@ type engine struct {
 	ledger    *breaks.VCPU
 	keep      []int
 	metrics   *os.File // listening socket of --metrics, until the monitor has it
-	wire      session.Wire
-	planned   chan error // holds one value when nobody is sending
-	spawn     func()     // starts the monitor; through spawnOnce only
+	link      link
+	spawn     func() // starts the monitor; through spawnOnce only
 	spawnOnce sync.Once
 	spawned   chan *exec.Cmd // the monitor, once it was started
 	alone     atomic.Bool    // ORDER(none): the monitor is gone; only chooses what is printed
@@ -75,7 +74,7 @@ func Main(args []string, inProcess Monitor) int {
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(heapLimit)
 	runtime.GOMAXPROCS(max(4, runtime.GOMAXPROCS(0))) // an idle P for whoever comes back from a system call
-	e := &engine{inProcess: inProcess, o: o, started: time.Now(), status: make(chan int, 1), spawned: make(chan *exec.Cmd, 1), planned: make(chan error, 1), guest: -1, ledgerFD: -1}
+	e := &engine{inProcess: inProcess, o: o, started: time.Now(), status: make(chan int, 1), spawned: make(chan *exec.Cmd, 1), guest: -1, ledgerFD: -1}
 	e.last = e.started
 	code, err := e.run()
 	if err != nil {
@@ -283,26 +282,23 @@ func (e *engine) startMonitor() error {
 	if err != nil {
 		return fmt.Errorf("socketpair: %w", err)
 	}
-	e.wire = session.Wire{FD: pair[0]}
+	e.link.wire = session.Wire{FD: pair[0]}
 	files := []*os.File{os.NewFile(uintptr(pair[1]), "monitor"), os.NewFile(uintptr(e.ledgerFD), "ledger"), os.NewFile(uintptr(e.guest), "guest")}
 	if e.o.oneProcess {
-		go e.inProcess(session.Wire{FD: pair[1]}, e.ledgerFD, e.guest)
+		e.spawn = func() { go e.inProcess(session.Wire{FD: pair[1]}, e.ledgerFD, e.guest) }
 	} else {
-		c := exec.Command(session.MonitorPath(), session.MonitorCommand)
+		c := &exec.Cmd{Args: []string{"cloister-monitor", session.MonitorCommand}}
 		c.Stdout, c.Stderr = os.Stderr, os.Stderr
 		c.ExtraFiles = files
 		if e.metrics != nil {
 			c.ExtraFiles = append(c.ExtraFiles, e.metrics)
 		}
 		e.spawn = func() { e.startProcess(c, files[0], e.metrics) }
-		if !e.mayWait() {
-			e.spawnOnce.Do(func() { go e.spawn() })
-		}
 	}
-	// The socket keeps it until the monitor reads it. Encoding the first message takes a while, too.
-	go func() {
-		e.planned <- e.wire.Send(session.Message{Plan: e.plan()})
-	}()
+	e.tell(session.Message{Plan: e.plan()})
+	if !e.mayWait() {
+		e.spawnOnce.Do(func() { go e.bringUp() })
+	}
 	keepFiles = append(keepFiles, files[1], files[2])
 	e.stamp("monitor")
 	return nil
@@ -321,8 +317,16 @@ func (e *engine) mayWait() bool {
 // needMonitor starts the monitor if it was not started yet.
 func (e *engine) needMonitor() {
 	if e.spawn != nil {
-		e.spawnOnce.Do(e.spawn)
+		e.spawnOnce.Do(e.bringUp)
 	}
+}
+
+// bringUp starts the monitor and gives it what it has missed; the socket keeps that until it is read.
+func (e *engine) bringUp() {
+	if err := e.link.open(); err != nil {
+		e.lost(session.Message{})
+	}
+	e.spawn()
 }
 
 // nothingToTell reports whether a run that has ended needs no monitor at all.
@@ -336,6 +340,7 @@ func (e *engine) ownClock() bool { return e.o.ownClock || session.Clocksource() 
 // startProcess starts the monitor: beside the building of the machine, for a fork takes a millisecond that the guest need
 // not wait for. Our copies of its descriptors are closed, so that each side sees the other's end.
 func (e *engine) startProcess(c *exec.Cmd, files ...*os.File) {
+	c.Path = session.MonitorPath()
 	err := c.Start()
 	for _, f := range files {
 		if f != nil {
@@ -354,7 +359,7 @@ var keepFiles []*os.File
 // listen takes what the monitor says until it is gone.
 func (e *engine) listen() {
 	for {
-		m, _, err := e.wire.Receive()
+		m, _, err := e.link.wire.Receive()
 		switch {
 		case err != nil:
 			e.alone.Store(true) // ORDER(none): see its declaration
@@ -476,16 +481,16 @@ func resultStatus(r vmm.Result) int {
 }
 
 func (e *engine) tell(m session.Message, fds ...int) {
-	err := <-e.planned // the plan goes first
-	if err == nil {
-		err = e.wire.Send(m, fds...)
+	if err := e.link.tell(m, fds...); err != nil {
+		e.lost(m)
 	}
-	e.planned <- err
-	if err != nil {
-		e.alone.Store(true) // ORDER(none): see its declaration
-		if m.Warn != "" && !e.o.quiet {
-			session.Failf("%s", m.Warn)
-		}
+}
+
+// lost is what is left to do with a message when the monitor is gone.
+func (e *engine) lost(m session.Message) {
+	e.alone.Store(true) // ORDER(none): see its declaration
+	if m.Warn != "" && !e.o.quiet {
+		session.Failf("%s", m.Warn)
 	}
 }
 
