@@ -93,6 +93,8 @@ cover: ## coverage of all packages by all tests of this machine: build/cover.htm
 
 deps: # what the tests need besides Go
 	@tools/need $(TEST_NEEDS)
+	@if [ ! -d /sys/kernel/tracing/events ] && [ "$$(id -u)" = 0 ]; then \
+	  mount -t tracefs tracefs /sys/kernel/tracing || echo "make: tracefs cannot be mounted: tests that count events are skipped" >&2; fi
 
 codeowners: ## write CODEOWNERS from MAINTAINERS
 	@CLOISTER_WRITE=codeowners go test -count=1 -run '^TestWriteCodeowners$$' ./internal/policy

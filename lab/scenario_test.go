@@ -102,6 +102,8 @@ func TestScenarios(t *testing.T) {
 			"write":  write,
 			"cpuset": cpuset,
 			"exits":  exits,
+			"trace":  trace,
+			"traced": traced,
 			"save":   save,
 		},
 	})
@@ -295,6 +297,66 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if (len(other) > 0) != neg {
 		ts.Fatalf("%d exits for other reasons than %v", len(other), args[2:])
 	}
+}
+
+// tracing is the trace instance of the commands trace and traced. Scripts run one after the other.
+const tracing = "/sys/kernel/tracing/instances/lab-record"
+
+// trace CPU: until `traced`, every guest exit, interrupt, timer and switch on that CPU is recorded.
+func trace(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: trace CPU")
+	}
+	cpu, err := strconv.ParseUint(args[0], 10, 5)
+	ts.Check(err)
+	ts.Check(os.Mkdir(tracing, 0o700))
+	ts.Defer(func() {
+		if err := os.Remove(tracing); err != nil && !errors.Is(err, os.ErrNotExist) {
+			ts.Fatalf("%v", err)
+		}
+	})
+	set := func(file, value string) {
+		ts.Check(os.WriteFile(filepath.Join(tracing, file), []byte(value), 0o600))
+	}
+	set("tracing_cpumask", strconv.FormatUint(1<<cpu, 16))
+	set("buffer_size_kb", "8192")
+	for _, e := range []string{"kvm/kvm_exit", "irq_vectors", "irq", "sched/sched_switch", "timer/hrtimer_expire_entry"} {
+		set(filepath.Join("events", e, "enable"), "1")
+	}
+}
+
+// traced FILE: the end of `trace`. FILE gets the events; $EXITS is how often the
+// guest was left, $EXITS_reason how often for that reason (EXITS_npf). An event that
+// was lost fails the script: a list with holes proves nothing.
+func traced(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: traced FILE")
+	}
+	ts.Check(os.WriteFile(filepath.Join(tracing, "tracing_on"), []byte("0"), 0o600))
+	b, err := os.ReadFile(filepath.Join(tracing, "trace"))
+	ts.Check(err)
+	stats, err := filepath.Glob(filepath.Join(tracing, "per_cpu", "cpu*", "stats"))
+	ts.Check(err)
+	for _, f := range stats {
+		s, err := os.ReadFile(f)
+		ts.Check(err)
+		for line := range strings.Lines(string(s)) {
+			if name, n, ok := strings.Cut(strings.TrimSpace(line), ": "); ok && n != "0" && (name == "overrun" || name == "dropped events" || name == "commit overrun") {
+				ts.Fatalf("%s: events were lost: %s", f, line)
+			}
+		}
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), b, 0o644))
+	total, reasons := 0, map[string]int{}
+	for _, m := range exitReason.FindAllStringSubmatch(string(b), -1) {
+		total++
+		reasons[strings.TrimPrefix(m[1], "EXIT_")]++
+	}
+	ts.Setenv("EXITS", strconv.Itoa(total))
+	for r, n := range reasons {
+		ts.Setenv("EXITS_"+r, strconv.Itoa(n))
+	}
+	ts.Logf("%d exits: %v", total, reasons)
 }
 
 // save FILE…: the files go to the host, under the script's name.

@@ -205,7 +205,7 @@ func runUsage(w io.Writer) {
 	})
 	fmt.Fprint(w, `
 Exit status: the program's own; 128+n when signal n ended it; 124 budget broken; 125 Cloister failed;
-126 not executable; 127 not found; 0 when --for ended it.
+126 not executable; 127 not found; 0 when --for ended it. A budget that could not be judged gives 125.
 `)
 	os.Stdout.Sync()
 }

@@ -139,6 +139,9 @@ func (m *monitor) take(msg session.Message) (done bool, err error) {
 			}
 			m.values = make([]uint64, len(m.stats.Names))
 		}
+		if err := trim(); err != nil && !m.plan.Quiet {
+			session.Failf("%v", err) // it only costs memory
+		}
 		return false, m.steer()
 	case msg.Warn != "":
 		m.warned = append(m.warned, msg.Warn)
