@@ -320,7 +320,7 @@ func trace(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	set("tracing_cpumask", strconv.FormatUint(1<<cpu, 16))
 	set("buffer_size_kb", "8192")
-	for _, e := range []string{"kvm/kvm_exit", "irq_vectors", "irq", "sched/sched_switch", "timer/hrtimer_expire_entry"} {
+	for _, e := range []string{"kvm/kvm_exit", "irq_vectors", "irq", "sched/sched_switch", "timer/hrtimer_expire_entry", "workqueue/workqueue_execute_start"} {
 		set(filepath.Join("events", e, "enable"), "1")
 	}
 }
@@ -348,10 +348,19 @@ func traced(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), b, 0o644))
 	total, reasons := 0, map[string]int{}
-	for _, m := range exitReason.FindAllStringSubmatch(string(b), -1) {
-		total++
-		reasons[strings.TrimPrefix(m[1], "EXIT_")]++
+	var since []string // the last exit that was the guest's own doing
+	for line := range strings.Lines(string(b)) {
+		if m := exitReason.FindStringSubmatch(line); m != nil {
+			r := strings.TrimPrefix(m[1], "EXIT_")
+			total++
+			reasons[r]++
+			if r != "interrupt" {
+				since = since[:0]
+			}
+		}
+		since = append(since, strings.TrimRight(line, "\n"))
 	}
+	ts.Logf("since the guest last left by itself:\n%s", strings.Join(since[:min(len(since), 60)], "\n"))
 	ts.Setenv("EXITS", strconv.Itoa(total))
 	for r, n := range reasons {
 		ts.Setenv("EXITS_"+r, strconv.Itoa(n))

@@ -173,6 +173,7 @@ func TestEveryFaultIsReported(t *testing.T) {
 	if len(workload.Faults()) < 20 {
 		t.Fatal("where are the faults?")
 	}
+	emulated := testenv.Has(testenv.LabMachine) && testenv.Has(testenv.SVM)
 	for _, f := range workload.Faults() {
 		t.Run(f.Name, func(t *testing.T) {
 			b.t = t
@@ -180,6 +181,10 @@ func TestEveryFaultIsReported(t *testing.T) {
 			if f.NotUnder != "" && r.status == workload.Survived {
 				t.Logf("the processor did not fault, as %s does not", f.NotUnder)
 				return
+			}
+			if i := f.Instead; i != nil && emulated && r.status == 128+int(i.Signal) {
+				t.Logf("vector %d in place of %d, as under %s", i.Vector, f.Vector, f.NotUnder)
+				f.Vector, f.Signal = i.Vector, i.Signal
 			}
 			if want := 128 + int(f.Signal); r.status != want {
 				t.Errorf("status %d, want %d", r.status, want)

@@ -93,12 +93,12 @@ type observedVM struct {
 
 // printed collects what a run prints.
 type printed struct {
-	sync.Mutex
-	bytes.Buffer
+	mu sync.Mutex
+	b  bytes.Buffer // not embedded: its ReadFrom would go past the lock
 }
 
-func (l *printed) Write(b []byte) (int, error) { l.Lock(); defer l.Unlock(); return l.Buffer.Write(b) }
-func (l *printed) String() string              { l.Lock(); defer l.Unlock(); return l.Buffer.String() }
+func (l *printed) Write(b []byte) (int, error) { l.mu.Lock(); defer l.mu.Unlock(); return l.b.Write(b) }
+func (l *printed) String() string              { l.mu.Lock(); defer l.mu.Unlock(); return l.b.String() }
 
 func (o *observed) run(name string, args ...string) *observedVM {
 	o.t.Helper()
@@ -121,7 +121,8 @@ func (o *observed) run(name string, args ...string) *observedVM {
 	})
 	o.until("the VM runs", func() bool {
 		s, ok := o.ps()[name]
-		return ok && (s.State == observe.Open || s.State == observe.Sealed)
+		// Its monitor may come a little later than the VM (docs/decisions/0002-engine-and-monitor.md).
+		return ok && s.Monitor != nil && (s.State == observe.Open || s.State == observe.Sealed)
 	})
 	return v
 }

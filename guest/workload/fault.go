@@ -24,8 +24,18 @@ type Fault struct {
 	// an instruction at CPL 3 does.
 	May []breaks.Cause
 
-	// NotUnder names emulators that do not raise the exception: the program ends with Survived there.
+	// NotUnder names emulators that do not raise the exception: the program ends with Survived there, or as
+	// Instead says.
 	NotUnder string
+
+	// Instead is what NotUnder raises in its place; nil: nothing.
+	Instead *Outcome
+}
+
+// Outcome is an exception and how native Linux ends a program by it.
+type Outcome struct {
+	Vector uint8
+	Signal syscall.Signal
 }
 
 // Cause is what the break is counted as where the back end raises the native exception.
@@ -44,11 +54,11 @@ func Faults() []Fault {
 		{Name: "pf", Help: "write to address 8", Vector: 14, Signal: syscall.SIGSEGV, May: pf},
 		{Name: "of", Help: "int $4", Vector: 4, Signal: syscall.SIGSEGV, May: gp},
 		{Name: "ac", Help: "misaligned load with EFLAGS.AC", Vector: 17, Signal: syscall.SIGBUS, NotUnder: "qemu-tcg"},
-		{Name: "icebp", Help: "int1", Vector: 1, Signal: syscall.SIGTRAP},
+		{Name: "icebp", Help: "int1", Vector: 1, Signal: syscall.SIGTRAP, NotUnder: "qemu-tcg", Instead: &Outcome{6, syscall.SIGILL}},
 		{Name: "tf", Help: "EFLAGS.TF", Vector: 1, Signal: syscall.SIGTRAP},
 		{Name: "xm", Help: "SSE division by zero, unmasked", Vector: 19, Signal: syscall.SIGFPE, NotUnder: "qemu-tcg"},
 		{Name: "mf", Help: "x87 division by zero, unmasked", Vector: 16, Signal: syscall.SIGFPE},
-		{Name: "ss", Help: "load from a non-canonical address through RBP", Vector: 12, Signal: syscall.SIGBUS},
+		{Name: "ss", Help: "load from a non-canonical address through RBP", Vector: 12, Signal: syscall.SIGBUS, NotUnder: "qemu-tcg", Instead: &Outcome{13, syscall.SIGSEGV}},
 		{Name: "pio", Help: "out to the supervisor's own port", Vector: 13, Signal: syscall.SIGSEGV, May: pio},
 		{Name: "pio-in", Help: "in from a port of the host's", Vector: 13, Signal: syscall.SIGSEGV, May: pio},
 		{Name: "hlt", Help: "hlt", Vector: 13, Signal: syscall.SIGSEGV},
