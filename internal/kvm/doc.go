@@ -11,7 +11,7 @@
 // Invariants:
 //  1. Whatever the kernel writes to lives on the heap or in mmapped memory, and the conversion to
 //     uintptr stands in the call expression itself (package unsafe, rule 4).
-//  2. EINTR policy belongs to the caller: no call here retries.
+//  2. EINTR policy belongs to the caller: no call here retries, but for NewVM, which has no other use for it.
 //  3. An error names the ioctl, the object and, where there is one, the remedy.
 //  4. RunRaw, IoctlRaw and the other …Raw functions use neither the Go stack beyond their frame nor the
 //     runtime: they may run on a thread that the Go runtime does not know (package vcpu).

@@ -1,6 +1,7 @@
 package kvm
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"unsafe"
@@ -25,9 +26,13 @@ type VM struct {
 	slots uint32
 }
 
-// NewVM is KVM_CREATE_VM.
+// NewVM is KVM_CREATE_VM. It is made again when a signal came meanwhile: the kernel then refuses to register
+// KVM's MMU notifier (mm/mmap.c, mm_take_all_locks), and Go's runtime sends its threads signals at any time.
 func (s *System) NewVM() (*VM, error) {
 	fd, err := gokvm.CreateVM(s.file.Fd())
+	for errors.Is(err, unix.EINTR) {
+		fd, err = gokvm.CreateVM(s.file.Fd())
+	}
 	if err != nil {
 		return nil, fmt.Errorf("KVM_CREATE_VM: %w: check free memory and the limit of open files", err)
 	}
