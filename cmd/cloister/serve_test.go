@@ -422,7 +422,7 @@ func TestStartWhileListed(t *testing.T) {
 }
 
 func TestBadInputOfLooks(t *testing.T) {
-	t.Setenv("CLOISTER_RUN_DIR", t.TempDir())
+	b := newBareBox(t)
 	for _, x := range []struct {
 		args string
 		want string
@@ -432,43 +432,16 @@ func TestBadInputOfLooks(t *testing.T) {
 		{"ps x", "ps takes no arguments"}, {"ps --nope", "`cloister ps -h` lists"}, {"stats --interval 1ms", "choose 100ms to 1h0m0s"},
 		{"stats --watch --json", "exclude each other"}, {"stop x --timeout -1s", "not negative"}, {"stats ../x", `no VM "../x"`},
 	} {
-		status, out, errs := inProcess(t, strings.Fields(x.args))
-		if status != session.StatusCloister || out != "" || !strings.Contains(errs, x.want) || strings.Count(errs, "\n") != 1 {
-			t.Errorf("%s: %d %q %q", x.args, status, out, errs)
+		r := b.cloister(strings.Fields(x.args)...)
+		if r.status != session.StatusCloister || r.out != "" || !strings.Contains(r.err, x.want) || strings.Count(r.err, "\n") != 1 {
+			t.Errorf("%s: %d %q %q", x.args, r.status, r.out, r.err)
 		}
 	}
 	for _, name := range []string{"ps", "stats", "stop"} {
-		if status, out, errs := inProcess(t, []string{name, "-h"}); status != 0 || errs != "" || !strings.HasPrefix(out, "cloister "+name) {
-			t.Errorf("%s -h: %d %q %q", name, status, out, errs)
+		if r := b.cloister(name, "-h"); r.status != 0 || r.err != "" || !strings.HasPrefix(r.out, "cloister "+name) {
+			t.Errorf("%s -h: %d %q %q", name, r.status, r.out, r.err)
 		}
 	}
-}
-
-// inProcess runs a command in this process.
-func inProcess(t *testing.T, args []string) (status int, stdout, stderr string) {
-	t.Helper()
-	var name [2]string
-	saved := [2]*os.File{os.Stdout, os.Stderr}
-	for i := range name {
-		f, err := os.Create(filepath.Join(t.TempDir(), "out"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		name[i] = f.Name()
-		*[]**os.File{&os.Stdout, &os.Stderr}[i] = f
-	}
-	status = command(args)
-	os.Stdout, os.Stderr = saved[0], saved[1]
-	var text [2]string
-	for i := range name {
-		b, err := os.ReadFile(name[i])
-		if err != nil {
-			t.Fatal(err)
-		}
-		text[i] = string(b)
-	}
-	return status, text[0], text[1]
 }
 
 // A scrape touches nothing in the engine: none of its threads but the vCPU's, which is at work, wakes up

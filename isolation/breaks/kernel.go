@@ -158,8 +158,8 @@ func kernelCauses(b *Book, backend string, seals, ends uint64) (counts [NCause]u
 	need := add(add(returns, transits), add(add(irq, counts[PageFault]), counts[Emulation]))
 	if need > exits && backend == BackendSVM && excepted(b) {
 		// The delivery of INT3 or INT n may fault in the nested tables. KVM then fills them and injects the
-		// event again, for which it decodes the instruction where the processor does not give its length (no NRIPS:
-		// arch/x86/kvm/svm/svm.c, svm_update_soft_interrupt_rip): decoded, but within an exit that pf_fixed has.
+		// event again, for which it decodes the instruction, since the processor need not give its length
+		// (arch/x86/kvm/svm/svm.c, svm_update_soft_interrupt_rip): decoded, but within an exit that pf_fixed has.
 		within := min(need-exits, counts[Emulation], counts[PageFault])
 		counts[Emulation] -= within
 		need -= within
