@@ -68,10 +68,12 @@ lint: # staticcheck, a tool of go.mod
 policy: ## the rules only: imports, ORDER tags, documents, commits
 	go test -count=1 ./internal/policy
 
-bench: build ## measure the ratios of SPECIFICATION.md in one run and print the table
+BENCH ?= -fifo 50
+
+bench: build ## measure the ratios of SPECIFICATION.md in one run, print the table, fail where a target is missed (BENCH=flags)
 	@tools/need --must gcc=gcc
 	@tools/machine --kvm
-	go run ./bench
+	go run ./bench $(BENCH)
 
 model: ## check the models of the concurrent protocols and demand the counter-examples of the wrong ones
 	@tools/need --must spin=spin gcc=gcc

@@ -63,7 +63,7 @@ func (b *bench) document() string {
 	if isolated == "" {
 		isolated = "none"
 	}
-	fmt.Fprintf(&w, "# Speed, as ratios in one run\n\nWritten by `make bench`; bench/main.go says how each figure is taken. A ratio is Cloister over floor.\n\n")
+	fmt.Fprintf(&w, "# Speed, as ratios in one run\n\nWritten by `go run ./bench %s`; bench/main.go says how each figure is taken. A ratio is Cloister over floor.\n\n", strings.Join(os.Args[1:], " "))
 	for _, l := range [][2]string{
 		{"CPU", line("/proc/cpuinfo", "model name")},
 		{"CPUs", fmt.Sprintf("%d, isolated: %s; the guests' is CPU %d, in the default scheduling class where a row does not say SCHED_FIFO", runtime.NumCPU(), isolated, b.cpu)},

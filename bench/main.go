@@ -103,7 +103,7 @@ func runBench(args []string) (code int, err error) {
 		b.loads = append(b.loads, loadAverage())
 	}
 	for _, r := range b.rows {
-		if r.Why != "" {
+		if r.Why != "" || r.Verdict() == missed {
 			failed = statusBench
 		}
 	}

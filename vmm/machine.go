@@ -96,6 +96,9 @@ func New(cfg Config) (m *Machine, err error) {
 		{"state", m.setState}, {"thread", m.makeThread},
 	} {
 		if err = step.do(); err != nil {
+			if cfg.Huge && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.ENOMEM)) {
+				err = fmt.Errorf("guest memory on huge pages: the host has too few free ones (%w): reserve more (sysctl vm.nr_hugepages=N) or leave out --hugepages", err)
+			}
 			return m, err
 		}
 		cfg.Stamp(step.name)

@@ -36,10 +36,11 @@ func TestUnwindStepped(t *testing.T) {
 			}
 			bin := build(t, p)
 			// A Go program spends most of its first instructions in frames that are not compared.
-			limit, fewest := 60000, 300
+			limit := 60000
 			if testing.Short() {
-				limit, fewest = 10000, 100
+				limit = 10000
 			}
+			const fewest = 100
 			s := step(t, bin, limit)
 			t.Logf("%d instructions, %d compared; whole stack with all registers %.1f %%, with RIP and RSP %.1f %%",
 				s.steps, s.compared, 100*s.share(0), 100*s.share(1))

@@ -56,8 +56,11 @@ func Open() (*System, error) {
 
 func (s *System) check() error {
 	v, err := gokvm.GetAPIVersion(s.file.Fd())
-	if err != nil || v != APIVersion {
-		return fmt.Errorf("%s: KVM API version %d, want %d (%v): use a Linux kernel of this century's KVM", Device, v, APIVersion, err)
+	if err != nil {
+		return fmt.Errorf("%s: KVM_GET_API_VERSION: %w: this is not KVM's device: mknod %s c 10 232, or load kvm-intel or kvm-amd", Device, err, Device)
+	}
+	if v != APIVersion {
+		return fmt.Errorf("%s: KVM API version %d, want %d: use a Linux kernel of 2.6.22 or later", Device, v, APIVersion)
 	}
 	for _, need := range []struct {
 		cap  uintptr

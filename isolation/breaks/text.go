@@ -113,10 +113,10 @@ func (p *page) vcpu(v *VCPUReport, sites []TopSite) {
 		core = fmt.Sprintf("on CPU %d", *v.CPU)
 	}
 	p.line("")
-	p.line("%s %s: wall %s, in the guest %s%s, sealed %s", p.paint(bold, fmt.Sprintf("vCPU %d", v.ID)), core,
+	p.line("%s %s: wall %s, inside KVM_RUN %s%s, sealed %s", p.paint(bold, fmt.Sprintf("vCPU %d", v.ID)), core,
 		duration(v.WallNS), duration(v.GuestNS), inBrackets(share(v.GuestNS, v.WallNS)), duration(v.SealedNS))
 	all := &v.Breaks
-	p.line("  %s, %s per second, %s lost%s", plural(all.Total, "break"), rate(all.Total, v.WallNS), duration(all.LostNS), inBrackets(share(all.LostNS, v.WallNS)))
+	p.line("  %s, %s per second, %s", plural(all.Total, "break"), rate(all.Total, v.WallNS), lostText(all, v.WallNS))
 	open := span(v.SealedNS, v.WallNS)
 	if v.Seals == 0 {
 		p.book("never sealed", &v.Open, open, sites)
@@ -134,8 +134,7 @@ func (p *page) book(title string, b *BookReport, ns uint64, sites []TopSite) {
 		p.line("  %s, %s: no breaks%s", p.paint(bold, title), duration(ns), plannedText(b))
 		return
 	}
-	p.line("  %s, %s: %s, %s lost%s%s", p.paint(bold, title), duration(ns), plural(b.Total, "break"), duration(b.LostNS),
-		inBrackets(share(b.LostNS, ns)), plannedText(b))
+	p.line("  %s, %s: %s, %s%s", p.paint(bold, title), duration(ns), plural(b.Total, "break"), lostText(b, ns), plannedText(b))
 	t := table{left: []int{0, 5}}
 	t.row("cause", "count", "per second", "lost", "worst", "count, log scale")
 	worst := ""
@@ -150,11 +149,42 @@ func (p *page) book(title string, b *BookReport, ns uint64, sites []TopSite) {
 		}
 		t.row(clean(name), strconv.FormatUint(c.Count, 10), rate(c.Count, ns), lost, longest, logBar(c.Count, b.Total, 20))
 	}
-	t.row("total", strconv.FormatUint(b.Total, 10), rate(b.Total, ns), duration(b.LostNS), duration(b.MaxNS), "")
+	lost, longest := duration(b.LostNS), duration(b.MaxNS)
+	switch timed, untimed := b.timed(); {
+	case untimed > 0 && timed == 0:
+		lost, longest = "not timed", "-"
+	case untimed > 0:
+		lost, longest = ">= "+lost, ">= "+longest
+	}
+	t.row("total", strconv.FormatUint(b.Total, 10), rate(b.Total, ns), lost, longest, "")
 	t.write(p, "    ")
 	if worst != "" {
 		p.line("    worst break: %s, %s%s", duration(b.MaxNS), worst, siteOf(sites, worst, b.MaxNS))
 	}
+}
+
+// timed counts the breaks whose length was measured, and those that only the kernel saw.
+func (b *BookReport) timed() (timed, untimed uint64) {
+	for _, c := range b.ByCause {
+		if c.LostNS == nil {
+			untimed += c.Count
+		} else {
+			timed += c.Count
+		}
+	}
+	return timed, untimed
+}
+
+// lostText says what breaks cost, as far as that was measured: a time that was not is no zero.
+func lostText(b *BookReport, ns uint64) string {
+	timed, untimed := b.timed()
+	switch {
+	case untimed > 0 && timed == 0:
+		return "none of them timed"
+	case untimed > 0:
+		return fmt.Sprintf("%s lost%s in the %d that are timed", duration(b.LostNS), inBrackets(share(b.LostNS, ns)), timed)
+	}
+	return fmt.Sprintf("%s lost%s", duration(b.LostNS), inBrackets(share(b.LostNS, ns)))
 }
 
 // siteOf names the place of the worst break, if it is among the sites that are kept.

@@ -54,6 +54,8 @@ type engine struct {
 	spawned   chan *exec.Cmd // the monitor, once it was started
 	alone     atomic.Bool    // ORDER(none): the monitor is gone; only chooses what is printed
 	status    chan int
+	signals   chan os.Signal // that end the run
+	gaveUp    bool           // the monitor's last word was not waited for
 	machine   *vmm.Machine
 }
 
@@ -74,7 +76,7 @@ func Main(args []string, inProcess Monitor) int {
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(heapLimit)
 	runtime.GOMAXPROCS(max(4, runtime.GOMAXPROCS(0))) // an idle P for whoever comes back from a system call
-	e := &engine{inProcess: inProcess, o: o, started: time.Now(), status: make(chan int, 1), spawned: make(chan *exec.Cmd, 1), guest: -1, ledgerFD: -1}
+	e := &engine{inProcess: inProcess, o: o, started: time.Now(), status: make(chan int, 1), signals: make(chan os.Signal, 4), spawned: make(chan *exec.Cmd, 1), guest: -1, ledgerFD: -1}
 	e.last = e.started
 	code, err := e.run()
 	if err != nil {
@@ -101,8 +103,7 @@ func (e *engine) run() (int, error) {
 	}
 	defer e.release()
 	signal.Ignore(unix.SIGXFSZ, unix.SIGPIPE) // the program's, not ours: its writes get EFBIG and EPIPE
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	signal.Notify(e.signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGABRT)
 	if err := e.share(); err != nil {
 		return session.StatusCloister, err
 	}
@@ -110,7 +111,7 @@ func (e *engine) run() (int, error) {
 		return session.StatusCloister, err
 	}
 	end := session.Ended{}
-	end.Status, end.Result, end.Error = e.guestLife(signals)
+	end.Status, end.Result, end.Error = e.guestLife()
 	return e.finish(end), nil
 }
 
@@ -138,6 +139,12 @@ func (e *engine) openProgram() (int, error) {
 		return 0, nil
 	}
 	path := o.program
+	if path == "" {
+		return session.StatusNotFound, errors.New("the program's name is empty: give its path")
+	}
+	if path == "." || path == ".." {
+		return session.StatusNotRun, fmt.Errorf("%s: is a directory: give a program", path)
+	}
 	if !strings.Contains(path, "/") {
 		p, err := exec.LookPath(path)
 		if err != nil {
@@ -200,6 +207,11 @@ func (e *engine) claim() error {
 	}
 	if err := checkOutputs(o); err != nil {
 		return err
+	}
+	if o.budget != "" || o.report != "" || o.profile != "" || o.trace != "" || o.metrics != "" {
+		if _, err := session.MonitorPath(); err != nil {
+			return err // nobody could judge or write it
+		}
 	}
 	if e.metrics, err = listenMetrics(o); err != nil {
 		return err
@@ -285,6 +297,7 @@ func (e *engine) startMonitor() error {
 	e.link.wire = session.Wire{FD: pair[0]}
 	files := []*os.File{os.NewFile(uintptr(pair[1]), "monitor"), os.NewFile(uintptr(e.ledgerFD), "ledger"), os.NewFile(uintptr(e.guest), "guest")}
 	if e.o.oneProcess {
+		keepFiles = append(keepFiles, files[0]) // else a collection would close it
 		e.spawn = func() { go e.inProcess(session.Wire{FD: pair[1]}, e.ledgerFD, e.guest) }
 	} else {
 		c := &exec.Cmd{Args: []string{"cloister-monitor", session.MonitorCommand}}
@@ -340,8 +353,10 @@ func (e *engine) ownClock() bool { return e.o.ownClock || session.Clocksource() 
 // startProcess starts the monitor: beside the building of the machine, for a fork takes a millisecond that the guest need
 // not wait for. Our copies of its descriptors are closed, so that each side sees the other's end.
 func (e *engine) startProcess(c *exec.Cmd, files ...*os.File) {
-	c.Path = session.MonitorPath()
-	err := c.Start()
+	var err error
+	if c.Path, err = session.MonitorPath(); err == nil {
+		err = c.Start()
+	}
 	for _, f := range files {
 		if f != nil {
 			err = errors.Join(err, f.Close())
@@ -380,7 +395,7 @@ func (e *engine) stop(reason string, sig int) {
 }
 
 // guestLife builds the machine and runs it to its end.
-func (e *engine) guestLife(signals chan os.Signal) (int, vmm.Result, string) {
+func (e *engine) guestLife() (int, vmm.Result, string) {
 	o := e.o
 	st, err := e.elf.Stat()
 	if err != nil {
@@ -407,6 +422,9 @@ func (e *engine) guestLife(signals chan os.Signal) (int, vmm.Result, string) {
 			return session.StatusCloister, vmm.Result{}, err.Error()
 		}
 	}
+	if err := vmm.SettleData(); err != nil {
+		e.tell(session.Message{Warn: err.Error()})
+	}
 	if err := m.Prepare(); err != nil {
 		return session.StatusCloister, vmm.Result{}, err.Error()
 	}
@@ -421,7 +439,7 @@ func (e *engine) guestLife(signals chan os.Signal) (int, vmm.Result, string) {
 		return session.StatusCloister, vmm.Result{}, err.Error()
 	}
 	late := time.AfterFunc(lateMonitor, func() { e.needMonitor() })
-	e.wait(signals)
+	e.wait()
 	late.Stop()
 	res, err := m.Wait()
 	if err != nil {
@@ -444,7 +462,7 @@ func environ() []string {
 }
 
 // wait returns when the guest has ended; signals and --for end it.
-func (e *engine) wait(signals chan os.Signal) {
+func (e *engine) wait() {
 	var limit <-chan time.Time
 	if e.o.limit > 0 {
 		limit = time.After(e.o.limit)
@@ -455,7 +473,7 @@ func (e *engine) wait(signals chan os.Signal) {
 			return
 		case <-limit:
 			e.stop(fmt.Sprintf("--for %v is over", e.o.limit), 0)
-		case s := <-signals:
+		case s := <-e.signals:
 			sig := s.(unix.Signal)
 			e.stop(unix.SignalName(sig), int(sig))
 		}
@@ -494,6 +512,19 @@ func (e *engine) lost(m session.Message) {
 	}
 }
 
+// verdict waits for the monitor's last word. Another signal ends the waiting: a monitor may be stopped, or hang.
+func (e *engine) verdict() (status int, ok bool) {
+	for {
+		select {
+		case status, ok = <-e.status:
+			return status, ok
+		case <-e.signals:
+			e.gaveUp = true
+			return 0, false
+		}
+	}
+}
+
 // finish hands the end to the monitor and waits until it has reported.
 func (e *engine) finish(end session.Ended) int {
 	if e.nothingToTell(end) {
@@ -511,10 +542,10 @@ func (e *engine) finish(end session.Ended) int {
 	if e.machine == nil {
 		go e.listen()
 	}
-	status, ok := <-e.status
-	if !e.o.oneProcess {
+	status, ok := e.verdict()
+	if ok && !e.o.oneProcess {
 		if c := <-e.spawned; c.Process != nil {
-			if err := c.Wait(); err != nil && ok {
+			if err := c.Wait(); err != nil {
 				session.Failf("the monitor process: %v", err)
 			}
 		}
@@ -530,6 +561,15 @@ func (e *engine) finish(end session.Ended) int {
 	if end.Error != "" {
 		return max(end.Status, session.Failf("%s", end.Error))
 	}
-	session.Failf("the monitor process ended before the run did: there is no report")
+	why := "the monitor process ended before the run did"
+	if e.gaveUp {
+		why = "the monitor process was not waited for"
+	}
+	o := e.o
+	if o.budget != "" || o.report != "" || o.profile != "" || o.trace != "" {
+		// A gate must not be green because nobody looked.
+		return session.Failf("%s: the budget is not judged and what was asked for is not written", why)
+	}
+	session.Failf("%s: there is no report", why)
 	return end.Status
 }

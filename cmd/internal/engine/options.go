@@ -107,6 +107,17 @@ const (
 	maxMemory = 28 << 30 // the guest's address space is 32 GiB
 )
 
+// refuseEmpty: an option that was given says something. An empty one is mostly an unset variable, and a gate
+// that was meant must not be left out silently.
+func refuseEmpty(f *flag.FlagSet) (err error) {
+	f.Visit(func(x *flag.Flag) {
+		if v := x.Value.String(); err == nil && (v == "" && x.Name != "cpu" && x.Name != "memory" && x.Name != "ro" && x.Name != "rw" || x.Name == "for" && v == "0s" || x.Name == "fifo" && v == "0") {
+			err = fmt.Errorf("--%s is given and says nothing: leave it out, or give a value", x.Name)
+		}
+	})
+	return err
+}
+
 // parseRun reads the command line of `cloister run`; bad input changes nothing.
 func parseRun(args []string) (*options, error) {
 	o := &options{cpu: -1, memory: 1 << 30}
@@ -116,6 +127,9 @@ func parseRun(args []string) (*options, error) {
 			return nil, err
 		}
 		return nil, fmt.Errorf("%w: `cloister run -h` lists the options", err)
+	}
+	if err := refuseEmpty(f); err != nil {
+		return nil, err
 	}
 	if f.NArg() == 0 {
 		return nil, errors.New("no program: cloister run [options] -- PROGRAM [arguments]; built-in ones: " + strings.Join(builtins(), " "))
@@ -130,7 +144,7 @@ func parseRun(args []string) (*options, error) {
 		return nil, fmt.Errorf("--fifo %d: a priority is 1 to 99", o.fifo)
 	}
 	if o.memory < minMemory || o.memory > maxMemory {
-		return nil, fmt.Errorf("--memory %d bytes: choose %dM to %dG", o.memory, minMemory>>20, maxMemory>>30)
+		return nil, fmt.Errorf("--memory %d (bytes): choose %dM to %dG", o.memory, minMemory>>20, maxMemory>>30)
 	}
 	if o.limit < 0 {
 		return nil, fmt.Errorf("--for %v: a time is positive", o.limit)
@@ -142,6 +156,9 @@ func parseRun(args []string) (*options, error) {
 	}
 	if _, _, err := session.ParseOnBreak(o.onBreak); err != nil {
 		return nil, err
+	}
+	if o.onBreak != "report" && o.budget == "" {
+		return nil, fmt.Errorf("--on-break %s: there is no --budget to break", o.onBreak)
 	}
 	if o.metrics != "" {
 		a, err := metricsAddr(o.metrics)

@@ -26,24 +26,26 @@ import (
 // monitor is the process beside the engine: evidence, budget, report. It only reads the shared memory, so
 // however slow it is, or killed, the guest does not notice.
 type monitor struct {
-	wire   session.Wire
-	ledger *breaks.VCPU
-	guest  int
-	plan   session.Plan
-	ready  session.Ready
-	stats  *kvm.Stats
-	values []uint64
-	warned []string
-	gap    uint64
-	budget *breaks.Budget
-	broken bool
-	strays int
-	symbol *symbol.Table
-	trace  *tracer
-	clock  clockStats
-	ask    chan func()   // what the servers want to know of the fields above
-	over   chan struct{} // closed when the loop answers no more
-	last   loopState     // what it would answer then
+	alone    bool // in a process of its own
+	wire     session.Wire
+	ledger   *breaks.VCPU
+	guest    int
+	plan     session.Plan
+	ready    session.Ready
+	stats    *kvm.Stats
+	values   []uint64
+	warned   []string
+	gap      uint64
+	budget   *breaks.Budget
+	broken   bool
+	brokenBy []string // what broke it first
+	strays   int
+	symbol   *symbol.Table
+	trace    *tracer
+	clock    clockStats
+	ask      chan func()   // what the servers want to know of the fields above
+	over     chan struct{} // closed when the loop answers no more
+	last     loopState     // what it would answer then
 }
 
 // watch is how often the monitor looks at the ledger. It touches nothing of the guest's.
@@ -56,12 +58,15 @@ func Process() int {
 	if kind, err := unix.GetsockoptInt(session.FDSocket, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || kind != unix.SOCK_SEQPACKET {
 		return session.Failf("%s is started by `cloister run`, not by hand", session.MonitorCommand)
 	}
-	return Run(session.Wire{FD: session.FDSocket}, session.FDLedger, session.FDGuest)
+	return watchVM(session.Wire{FD: session.FDSocket}, session.FDLedger, session.FDGuest, true)
 }
 
-// Run is the monitor of one VM, until its engine has ended.
-func Run(w session.Wire, ledgerFD, guest int) int {
-	m := &monitor{wire: w, guest: guest, ask: make(chan func()), over: make(chan struct{})}
+// Run is the monitor of one VM, until its engine has ended, in the engine's own process.
+func Run(w session.Wire, ledgerFD, guest int) int { return watchVM(w, ledgerFD, guest, false) }
+
+// watchVM is either; alone says that the process has nothing else in it.
+func watchVM(w session.Wire, ledgerFD, guest int, alone bool) int {
+	m := &monitor{alone: alone, wire: w, guest: guest, ask: make(chan func()), over: make(chan struct{})}
 	if err := m.run(ledgerFD); err != nil {
 		return session.Failf("monitor: %v", err)
 	}
@@ -139,8 +144,10 @@ func (m *monitor) take(msg session.Message) (done bool, err error) {
 			}
 			m.values = make([]uint64, len(m.stats.Names))
 		}
-		if err := trim(); err != nil && !m.plan.Quiet {
-			session.Failf("%v", err) // it only costs memory
+		if m.alone { // a collection in the engine is what the two processes are there to avoid
+			if err := trim(); err != nil && !m.plan.Quiet {
+				session.Failf("%v", err) // it only costs memory
+			}
 		}
 		return false, m.steer()
 	case msg.Warn != "":
@@ -154,7 +161,10 @@ func (m *monitor) take(msg session.Message) (done bool, err error) {
 		m.last = m.loopState()
 		close(m.over)
 		status := m.finish(*msg.Ended)
-		return true, m.wire.Send(session.Message{Status: &status})
+		if err := m.wire.Send(session.Message{Status: &status}); err != nil {
+			return true, m.orphaned() // the engine did not wait
+		}
+		return true, nil
 	}
 	return false, nil
 }
@@ -183,7 +193,7 @@ func (m *monitor) look() {
 	if v.State != breaks.Broken {
 		return
 	}
-	m.broken = true
+	m.broken, m.brokenBy = true, v.BrokenBy()
 	action, sig, err := session.ParseOnBreak(m.plan.OnBreak)
 	if err != nil {
 		return // it was checked before the run
@@ -266,12 +276,25 @@ func (m *monitor) finish(end session.Ended) int {
 	}
 	m.trace.drain(m.ledger)
 	r := m.report(end)
+	m.latch(r.Budget)
 	status = budgetStatus(status, r.Budget)
 	r.Exit.Code = status
 	for _, err := range m.write(r, end) {
 		status = max(session.StatusCloister, session.Failf("%v", err))
 	}
 	return status
+}
+
+// latch puts a breach that was seen while the program ran into the report: a burst is not forgiven because the
+// average over a longer run is within the limit.
+func (m *monitor) latch(b *breaks.BudgetState) {
+	if b == nil || !m.broken || b.State == breaks.Broken {
+		return
+	}
+	b.OK, b.State = false, breaks.Broken
+	for _, why := range m.brokenBy {
+		b.BrokenBy = append(b.BrokenBy, why+" (while it ran)")
+	}
 }
 
 // budgetStatus turns the verdict on a budget into the exit status. A gate must not be green because nobody

@@ -22,7 +22,7 @@ import (
 )
 
 // answerTime is how long a monitor may take to answer before the VM is shown without it.
-const answerTime = 6 * time.Second
+const answerTime = 2 * time.Second
 
 // running is a VM whose engine lives.
 type running struct {
@@ -99,7 +99,7 @@ func (r running) status(ctx context.Context) (*observe.Status, error) {
 		return s, nil
 	case !session.EngineLives(r.dir):
 		return nil, nil
-	case errors.Is(err, observe.ErrNoMonitor):
+	case errors.Is(err, observe.ErrNoMonitor), ctx.Err() != nil: // or it is stopped, or hangs: one sick monitor hides no VM
 		return r.orphan(), nil
 	}
 	return nil, fmt.Errorf("VM %s: %w", r.name, err)

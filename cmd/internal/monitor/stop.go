@@ -58,7 +58,7 @@ func (r running) stop(timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), answerTime)
 	defer cancel()
 	err = observe.NewClient(r.dir).Stop(ctx, "cloister stop")
-	if errors.Is(err, observe.ErrNoMonitor) {
+	if errors.Is(err, observe.ErrNoMonitor) || ctx.Err() != nil {
 		err = unix.PidfdSendSignal(engine, unix.SIGTERM, nil, 0)
 	}
 	if err != nil && !errors.Is(err, unix.ESRCH) {

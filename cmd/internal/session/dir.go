@@ -30,11 +30,29 @@ func RunDir() (string, error) {
 		dir = filepath.Join(os.Getenv("XDG_RUNTIME_DIR"), "cloister")
 	default:
 		dir = filepath.Join(os.TempDir(), fmt.Sprintf("cloister-%d", os.Getuid()))
+		if err := ownDir(dir); err != nil {
+			return "", err
+		}
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("run directory: %w: set CLOISTER_RUN_DIR to a directory you can write", err)
 	}
 	return dir, nil
+}
+
+// ownDir makes a directory where everybody may make one, and makes sure that it is ours.
+func ownDir(dir string) error {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("run directory: %w: set CLOISTER_RUN_DIR to a directory you can write", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return fmt.Errorf("run directory %s: %w", dir, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
+		return fmt.Errorf("run directory %s is not yours alone: remove it, or set CLOISTER_RUN_DIR", dir)
+	}
+	return nil
 }
 
 // NewVMDir makes the directory of one VM; its lock shows that the engine lives.

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,23 +13,26 @@ import (
 // links (HTTP, Prometheus, symbol tables) would make every start of the engine three milliseconds longer.
 const monitorName = "cloister-monitor"
 
-// MonitorPath finds cloister-monitor: beside this program, else in PATH.
-func MonitorPath() string {
+// MonitorPath finds cloister-monitor: beside this program, else in PATH. The error says where to put it.
+func MonitorPath() (string, error) {
 	if self, err := os.Executable(); err == nil {
 		p := filepath.Join(filepath.Dir(self), monitorName)
 		if _, err := os.Stat(p); err == nil {
-			return p
+			return p, nil
 		}
 	}
-	if p, err := exec.LookPath(monitorName); err == nil {
-		return p
+	p, err := exec.LookPath(monitorName)
+	if err != nil {
+		return "", fmt.Errorf("%s is not there: install it beside cloister, or in PATH", monitorName)
 	}
-	return monitorName
+	return p, nil
 }
 
 // ExecMonitor becomes cloister-monitor with the given arguments. It returns only if that fails.
 func ExecMonitor(args []string) int {
-	path := MonitorPath()
-	err := unix.Exec(path, append([]string{monitorName}, args...), os.Environ())
-	return Failf("%s: %v: install it beside cloister, or in PATH", path, err)
+	path, err := MonitorPath()
+	if err == nil {
+		err = unix.Exec(path, append([]string{monitorName}, args...), os.Environ())
+	}
+	return Failf("%v", err)
 }
