@@ -302,7 +302,8 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 // tracing is the trace instance of the commands trace and traced. Scripts run one after the other.
 const tracing = "/sys/kernel/tracing/instances/lab-record"
 
-// trace CPU: until `traced`, every guest exit, interrupt, timer and switch on that CPU is recorded.
+// trace CPU: until `traced`, every guest exit, interrupt, timer and switch on that CPU is recorded, and
+// wherever another CPU's translations are flushed from, with the kernel's stack.
 func trace(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: trace CPU")
@@ -318,11 +319,22 @@ func trace(ts *testscript.TestScript, neg bool, args []string) {
 	set := func(file, value string) {
 		ts.Check(os.WriteFile(filepath.Join(tracing, file), []byte(value), 0o600))
 	}
-	set("tracing_cpumask", strconv.FormatUint(1<<cpu, 16))
 	set("buffer_size_kb", "8192")
+	for _, e := range []string{"kvm", "irq_vectors", "irq", "sched", "timer", "workqueue"} {
+		set(filepath.Join("events", e, "filter"), fmt.Sprintf("CPU == %d", cpu))
+	}
 	for _, e := range []string{"kvm/kvm_exit", "irq_vectors", "irq", "sched/sched_switch", "timer/hrtimer_expire_entry", "workqueue/workqueue_execute_start"} {
 		set(filepath.Join("events", e, "enable"), "1")
 	}
+	// Who asked another CPU to flush, and from where: TLB_REMOTE_SEND_IPI of include/linux/mm_types.h.
+	const remoteFlush = "reason == 4"
+	set("events/tlb/tlb_flush/filter", remoteFlush)
+	set("events/tlb/tlb_flush/trigger", "stacktrace if "+remoteFlush)
+	set("events/tlb/tlb_flush/enable", "1")
+	// A write to a page that is there but is shared makes a copy of it, and a flush: user, write, present
+	// (arch/x86/include/asm/trap_pf.h).
+	set("events/exceptions/page_fault_user/filter", "error_code == 7")
+	set("events/exceptions/page_fault_user/enable", "1")
 }
 
 // traced FILE: the end of `trace`. FILE gets the events; $EXITS is how often the

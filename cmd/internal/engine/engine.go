@@ -421,9 +421,9 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 		if _, err := cores.KeepOff(os.Getpid(), e.keep); err != nil {
 			return session.StatusCloister, vmm.Result{}, err.Error()
 		}
-	}
-	if err := vmm.SettleData(); err != nil {
-		e.tell(session.Message{Warn: err.Error()})
+		if err := vmm.SettleData(); err != nil {
+			e.tell(session.Message{Warn: err.Error()})
+		}
 	}
 	if err := m.Prepare(); err != nil {
 		return session.StatusCloister, vmm.Result{}, err.Error()
@@ -467,12 +467,15 @@ func (e *engine) wait() {
 	if e.o.limit > 0 {
 		limit = time.After(e.o.limit)
 	}
+	// Formatted now: the first use of an interface makes the runtime write to pages of its own, and that would be
+	// a flush of the sealed guest's core just before it is stopped.
+	over := fmt.Sprintf("--for %v is over", e.o.limit)
 	for {
 		select {
 		case <-e.machine.Done():
 			return
 		case <-limit:
-			e.stop(fmt.Sprintf("--for %v is over", e.o.limit), 0)
+			e.stop(over, 0)
 		case s := <-e.signals:
 			sig := s.(unix.Signal)
 			e.stop(unix.SignalName(sig), int(sig))
