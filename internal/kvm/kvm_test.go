@@ -67,7 +67,7 @@ func TestErrorsNameTheCall(t *testing.T) {
 	cpu := &VCPU{fd: uintptr(fd), Run: &Run{}}
 	second := func(_ any, err error) error { return err }
 	for call, err := range map[string]error{
-		"KVM API version":            sys.check(),
+		"KVM_GET_API_VERSION":        sys.check(),
 		"KVM_CHECK_EXTENSION":        second(sys.Capability(1)),
 		"KVM_CREATE_VM":              second(sys.NewVM()),
 		"KVM_GET_SUPPORTED_CPUID":    second(sys.SupportedCPUID()),
