@@ -55,6 +55,7 @@ type engine struct {
 	alone     atomic.Bool    // ORDER(none): the monitor is gone; only chooses what is printed
 	status    chan int
 	signals   chan os.Signal // that end the run
+	clock     string         // the kernel's clocksource, once it was asked for
 	gaveUp    bool           // the monitor's last word was not waited for
 	machine   *vmm.Machine
 }
@@ -348,7 +349,12 @@ func (e *engine) nothingToTell(end session.Ended) bool {
 	return e.mayWait() && o.quiet && o.report == "" && o.profile == "" && end.Error == ""
 }
 
-func (e *engine) ownClock() bool { return e.o.ownClock || session.Clocksource() != "tsc" }
+func (e *engine) ownClock() bool {
+	if e.clock == "" {
+		e.clock = session.Clocksource()
+	}
+	return e.o.ownClock || e.clock != "tsc"
+}
 
 // startProcess starts the monitor: beside the building of the machine, for a fork takes a millisecond that the guest need
 // not wait for. Our copies of its descriptors are closed, so that each side sees the other's end.
