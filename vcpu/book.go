@@ -25,7 +25,6 @@ func leave(c *control, in, out uint64) {
 	l.State = breaks.StateServing
 	store64(&l.Seq, l.Seq+1)
 	c.open, c.out = 1, out
-	c.nRuns++
 	c.run.DirtyRegs = 0
 }
 

@@ -34,7 +34,6 @@ type control struct {
 	sleepReq uint32 // the server sleeps on doorReq
 
 	tid     uint32 // cleared by the kernel when the thread has ended (CLONE_CHILD_CLEARTID)
-	onCPU   uint32
 	spin    uint64 // PAUSE loops before a sleep
 	serial  uint64 // serialising instruction: 1 SERIALIZE, 2 CPUID
 	sigset  uint64 // the kick signal
@@ -72,7 +71,6 @@ type control struct {
 	stay  uint64 // 1: after SYSCALL the back end stays at CPL 3 (pvm); 2: it does not; 0: not known yet
 	ended uint64
 	errno uint64
-	nRuns uint64
 
 	// Written by Go while hand is handPosted.
 	sealed  uint64 // the book of the breaks to come

@@ -14,7 +14,6 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/cloister-vmm/cloister/guest/workload"
@@ -52,7 +51,6 @@ type engine struct {
 	spawn     func() // starts the monitor; through spawnOnce only
 	spawnOnce sync.Once
 	spawned   chan *exec.Cmd // the monitor, once it was started
-	alone     atomic.Bool    // ORDER(none): the monitor is gone; only chooses what is printed
 	status    chan int
 	signals   chan os.Signal // that end the run
 	clock     string         // the kernel's clocksource, once it was asked for
@@ -163,7 +161,10 @@ func (e *engine) openProgram() (int, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return session.StatusNotFound, fmt.Errorf("%s: there is no such file", path)
 	case err != nil:
-		return session.StatusNotRun, fmt.Errorf("%w: make it readable", err)
+		if errors.Is(err, fs.ErrPermission) {
+			err = fmt.Errorf("%w: make it readable", err)
+		}
+		return session.StatusNotRun, err
 	}
 	st, err := f.Stat()
 	if err == nil && !st.Mode().IsRegular() {
@@ -383,7 +384,6 @@ func (e *engine) listen() {
 		m, _, err := e.link.wire.Receive()
 		switch {
 		case err != nil:
-			e.alone.Store(true) // ORDER(none): see its declaration
 			close(e.status)
 			return
 		case m.Status != nil:
@@ -515,7 +515,6 @@ func (e *engine) tell(m session.Message, fds ...int) {
 
 // lost is what is left to do with a message when the monitor is gone.
 func (e *engine) lost(m session.Message) {
-	e.alone.Store(true) // ORDER(none): see its declaration
 	if m.Warn != "" && !e.o.quiet {
 		session.Failf("%s", m.Warn)
 	}

@@ -30,16 +30,16 @@ func (m *monitor) write(r *breaks.Report, end session.Ended) (errs []error) {
 		}
 	}
 	if m.plan.Report != "" {
-		errs = append(errs, replace(m.plan.Report, r.Encode))
+		errs = append(errs, notWritten("--report", replace(m.plan.Report, r.Encode)))
 	}
 	if m.plan.Profile != "" {
-		errs = append(errs, replace(m.plan.Profile, func(w io.Writer) error {
+		errs = append(errs, notWritten("--pprof", replace(m.plan.Profile, func(w io.Writer) error {
 			p := profile.Program{Path: m.plan.Program, BuildID: r.Program.BuildID, Duration: end.Result.Wall}
 			if t, err := time.Parse(time.RFC3339, m.plan.Started); err == nil {
 				p.Start = t
 			}
 			return profile.Write(w, p, m.samples(), m.symbolizer())
-		}))
+		})))
 	}
 	if m.plan.Trace != "" {
 		errs = append(errs, m.trace.close(m.ledger))
@@ -59,6 +59,14 @@ func (m *monitor) symbolizer() profile.Symbolizer {
 		return nil
 	}
 	return m.symbol
+}
+
+// notWritten says which file of the run was lost, and what to do about it.
+func notWritten(option string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s is not written: %w: run again with a path that stays writable", option, err)
 }
 
 // replace writes a file whole or not at all. A device, a pipe or a link to one is written to, never replaced.
