@@ -7,7 +7,7 @@ const Schema = "cloister.vm/v1"
 
 // States of a vCPU by its number in the ledger, as label and in JSON.
 var states = [...]string{breaks.StateNew: "new", breaks.StateGuest: "guest", breaks.StateServing: "serving",
-	breaks.StateParked: "parked", breaks.StateEnded: "ended"}
+	breaks.StateParked: "parked", breaks.StateEnded: "ended", breaks.StateIdle: "idle"}
 
 // States of a VM, Status.State.
 const (
@@ -15,6 +15,7 @@ const (
 	Open     = "open"     // running, not isolated
 	Sealed   = "sealed"   // running, isolated
 	Parked   = "parked"   // stopped, and may go on
+	Idle     = "idle"     // its thread of the guest has ended, others have not
 	Ended    = "ended"    // the guest has ended, the report is being made
 	NotKnown = "unknown"  // the engine lives, and nothing else could be found out
 )
@@ -131,6 +132,8 @@ func state(c *breaks.Counts) string {
 		return Starting
 	case c.State == breaks.StateParked:
 		return Parked
+	case c.State == breaks.StateIdle:
+		return Idle
 	case c.Sealed != 0:
 		return Sealed
 	}
@@ -139,7 +142,7 @@ func state(c *breaks.Counts) string {
 
 // worst is the state of a VM whose vCPUs are in a and b: the one that is more worth telling.
 func worst(a, b string) string {
-	for _, s := range []string{Sealed, Open, Parked, Starting, Ended} {
+	for _, s := range []string{Sealed, Open, Parked, Idle, Starting, Ended} {
 		if a == s || b == s {
 			return s
 		}

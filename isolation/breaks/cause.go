@@ -17,6 +17,7 @@ const (
 	MemoryFault                // KVM_RUN failed with EFAULT: no host memory behind a GPA
 	Kick                       // a requested stop: planned
 	SpuriousKick               // a signal ended KVM_RUN and nobody had asked
+	Signal                     // a signal of the program's own was delivered to a thread that was running
 	Seal                       // cloister_isolate(): the border of the sealed interval, never in it
 	End                        // the run's own end: exit_group, or the last stop
 	Setup                      // Cloister's own work on the vCPU thread (pre-touch, state loading)
@@ -57,7 +58,7 @@ const (
 var names = [NCause]string{
 	Unknown: "unknown", Syscall: "syscall", PIO: "pio", MMIO: "mmio", HLT: "hlt", Debug: "debug",
 	Shutdown: "shutdown", InternalError: "internal-error", MemoryFault: "memory-fault",
-	Kick: "kick", SpuriousKick: "spurious-kick", Seal: "seal", End: "end", Setup: "setup",
+	Kick: "kick", SpuriousKick: "spurious-kick", Signal: "signal", Seal: "seal", End: "end", Setup: "setup",
 	ExcDivide: "exc-divide", ExcDebug: "exc-debug", ExcNMI: "exc-nmi", ExcBreakpoint: "exc-breakpoint",
 	ExcOverflow: "exc-overflow", ExcBound: "exc-bound", ExcInvalidOpcode: "exc-invalid-opcode",
 	ExcDevice: "exc-device", ExcDoubleFault: "exc-double-fault", ExcInvalidTSS: "exc-invalid-tss",

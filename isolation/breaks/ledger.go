@@ -112,7 +112,14 @@ type Counts struct {
 	StackNext uint64
 	EventNext uint64 // events written so far; the index is EventNext % NEvent
 	Kicks     uint64 // stop requests acknowledged
+
+	Idle   uint64 // cycles, between Start and End, in which the vCPU had no thread of the guest to run
+	IdleAt uint64 // TSC since when it has none; 0: it has one
 }
+
+// MaxVCPUs is how many ledgers the shared memory has room for: one for each thread that a guest may have at a
+// time. One whose Magic is 0 was never used.
+const MaxVCPUs = 64
 
 // NoCPU in Counts.CPU says that the vCPU owns no core.
 const NoCPU = ^uint32(0)
@@ -124,4 +131,5 @@ const (
 	StateServing = 2 // out of the guest, the engine serves its exit
 	StateParked  = 3 // stopped
 	StateEnded   = 4
+	StateIdle    = 5 // its thread of the guest has ended; another one may get it
 )

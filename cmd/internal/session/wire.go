@@ -31,6 +31,7 @@ type Message struct {
 	Ready  *Ready  `json:",omitempty"` // engine: the machine stands, with its statistics descriptor
 	Warn   string  `json:",omitempty"` // engine: a remark for the user
 	Gap    *uint64 `json:",omitempty"` // engine: where the program keeps its GapRecord
+	Thread *Thread `json:",omitempty"` // engine: a vCPU got a thread of the guest, or that changed its name or place
 	Ended  *Ended  `json:",omitempty"` // engine: the run is over, the ledger final
 	Stop   *Stop   `json:",omitempty"` // monitor: end the run
 	Status *int    `json:",omitempty"` // monitor: everything is written; exit with this
@@ -67,6 +68,16 @@ type Ready struct {
 	Info    vmm.Info
 	Phases  []breaks.Timing
 	NoStats bool
+}
+
+// Thread is a thread of the guest on its vCPU. The first message about a vCPU other than the first carries its
+// statistics descriptor, if the kernel gives one.
+type Thread struct {
+	VCPU int    // index of the vCPU, of its ledger and of its place in the report
+	TID  int    // the host's id of the vCPU's thread; it stays when the vCPU gets another thread of the guest
+	Task int    // the guest's own thread id
+	Name string // as prctl(PR_SET_NAME) left it
+	CPU  int    // the host core it owns, or -1: it floats over the housekeeping cores
 }
 
 // Ended is the run's end.
