@@ -178,7 +178,7 @@ func build(s settings) (*vmm.Machine, error) {
 	}
 	return vmm.New(vmm.Config{
 		Program: s.args[0], ELF: int(f.Fd()), ELFSize: st.Size(), Args: s.args, Env: []string{}, Cwd: "/",
-		CPU: s.cpu, FIFO: s.fifo, Memory: 256 << 20, Lock: true, Seal: vmm.SealCall, Ledger: l, Guest: guest,
+		CPU: s.cpu, FIFO: s.fifo, Memory: 256 << 20, Lock: true, Seal: vmm.SealCall, Ledgers: func(int) (*breaks.VCPU, error) { return l, nil }, Guest: guest,
 		Warn: func(w string) { fmt.Fprintln(os.Stderr, "bench engine:", w) }, Stamp: func(string) {}, GapRecord: func(uint64) {},
 	})
 }

@@ -13,9 +13,9 @@ import (
 
 // supervisor is the supervisor block below the page tables, as package vmm fills it.
 func supervisor() []byte {
-	b := make([]byte, stub.StackTop)
-	gdt := firmware.GDT(abi.SupVA+stub.TSS, 0, 0)
-	tss := firmware.TSS(stub.RSP0, [7]uint64{})
+	b := make([]byte, stub.StackTop(0))
+	gdt := firmware.GDT(abi.SupVA+stub.TSS(0), 0, 0)
+	tss := firmware.TSS(stub.RSP0(0), [7]uint64{})
 	var handler [firmware.Vectors]uint64
 	for v := range handler {
 		handler[v] = stub.Exception + uint64(v)*stub.ExceptionStep
@@ -23,7 +23,7 @@ func supervisor() []byte {
 	idt := firmware.IDT(handler, [firmware.Vectors]uint8{})
 	copy(b[stub.GDT:], gdt[:])
 	copy(b[stub.IDT:], idt[:])
-	copy(b[stub.TSS:], tss[:])
+	copy(b[stub.TSS(0):], tss[:])
 	copy(b[stub.Exceptions:], stub.ExceptionPage())
 	copy(b[stub.User:], stub.UserPage())
 	return b
@@ -42,7 +42,7 @@ func layout() (header string, hz uint64, err error) {
 		value uint64
 	}{
 		{"SUP_GPA", abi.SupGPA}, {"SUP_VA", abi.SupVA}, {"SUP_TABLES", stub.Tables}, {"SUP_USER", stub.User},
-		{"SUP_GDT", stub.GDT}, {"SUP_IDT", stub.IDT}, {"SUP_TSS", stub.TSS}, {"GDT_LIMIT", firmware.GDTSize - 1},
+		{"SUP_GDT", stub.GDT}, {"SUP_IDT", stub.IDT}, {"SUP_TSS", stub.TSS(0)}, {"GDT_LIMIT", firmware.GDTSize - 1},
 		{"TSS_LIMIT", firmware.TSSSize - 1}, {"SYSCALL_ENTRY", stub.SyscallEntry}, {"USER_TOP", abi.UserTop},
 		{"STACK_TOP", abi.StackTop}, {"VDSO_BASE", abi.VDSOBase}, {"SEL_USER_CS", abi.SelUserCS}, {"SEL_USER_SS", abi.SelUserSS},
 		{"SEL_TSS", abi.SelTSS}, {"CR0_GUEST", firmware.CR0Guest}, {"CR4_GUEST", firmware.CR4(entries)},

@@ -41,6 +41,10 @@ func enter(c *control, in uint64) {
 	} else if l.Start == 0 {
 		l.Start = in
 	}
+	if l.IdleAt != 0 {
+		l.Idle += in - l.IdleAt
+		l.IdleAt = 0
+	}
 	l.LastIn = in
 	l.State = breaks.StateGuest
 	store64(&l.Seq, l.Seq+1)
@@ -165,6 +169,23 @@ func present(c *control, a uint64) bool {
 	}
 }
 
+// idle closes the break of the call by which the vCPU's thread of the guest has ended: what follows is nobody's time.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func idle(c *control) {
+	l := c.ledger
+	now := kvm.TSC()
+	store64(&l.Seq, l.Seq+1)
+	if c.open != 0 {
+		account(c, now)
+	}
+	l.LastIn, l.IdleAt = now, now
+	l.State = breaks.StateIdle
+	store64(&l.Seq, l.Seq+1)
+}
+
 // end closes the books: the last break ends where the thread does.
 //
 //go:nosplit
@@ -180,6 +201,10 @@ func end(c *control) {
 		}
 		account(c, now)
 		l.LastIn = now
+	}
+	if l.IdleAt != 0 {
+		l.Idle += now - l.IdleAt
+		l.IdleAt = 0
 	}
 	l.End = now
 	l.State = breaks.StateEnded

@@ -18,6 +18,7 @@ type control struct {
 	goG       uint64 // "go": bytes are final for this generation, serialise
 	rel       uint64 // release: enter the guest again
 	quit      uint64 // 1: end the thread when it is next released
+	attn      uint64 // 1: Go wants to look before the guest is entered again (O10)
 	bell      uint32 // futex: rung after any of the words above, or hand, changed
 	sleepBell uint32 // the vCPU sleeps on bell
 
@@ -63,7 +64,8 @@ type control struct {
 	open  uint64 // 1: a break is open
 	out   uint64 // TSC of its start
 	book  uint64 // book it belongs to
-	cause uint64
+	cause uint64 // of the open break, for the books
+	why   uint64 // what Go is asked to serve: cause, or breaks.Signal
 	nr    uint64
 	rip   uint64
 	rsp   uint64
@@ -81,6 +83,7 @@ type control struct {
 	opRet   int64
 	regs    kvm.Regs  // ansState
 	sregs   kvm.Sregs // ansState, and the buffer of handOp
+	xsave   kvm.XSave // the buffer of handOp
 
 	// Answers that never change, given on the vCPU's own thread.
 	constOK  [constants]uint8
@@ -98,6 +101,9 @@ const (
 	handOpDone = 3
 	handDone   = 4 // Go to vCPU: answered
 )
+
+// opIdle as control.op is no ioctl: the vCPU's thread of the guest has ended.
+const opIdle = 0
 
 // Kinds of answers.
 const (

@@ -18,4 +18,5 @@ func futex(p *uint32, op int, v uint32, timeout *unix.Timespec) {
 	unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(p)), uintptr(op), uintptr(v), uintptr(unsafe.Pointer(timeout)), 0, 0)
 }
 
+func (c *control) xsaveAddr() uintptr { return uintptr(unsafe.Pointer(&c.xsave)) }
 func (c *control) sregsAddr() uintptr { return uintptr(unsafe.Pointer(&c.sregs)) }

@@ -61,6 +61,12 @@ func loop(c *control) {
 		if load64(&c.quit) != 0 {
 			break
 		}
+		if load64(&c.attn) != 0 {
+			if attend(c) {
+				break
+			}
+			continue
+		}
 		step(c, stepE2)
 		in := kvm.TSC()
 		enter(c, in)
@@ -74,11 +80,27 @@ func loop(c *control) {
 			continue
 		}
 		step(c, stepX4)
+		c.why = c.cause
 		if handOver(c) {
 			break
 		}
 	}
 	end(c)
+}
+
+// attend lets Go look at the vCPU before it enters the guest again (O10). The word is taken back before Go
+// looks, so that whoever sets it anew is looked at anew. It reports true when the thread shall end.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func attend(c *control) bool {
+	store64(&c.attn, 0)
+	if c.open != 0 && c.cause == uint64(breaks.Kick) {
+		c.cause = uint64(breaks.Signal)
+	}
+	c.why = uint64(breaks.Signal)
+	return handOver(c)
 }
 
 // classify is X2 and X3. It reports true when the guest can be entered again at once.
@@ -229,8 +251,8 @@ func answerRAX(c *control, v uint64) {
 //go:norace
 //go:nocheckptr
 func complete(c *control) {
-	if c.pend == 0 {
-		return
+	if c.pend == 0 && c.run.DirtyRegs == 0 {
+		return // registers that wait in the shared page would be missed by an ioctl
 	}
 	c.pend = 0
 	storeByte(&c.run.ImmediateExit, 1)
@@ -280,7 +302,11 @@ func handOver(c *control) bool {
 		}
 		if load64(&c.hand) == handOp {
 			complete(c)
-			c.opRet = kvm.IoctlRaw(c.fd, c.op, c.opArg)
+			if c.op == opIdle {
+				idle(c)
+			} else {
+				c.opRet = kvm.IoctlRaw(c.fd, c.op, c.opArg)
+			}
 			store64(&c.hand, handOpDone)
 			knock(c)
 			continue

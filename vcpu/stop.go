@@ -15,8 +15,9 @@ type Set struct {
 	threads []*Thread
 	pid     int
 
-	mu  sync.Mutex // one stop in flight (I7); held from Stop to Resume
-	gen uint64
+	mu   sync.Mutex // one stop in flight (I7); held from Stop to Resume
+	gen  uint64
+	over bool // End was called: no thread may come any more
 
 	resends atomic.Uint64 // ORDER(none): statistic
 
@@ -45,6 +46,47 @@ func (s *Set) Start() (*Stopped, error) {
 		}
 	}
 	return s.wait(time.Now().Add(5 * time.Second))
+}
+
+// ErrEnded says that the vCPUs were told to end.
+var ErrEnded = errors.New("the VM has ended")
+
+// Add makes a further vCPU's thread while the others run. It is born stopped by the latest generation and let
+// go at once; a stop that comes meanwhile waits for it.
+func (s *Set) Add(t *Thread) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over {
+		return ErrEnded
+	}
+	t.c.req = s.gen // before the thread is there
+	if err := t.start(); err != nil {
+		if t.tid != 0 {
+			err = errors.Join(err, (&Set{threads: []*Thread{t}, gen: s.gen}).abandon())
+		}
+		return err
+	}
+	s.threads = append(s.threads, t)
+	t.letGo(s.gen)
+	return nil
+}
+
+// Attend has t's handler called with breaks.Signal before t enters the guest again; when t is in the guest it is
+// kicked out. It does not wait for that. It is the stop protocol, released before it was acknowledged.
+func (s *Set) Attend(t *Thread) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t.ended() {
+		return ErrEnded
+	}
+	// ORDER(O10): attn, then the request. Pairs with load64(&c.attn) in loop, behind E1's look at req. Without it the
+	// vCPU could park for the request, find nothing to attend to, and enter the guest.
+	atomic.StoreUint64(&t.c.attn, 1)
+	s.gen++
+	t.request(s.gen)
+	err := s.kick(t)
+	t.letGo(s.gen) // behind the signal: one that came later would find nothing asked for (K4)
+	return err
 }
 
 // abandon ends the threads that were made before one of them failed; none has entered the guest.
@@ -176,13 +218,17 @@ func sleep(bell, asleep *uint32, done func() bool, limit *unix.Timespec) {
 // release lets every vCPU run on and ends the stop: P6 and P8 in one, for a stop that changed nothing.
 func (s *Set) release() {
 	for _, t := range s.threads {
-		// ORDER(O1): both pair with V4 and V8: pairs with the loads of goG and rel in park. Without them a vCPU
-		// that had stopped after all would wait for ever.
-		atomic.StoreUint64(&t.c.goG, s.gen)
-		atomic.StoreUint64(&t.c.rel, s.gen)
-		t.ring()
+		t.letGo(s.gen)
 	}
 	s.mu.Unlock()
+}
+
+func (t *Thread) letGo(g uint64) {
+	// ORDER(O1): both pair with V4 and V8: pairs with the loads of goG and rel in park. Without them a vCPU
+	// that had stopped after all would wait for ever.
+	atomic.StoreUint64(&t.c.goG, g)
+	atomic.StoreUint64(&t.c.rel, g)
+	t.ring()
 }
 
 // Resends is how often a kick had to be sent again. It stays 0 unless a core is starved (K7).
@@ -207,6 +253,7 @@ func (p *Stopped) End(limit time.Duration) error { return p.resume(limit, true) 
 func (p *Stopped) resume(limit time.Duration, quit bool) error {
 	s := p.s
 	defer s.mu.Unlock()
+	s.over = s.over || quit
 	deadline := time.Now().Add(limit)
 	for _, t := range s.threads {
 		if quit {

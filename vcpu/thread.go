@@ -22,7 +22,9 @@ type Config struct {
 	Ledger *breaks.VCPU
 
 	CPU  int // host core to own, or -1: not pinned
-	FIFO int // SCHED_FIFO priority 1..99, or 0
+	FIFO int // SCHED_FIFO priority 1..99 on a core of its own, or 0
+
+	Float bool // not in SCHED_FIFO until Move says so
 
 	Window                uintptr // guest address 0, on the host
 	Supervisor            uintptr // GPA SupervisorGPA, on the host
@@ -84,6 +86,7 @@ type Thread struct {
 	top     uintptr
 	tls     uintptr
 	mapping []byte
+	fifo    bool
 	done    chan struct{}
 }
 
@@ -141,13 +144,39 @@ func (t *Thread) start() error {
 			return fmt.Errorf("pin vCPU %d to host CPU %d: %w: check `cat /sys/devices/system/cpu/online` and the process's cpuset", t.cfg.ID, t.cfg.CPU, err)
 		}
 	}
-	if t.cfg.FIFO > 0 {
+	if t.cfg.FIFO > 0 && !t.cfg.Float {
 		attr := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: uint32(t.cfg.FIFO)}
 		if err := unix.SchedSetAttr(t.tid, attr, 0); err != nil {
 			return fmt.Errorf("SCHED_FIFO %d for vCPU %d: %w: run as root, or raise RLIMIT_RTPRIO", t.cfg.FIFO, t.cfg.ID, err)
 		}
+		t.fifo = true
 	}
 	go t.serve()
+	return nil
+}
+
+// Move puts the running thread on one of the host's CPUs of the list, in SCHED_FIFO or out of it. It takes effect
+// at once: the kernel migrates the thread, which is a break if it is in the guest.
+func (t *Thread) Move(cpus []int, fifo bool) error {
+	var set unix.CPUSet
+	for _, c := range cpus {
+		set.Set(c)
+	}
+	if len(cpus) > 0 {
+		if err := unix.SchedSetaffinity(t.tid, &set); err != nil {
+			return fmt.Errorf("move vCPU %d to host CPUs %v: %w", t.cfg.ID, cpus, err)
+		}
+	}
+	attr := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}
+	if fifo {
+		attr.Policy, attr.Priority = unix.SCHED_FIFO, uint32(t.cfg.FIFO)
+	}
+	if fifo != t.fifo {
+		if err := unix.SchedSetAttr(t.tid, attr, 0); err != nil {
+			return fmt.Errorf("scheduling class of vCPU %d: %w: run as root, or raise RLIMIT_RTPRIO", t.cfg.ID, err)
+		}
+		t.fifo = fifo
+	}
 	return nil
 }
 
@@ -167,7 +196,7 @@ func (t *Thread) serve() {
 		if !t.waitDoor(handPosted) {
 			return
 		}
-		x.Cause, x.Nr, x.RIP, x.RSP = breaks.Cause(c.cause), c.nr, c.rip, c.rsp
+		x.Cause, x.Nr, x.RIP, x.RSP = breaks.Cause(c.why), c.nr, c.rip, c.rsp
 		x.Errno = unix.Errno(c.errno)
 		a := t.cfg.Handler.Serve(x)
 		c.ansRAX, c.ansKind = a.RAX, uint64(a.Kind)
@@ -214,6 +243,10 @@ func (t *Thread) waitDoor(want uint64) bool {
 	return !t.ended()
 }
 
+// InGuest reports, for an exit with cause Signal, that the signal took the vCPU out of the guest; false: it found it
+// outside, behind another exit that was answered.
+func (x *Exit) InGuest() bool { return x.t.c.cause == uint64(breaks.Signal) && x.t.c.open != 0 }
+
 // Regs are the guest's registers at the exit. They may be read while the exit is being served.
 func (x *Exit) Regs() *kvm.Regs { return &x.t.c.run.Regs }
 
@@ -239,10 +272,36 @@ func (x *Exit) StaysAtCPL3() bool { return x.t.c.stay == 1 }
 // Sregs reads the segment and control registers. The ioctl runs on the vCPU's own thread: from another
 // one it would move the vCPU to that CPU and back.
 func (x *Exit) Sregs() (*kvm.Sregs, error) {
-	if err := x.ioctl(kvm.IoGetSregs, "KVM_GET_SREGS"); err != nil {
+	if err := x.ioctl(kvm.IoGetSregs, x.t.c.sregsAddr(), "KVM_GET_SREGS"); err != nil {
 		return nil, err
 	}
 	return &x.t.c.sregs, nil
+}
+
+// XSave reads the x87, SSE, AVX … state in the processor's standard format. The pointer is good until the next call.
+func (x *Exit) XSave() (*kvm.XSave, error) {
+	if err := x.ioctl(kvm.IoGetXSave, x.t.c.xsaveAddr(), "KVM_GET_XSAVE"); err != nil {
+		return nil, err
+	}
+	return &x.t.c.xsave, nil
+}
+
+// SetXSave loads what XSave reads; KVM refuses what the processor would.
+func (x *Exit) SetXSave(s *kvm.XSave) error {
+	if s != &x.t.c.xsave {
+		x.t.c.xsave = *s
+	}
+	return x.ioctl(kvm.IoSetXSave, x.t.c.xsaveAddr(), "KVM_SET_XSAVE")
+}
+
+// Idle closes the break that is being served, and what follows is idle time until the answer: the vCPU has
+// no thread of the guest. The vCPU's thread goes on obeying stops.
+func (x *Exit) Idle() error { return x.ioctl(opIdle, 0, "idle") }
+
+// Seen takes a call of Attend back that has not taken effect yet: what it was about has been looked at.
+func (x *Exit) Seen() {
+	// ORDER(O10): pairs with load64(&c.attn) in loop, behind O3's answer. Without it the guest would be left once more for nothing.
+	atomic.StoreUint64(&x.t.c.attn, 0)
 }
 
 // Load sets the registers for AnswerState; with a nil regs only the segments, for AnswerSregs.
@@ -255,9 +314,9 @@ func (x *Exit) Load(regs *kvm.Regs, sregs *kvm.Sregs) {
 	}
 }
 
-func (x *Exit) ioctl(op uintptr, name string) error {
+func (x *Exit) ioctl(op, arg uintptr, name string) error {
 	t := x.t
-	t.c.op, t.c.opArg = op, t.c.sregsAddr()
+	t.c.op, t.c.opArg, t.c.opRet = op, arg, 0
 	t.hand(handOp)
 	if !t.waitDoor(handOpDone) {
 		return fmt.Errorf("%s on vCPU %d: its thread has ended", name, t.cfg.ID)

@@ -35,10 +35,19 @@ type Config struct {
 	Lock     bool   // lock guest memory
 	OwnClock bool   // our own vDSO even where the host's clock is the TSC
 	Seal     SealPolicy
-	Ledger   *breaks.VCPU
-	Guest    int // memfd of guest memory, UserTop bytes, shared with the monitor
-	Warn     func(string)
-	Stamp    func(phase string) // marks the end of a phase of start-up
+	// Ledgers gives the ledger of vCPU i, 0 to breaks.MaxVCPUs-1.
+	Ledgers func(i int) (*breaks.VCPU, error)
+	// CPUs are the host's CPUs that the program sees as 0, 1, …; those in Housekeeping are shared. Empty: one
+	// that is anywhere.
+	CPUs, Housekeeping []int
+	// Place gives the core that a thread of the guest shall own, by its number (0: the first one) and its name; -1:
+	// none. The first thread is on CPU. nil: no other thread owns one.
+	Place func(order int, name string) int
+	// Thread is told of every thread of the guest but the first, and of its changes. nil: nobody wants to know.
+	Thread func(Thread)
+	Guest  int // memfd of guest memory, UserTop bytes, shared with the monitor
+	Warn   func(string)
+	Stamp  func(phase string) // marks the end of a phase of start-up
 	// GapRecord is told where the program keeps its record (guest address); the monitor reads it there.
 	GapRecord func(addr uint64)
 }

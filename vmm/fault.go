@@ -3,6 +3,7 @@ package vmm
 import (
 	"encoding/binary"
 
+	"github.com/cloister-vmm/cloister/guest/abi"
 	"github.com/cloister-vmm/cloister/guest/stub"
 	"github.com/cloister-vmm/cloister/internal/kvm"
 	"github.com/cloister-vmm/cloister/vcpu"
@@ -29,13 +30,13 @@ var exceptions = map[int]struct {
 
 // exception ends the program by the signal of an exception that the stubs reported. The frame lies on the
 // supervisor stack: [error,] RIP, CS, RFLAGS, RSP, SS below RSP0.
-func (m *Machine) exception(x *vcpu.Exit) vcpu.Answer {
+func (p *processor) exception(x *vcpu.Exit) vcpu.Answer {
 	v := int(x.Nr)
 	e, ok := exceptions[v]
 	if !ok {
 		e.signal, e.name = unix.SIGSEGV, "exception"
 	}
-	word := func(below int) uint64 { return binary.LittleEndian.Uint64(m.sup[stub.StackTop-below:]) }
+	word := func(below int) uint64 { return binary.LittleEndian.Uint64(p.m.sup[int(stub.StackTop(p.id))-below:]) }
 	f := &Fault{Vector: v, Name: e.name, Regs: registers(x.Regs())}
 	f.Regs["rip"], f.Regs["rflags"], f.Regs["rsp"] = word(40), word(24), word(16)
 	if e.code {
@@ -44,23 +45,35 @@ func (m *Machine) exception(x *vcpu.Exit) vcpu.Answer {
 	if v == 14 {
 		s, err := x.Sregs()
 		if err != nil {
-			return m.broken(err.Error())
+			return p.broken(err.Error())
 		}
 		f.Address, f.HasAddress = s.CR2, true
 	}
-	if word(32)&3 != 3 {
-		return m.broken("exception in the supervisor: " + e.name)
+	if rip := f.Regs["rip"]; p.routine != nil && v == 14 && rip >= stub.TouchWrite && rip < stub.Done {
+		// Another thread of the program has unmapped the page since the list was made: the next one.
+		r := x.Regs()
+		if next := r.RDI + abi.Page; next < r.RSI {
+			entry := uint64(stub.TouchWrite)
+			if rip >= stub.TouchRead {
+				entry = stub.TouchRead
+			}
+			p.routine.queue = append([]touch{{entry, next, r.RSI}}, p.routine.queue...)
+		}
+		return p.routineDone()
 	}
-	return m.end(Result{Signal: int(e.signal), Ended: "signal", Fault: f})
+	if word(32)&3 != 3 {
+		return p.broken("exception in the supervisor: " + e.name)
+	}
+	return p.end(Result{Signal: int(e.signal), Ended: "signal", Fault: f})
 }
 
 // fault ends the program for an exit that is not an exception of the guest's CPU.
-func (m *Machine) fault(x *vcpu.Exit, sig unix.Signal, vector int) vcpu.Answer {
+func (p *processor) fault(x *vcpu.Exit, sig unix.Signal, vector int) vcpu.Answer {
 	f := &Fault{Vector: vector, Name: x.Cause.String(), Regs: registers(x.Regs())}
 	if gpa, _ := x.MMIO(); x.Cause.String() == "mmio" {
 		f.Address, f.HasAddress = gpa, true
 	}
-	return m.end(Result{Signal: int(sig), Ended: "signal", Fault: f})
+	return p.end(Result{Signal: int(sig), Ended: "signal", Fault: f})
 }
 
 func registers(r *kvm.Regs) map[string]uint64 {

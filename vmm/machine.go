@@ -24,9 +24,6 @@ type Machine struct {
 	cfg     Config
 	sys     *kvm.System
 	vm      *kvm.VM
-	cpu     *kvm.VCPU
-	stats   *kvm.Stats
-	statAt  []uint64
 	window  []byte
 	sup     []byte
 	supFD   int
@@ -35,26 +32,24 @@ type Machine struct {
 	bias    uint64
 	kernel  *linux.Kernel
 	files   *vfs.FS
-	task    *linux.Task
-	thread  *vcpu.Thread
+	main    *processor
 	set     *vcpu.Set
 	born    *vcpu.Stopped
-	stopper int // eventfd: readable = blocking calls of the guest end
+	stopper int              // eventfd: readable = blocking calls of the guest end
+	entries []firmware.Entry // CPUID, once a vCPU has taken it
+	xcr0    uint64
+	clock   []touch // what reading the clock touches
 
 	Info Info
 
-	// Used by the serving thread only.
-	x          *vcpu.Exit
-	segments   segments
-	clock      []touch // what reading the clock touches
-	routine    *routine
-	wrote      bool
-	want       int // what the hooks of the current system call asked for
-	provoked   uint64
-	sregs      *kvm.Sregs // of the current exit, once fetched
-	sregsDirty bool
+	idle chan *processor // whose thread of the guest has ended
+	over chan struct{}   // closed: the run ends
+	done chan struct{}   // closed: every vCPU's thread has ended
 
 	mu     sync.Mutex
+	vcpus  []*processor
+	live   int  // vCPU threads that have not ended
+	ending bool // over is closed
 	result *Result
 	start  time.Time
 }
@@ -78,7 +73,10 @@ func supSize(limit uint64) uint64 { return (limit/256+16<<20)&^(abi.Huge-1) + ab
 
 // New builds the machine up to the first instruction.
 func New(cfg Config) (m *Machine, err error) {
-	m = &Machine{cfg: cfg, supFD: -1, stopper: -1}
+	m = &Machine{
+		cfg: cfg, supFD: -1, stopper: -1,
+		idle: make(chan *processor, stub.MaxVCPUs), over: make(chan struct{}), done: make(chan struct{}),
+	}
 	defer func() {
 		if err != nil {
 			err = firstOf(err, m.Close())
@@ -92,7 +90,7 @@ func New(cfg Config) (m *Machine, err error) {
 		name string
 		do   func() error
 	}{
-		{"kvm", m.openKVM}, {"memory", m.makeMemory}, {"vcpu", m.makeVCPU}, {"program", m.load}, {"linux", m.makeLinux},
+		{"kvm", m.openKVM}, {"memory", m.makeMemory}, {"vcpu", m.makeMain}, {"program", m.load}, {"linux", m.makeLinux},
 		{"state", m.setState}, {"thread", m.makeThread},
 	} {
 		if err = step.do(); err != nil {
@@ -164,8 +162,7 @@ func (m *Machine) makeMemory() (err error) {
 // fillSupervisor writes the descriptor tables and stubs and maps them: nothing of it can be written at
 // CPL 3, and only the user page can be reached there.
 func (m *Machine) fillSupervisor() error {
-	gdt := firmware.GDT(abi.SupVA+stub.TSS, 0, 0)
-	tss := firmware.TSS(stub.RSP0, [7]uint64{})
+	gdt := firmware.GDT(abi.SupVA+stub.TSS(0), 0, 0) // TR is loaded with its base; nothing reads the descriptor
 	var handler [firmware.Vectors]uint64
 	for v := range handler {
 		handler[v] = stub.Exception + uint64(v)*stub.ExceptionStep
@@ -173,7 +170,6 @@ func (m *Machine) fillSupervisor() error {
 	idt := firmware.IDT(handler, [firmware.Vectors]uint8{})
 	copy(m.sup[stub.GDT:], gdt[:])
 	copy(m.sup[stub.IDT:], idt[:])
-	copy(m.sup[stub.TSS:], tss[:])
 	copy(m.sup[stub.Exceptions:], stub.ExceptionPage())
 	copy(m.sup[stub.User:], stub.UserPage())
 	for _, p := range []struct {
@@ -181,32 +177,14 @@ func (m *Machine) fillSupervisor() error {
 		prot int
 		user bool
 	}{
-		{stub.GDT, mem.Read | mem.Write, false}, {stub.IDT, mem.Read, false}, {stub.TSS, mem.Read | mem.Write, false},
+		{stub.GDT, mem.Read | mem.Write, false}, {stub.IDT, mem.Read, false},
 		{stub.Exceptions, mem.Read | mem.Exec, false}, {stub.User, mem.Read | mem.Exec, true},
-		{stub.Stack, mem.Read | mem.Write, false},
 	} {
 		if err := m.space.MapSupervisor(abi.SupVA+p.off, abi.SupGPA+p.off, abi.Page, p.prot, p.user); err != nil {
 			return err
 		}
 	}
 	return m.space.MapSupervisor(abi.MMIOHole, abi.MMIOHole, abi.Page, mem.Read, false)
-}
-
-func (m *Machine) makeVCPU() (err error) {
-	if m.cpu, err = m.vm.NewVCPU(0); err != nil {
-		return err
-	}
-	fd, err := m.cpu.StatsFD()
-	if err != nil {
-		m.cfg.Warn("the kernel's own exits are not counted: " + err.Error())
-		return nil
-	}
-	m.Info.StatsFD = fd
-	if m.stats, err = kvm.NewStats(fd); err != nil {
-		return err
-	}
-	m.statAt = make([]uint64, len(m.stats.Names))
-	return nil
 }
 
 // stackSize is the main thread's stack, bytes: the default of RLIMIT_STACK. Below it nothing is mapped.
@@ -249,20 +227,17 @@ func (m *Machine) load() error {
 	return nil
 }
 
-// Close gives everything back. The vCPU's thread must have ended.
+// Close gives everything back. The vCPUs' threads must have ended.
 func (m *Machine) Close() error {
 	var errs []error
-	if m.thread != nil {
-		errs = append(errs, m.thread.Close())
-	}
 	if m.kernel != nil {
 		m.kernel.Close()
 	}
 	if m.files != nil {
 		errs = append(errs, m.files.Close())
 	}
-	if m.cpu != nil {
-		errs = append(errs, m.cpu.Close())
+	for _, p := range m.vcpus {
+		errs = append(errs, p.close())
 	}
 	if m.vm != nil {
 		errs = append(errs, m.vm.Close())
@@ -274,10 +249,6 @@ func (m *Machine) Close() error {
 		if b != nil {
 			errs = append(errs, unmap(b))
 		}
-	}
-	if m.Info.StatsFD != 0 {
-		errs = append(errs, unix.Close(m.Info.StatsFD))
-		m.Info.StatsFD, m.stats = 0, nil
 	}
 	for _, fd := range []int{m.supFD, m.stopper} {
 		if fd >= 0 {

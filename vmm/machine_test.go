@@ -51,7 +51,7 @@ func TestNewGivesBack(t *testing.T) {
 		t.Cleanup(func() { unix.Close(elf); unix.Close(guest) })
 		return Config{
 			Program: name, ExecFn: name, ELF: elf, ELFSize: int64(len(data)), Args: []string{name}, Cwd: "/", CPU: -1, Memory: 64 << 20,
-			Seal: SealCall, Ledger: new(breaks.VCPU), Guest: guest, Warn: func(string) {}, Stamp: func(string) {}, GapRecord: func(uint64) {},
+			Seal: SealCall, Ledgers: func(int) (*breaks.VCPU, error) { return new(breaks.VCPU), nil }, Guest: guest, Warn: func(string) {}, Stamp: func(string) {}, GapRecord: func(uint64) {},
 		}
 	}
 	for _, c := range []struct {

@@ -24,14 +24,15 @@ func (m *Machine) Prepare() (err error) {
 	if m.born, err = m.set.Start(); err != nil {
 		return err
 	}
-	m.Info.TID = m.thread.TID()
+	m.started(m.main)
+	m.Info.TID = m.main.thread.TID()
 	return nil
 }
 
 // Enter lets the guest run.
 func (m *Machine) Enter() error {
 	m.start = time.Now()
-	m.border(0) // from here on the counts are the program's
+	m.main.border(0) // from here on the counts are the program's
 	return m.born.Resume(resumeLimit)
 }
 
@@ -39,6 +40,13 @@ func (m *Machine) Enter() error {
 // that the result shows, 0 for none.
 func (m *Machine) Stop(reason string, sig int) error {
 	m.setResult(Result{Ended: "stopped", Reason: reason, Signal: sig})
+	m.mu.Lock()
+	first := !m.ending
+	m.ending = true
+	m.mu.Unlock()
+	if first {
+		close(m.over)
+	}
 	p, err := m.set.Stop(stopLimit)
 	if err != nil {
 		return fmt.Errorf("stop: %w", err)
@@ -58,17 +66,19 @@ func (m *Machine) Stop(reason string, sig int) error {
 // Pause stops the machine; the result lets it go on.
 func (m *Machine) Pause(limit time.Duration) (*vcpu.Stopped, error) { return m.set.Stop(limit) }
 
-// Done is closed when the guest has ended and its ledger is final but for Wait.
-func (m *Machine) Done() <-chan struct{} { return m.thread.Done() }
+// Done is closed when the guest has ended and its ledgers are final but for Wait.
+func (m *Machine) Done() <-chan struct{} { return m.done }
 
-// Wait returns when the run has ended, with its result; the ledger is final then.
+// Wait returns when the run has ended, with its result; the ledgers are final then.
 func (m *Machine) Wait() (Result, error) {
-	<-m.thread.Done()
-	book := 0
-	if m.cfg.Ledger.Sealed != 0 {
-		book = 1
+	<-m.done
+	for _, p := range m.vcpus {
+		book := breaks.Open
+		if p.ledger.Sealed != 0 {
+			book = breaks.Sealed
+		}
+		p.border(book)
 	}
-	m.border(book)
 
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -82,10 +92,13 @@ func (m *Machine) Wait() (Result, error) {
 }
 
 // guestTime is how long the program has run, system calls apart: its CPU time.
-func (m *Machine) guestTime() time.Duration {
-	l := m.cfg.Ledger
-	// Called while an exit is served: the vCPU's thread waits and the ledger stands still (O3).
-	return time.Duration(breaks.Nanoseconds(l.Book[0].Guest+l.Book[1].Guest, m.Info.TSCHz))
+func (m *Machine) guestTime() (sum time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, p := range m.vcpus {
+		sum += p.cpuTime()
+	}
+	return sum
 }
 
 // Resends counts kicks that had to be sent again.

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/cloister-vmm/cloister/guest/abi"
+	"github.com/cloister-vmm/cloister/guest/linux"
 	"github.com/cloister-vmm/cloister/guest/stub"
 	"github.com/cloister-vmm/cloister/internal/kvm"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
@@ -38,12 +39,13 @@ type routine struct {
 
 // isolate is abi.SysIsolate.
 func (m *Machine) isolate(on bool) unix.Errno {
+	p := m.kernel.Current().Data.(*processor)
 	if on {
-		if m.cfg.Ledger.Sealed == 0 {
-			m.want = wantSeal
+		if p.ledger.Sealed == 0 {
+			p.want = wantSeal
 		}
-	} else if m.cfg.Ledger.Sealed != 0 {
-		m.want = wantUnseal
+	} else if p.ledger.Sealed != 0 {
+		p.want = wantUnseal
 	}
 	return 0
 }
@@ -67,7 +69,8 @@ func (m *Machine) provoke(what uint64) unix.Errno {
 	}
 	switch what {
 	case abi.ProvokeHLT, abi.ProvokePIO, abi.ProvokeMMIO, abi.ProvokeKick:
-		m.want, m.provoked = wantProvoke, what
+		p := m.kernel.Current().Data.(*processor)
+		p.want, p.provoked = wantProvoke, what
 	case abi.ProvokeCPUID:
 	default:
 		return unix.EINVAL
@@ -77,24 +80,24 @@ func (m *Machine) provoke(what uint64) unix.Errno {
 
 // kickOnce stops the machine while it executes stub.SpinFlag, and then lets it leave that loop: exactly one
 // kick ends exactly one KVM_RUN.
-func (m *Machine) kickOnce() {
+func (p *processor) kickOnce() {
 	// ORDER(O2): a look at the ledger's state alone. Pairs with the store in enter (vcpu/loop.go); without it
 	// the kick could come before the guest is entered, and end no KVM_RUN.
-	for atomic.LoadUint32(&m.cfg.Ledger.State) != breaks.StateGuest {
+	for atomic.LoadUint32(&p.ledger.State) != breaks.StateGuest {
 		select {
-		case <-m.thread.Done():
+		case <-p.thread.Done():
 			return
 		default:
 			runtime.Gosched()
 		}
 	}
-	p, err := m.set.Stop(stopLimit)
+	stopped, err := p.m.set.Stop(stopLimit)
 	if err == nil {
-		m.setFlag(1)
-		err = p.Resume(resumeLimit)
+		p.m.setFlag(1)
+		err = stopped.Resume(resumeLimit)
 	}
 	if err != nil {
-		m.cfg.Warn("provoked kick: " + err.Error())
+		p.m.cfg.Warn("provoked kick: " + err.Error())
 	}
 }
 
@@ -124,86 +127,95 @@ func (m *Machine) populate() {
 
 // sealBeforeStart sends the vCPU through the touches before the program's first instruction: it returns
 // the registers to begin with.
-func (m *Machine) sealBeforeStart(entry *kvm.Regs, s *kvm.Sregs) *kvm.Regs {
-	m.populate()
-	r := &routine{queue: m.touches(), finish: m.seal, saved: *entry, sregs: *s}
-	m.routine = r
-	regs, _ := m.next()
+func (p *processor) sealBeforeStart(entry *kvm.Regs, s *kvm.Sregs) *kvm.Regs {
+	p.m.populate()
+	r := &routine{queue: p.m.touches(), finish: p.seal, saved: *entry, sregs: *s}
+	p.routine = r
+	regs, _ := p.next()
 	return &regs
 }
 
 // next takes the next routine off the queue and gives its registers.
-func (m *Machine) next() (kvm.Regs, kvm.Sregs) {
-	r := m.routine
+func (p *processor) next() (kvm.Regs, kvm.Sregs) {
+	r := p.routine
 	t := r.queue[0]
 	r.queue = r.queue[1:]
 	regs, sregs := r.saved, r.sregs
 	regs.RIP, regs.RDI, regs.RSI, regs.RFLAGS = t.entry, t.from, t.to, rflagsUser
 	if r.kernel {
-		sregs.CS, sregs.SS = m.segments.kernelCS, m.segments.kernelSS
-		regs.RSP, regs.RFLAGS = stub.RSP0-64, 2
+		sregs.CS, sregs.SS = kernelCS, kernelSS
+		regs.RSP, regs.RFLAGS = stub.RSP0(p.id)-64, 2
 	}
 	return regs, sregs
 }
 
 // sealNow populates and touches all memory, then seals, then lets the system call return ret.
-func (m *Machine) sealNow(ret uint64) vcpu.Answer {
-	m.populate()
-	return m.startRoutine(&routine{queue: m.touches(), finish: m.seal}, ret)
+func (p *processor) sealNow(ret uint64) vcpu.Answer {
+	p.m.populate()
+	return p.startRoutine(&routine{queue: p.m.touches(), finish: p.seal}, ret)
 }
 
-func (m *Machine) startProvoke(ret uint64) vcpu.Answer {
-	if m.provoked == abi.ProvokeKick {
-		m.setFlag(0)
-		a := m.startRoutine(&routine{queue: []touch{{entry: stub.SpinFlag, from: abi.SupVA + stub.FlagOffset}}}, ret)
-		go m.kickOnce()
+func (p *processor) startProvoke(ret uint64) vcpu.Answer {
+	if p.provoked == abi.ProvokeKick {
+		p.m.setFlag(0)
+		a := p.startRoutine(&routine{queue: []touch{{entry: stub.SpinFlag, from: abi.SupVA + stub.FlagOffset}}}, ret)
+		go p.kickOnce()
 		return a
 	}
-	entry := map[uint64]uint64{abi.ProvokeHLT: stub.ProvokeHLT, abi.ProvokePIO: stub.ProvokePIO, abi.ProvokeMMIO: stub.ProvokeMMIO}[m.provoked]
-	return m.startRoutine(&routine{queue: []touch{{entry: entry}}, kernel: true}, ret)
+	entry := map[uint64]uint64{abi.ProvokeHLT: stub.ProvokeHLT, abi.ProvokePIO: stub.ProvokePIO, abi.ProvokeMMIO: stub.ProvokeMMIO}[p.provoked]
+	return p.startRoutine(&routine{queue: []touch{{entry: entry}}, kernel: true}, ret)
 }
 
 // startRoutine saves where the program is (behind its system call, with ret as its result) and sends the
 // vCPU through the queue.
-func (m *Machine) startRoutine(r *routine, ret uint64) vcpu.Answer {
-	s, err := m.x.Sregs()
+func (p *processor) startRoutine(r *routine, ret uint64) vcpu.Answer {
+	s, err := p.x.Sregs()
 	if err != nil {
-		return m.broken(err.Error())
+		return p.broken(err.Error())
 	}
-	r.saved, r.sregs = *m.x.Regs(), *s
+	r.saved, r.sregs = *p.x.Regs(), *s
 	r.saved.RAX, r.saved.RIP, r.saved.RFLAGS = ret, r.saved.RCX, r.saved.R11
-	r.sregs.CS, r.sregs.SS = m.segments.userCS, m.segments.userSS
-	m.routine = r
-	return m.routineDone()
+	r.sregs.CS, r.sregs.SS = userCS, userSS
+	p.routine = r
+	return p.routineDone()
 }
 
 // routineDone starts the next routine of the queue, or puts the program back.
-func (m *Machine) routineDone() vcpu.Answer {
-	r := m.routine
+func (p *processor) routineDone() vcpu.Answer {
+	r := p.routine
 	if r == nil {
-		return m.fault(m.x, unix.SIGSEGV, 13) // the program jumped to Done itself
+		return p.fault(p.x, unix.SIGSEGV, 13) // the program jumped to Done itself
 	}
 	if len(r.queue) == 0 {
-		m.routine = nil
+		p.routine = nil
 		if r.finish != nil {
 			r.finish()
 		}
-		m.x.Load(&r.saved, &r.sregs)
+		if p.later {
+			// A signal waits since the routine began.
+			p.later = false
+			p.regs, p.haveRegs = linux.Registers(r.saved), true
+			p.sregs = &r.sregs
+			if out := p.m.kernel.Attend(p.task); out.Kind != linux.Continue {
+				return p.outcome(out)
+			}
+		}
+		p.x.Load(&r.saved, &r.sregs)
 		return vcpu.Answer{Kind: vcpu.AnswerState}
 	}
-	regs, sregs := m.next()
-	m.x.Load(&regs, &sregs)
+	regs, sregs := p.next()
+	p.x.Load(&regs, &sregs)
 	return vcpu.Answer{Kind: vcpu.AnswerState}
 }
 
 // seal opens the sealed book.
-func (m *Machine) seal() {
-	l := m.cfg.Ledger
-	m.border(0)
-	if !m.x.SetSealed(true) {
+func (p *processor) seal() {
+	l := p.ledger
+	p.border(0)
+	if !p.x.SetSealed(true) {
 		return
 	}
-	m.update(func() {
+	p.update(func() {
 		l.Sealed = 1
 		l.SealedAt = kvm.TSC()
 		l.Seals++
@@ -211,16 +223,16 @@ func (m *Machine) seal() {
 }
 
 // unseal closes it.
-func (m *Machine) unseal() {
-	m.border(1)
-	if m.x.SetSealed(false) {
-		m.closeSeal()
+func (p *processor) unseal() {
+	p.border(1)
+	if p.x.SetSealed(false) {
+		p.closeSeal()
 	}
 }
 
-func (m *Machine) closeSeal() {
-	l := m.cfg.Ledger
-	m.update(func() {
+func (p *processor) closeSeal() {
+	l := p.ledger
+	p.update(func() {
 		if l.Sealed != 0 {
 			l.SealedIn += kvm.TSC() - l.SealedAt
 		}
@@ -229,28 +241,28 @@ func (m *Machine) closeSeal() {
 }
 
 // update writes to the ledger in place of the vCPU's thread, which waits.
-func (m *Machine) update(f func()) {
-	l := m.cfg.Ledger
+func (p *processor) update(f func()) {
+	l := p.ledger
 	atomic.AddUint64(&l.Seq, 1) // ORDER(O2): writer; odd before the fields, even after. Pairs with Snapshot; without it a reader could mix two states
 	f()
 	atomic.AddUint64(&l.Seq, 1)
 }
 
 // border books the kernel's statistics since the last border to a book.
-func (m *Machine) border(book int) {
-	if m.stats == nil {
+func (p *processor) border(book int) {
+	if p.stats == nil {
 		return
 	}
-	if err := m.stats.Read(m.statAt); err != nil {
-		m.cfg.Warn(err.Error())
+	if err := p.stats.Read(p.statAt); err != nil {
+		p.m.cfg.Warn(err.Error())
 		return
 	}
-	l := m.cfg.Ledger
-	m.update(func() {
+	l := p.ledger
+	p.update(func() {
 		for i, name := range breaks.KernelNames {
-			if j := m.stats.Index(name); j >= 0 {
-				l.Book[book].Kernel[i] += m.statAt[j] - l.KernelAt[i]
-				l.KernelAt[i] = m.statAt[j]
+			if j := p.stats.Index(name); j >= 0 {
+				l.Book[book].Kernel[i] += p.statAt[j] - l.KernelAt[i]
+				l.KernelAt[i] = p.statAt[j]
 			}
 		}
 	})

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cloister-vmm/cloister/guest/abi"
 	"github.com/cloister-vmm/cloister/guest/linux"
+	"github.com/cloister-vmm/cloister/guest/stub"
 	"github.com/cloister-vmm/cloister/internal/kvm"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
 	"github.com/cloister-vmm/cloister/vcpu"
@@ -16,7 +17,7 @@ import (
 
 // Serve answers one exit (vcpu.Handler). A fault while touching guest memory, such as a shared file that
 // shrank, is the guest's EFAULT; anything else that panics ends the run with one line.
-func (m *Machine) Serve(x *vcpu.Exit) (a vcpu.Answer) {
+func (p *processor) Serve(x *vcpu.Exit) (a vcpu.Answer) {
 	debug.SetPanicOnFault(true) // of this goroutine
 	defer func() {
 		r := recover()
@@ -28,97 +29,121 @@ func (m *Machine) Serve(x *vcpu.Exit) (a vcpu.Answer) {
 			a = vcpu.Answer{Kind: vcpu.AnswerRAX, RAX: fail(unix.EFAULT)}
 			return
 		}
-		a = m.broken(fmt.Sprintf("serving %v %d: %v", x.Cause, x.Nr, r))
+		a = p.broken(fmt.Sprintf("serving %v %d: %v", x.Cause, x.Nr, r))
 	}()
-	m.x = x
+	p.x, p.sregs, p.sregsDirty, p.haveRegs = x, nil, false, false
 	switch x.Cause {
 	case breaks.Syscall, breaks.Seal, breaks.End:
-		return m.syscall(x)
+		return p.syscall(x)
+	case breaks.Signal:
+		return p.attend(x)
 	case breaks.Setup:
-		return m.routineDone()
+		return p.routineDone()
 	case breaks.PIO:
-		if m.routine != nil && x.Nr == abi.DiagPort {
+		if p.routine != nil && x.Nr == abi.DiagPort {
 			return resume
 		}
-		return m.fault(x, unix.SIGSEGV, 13)
+		return p.fault(x, unix.SIGSEGV, 13)
 	case breaks.MMIO:
-		if gpa, _ := x.MMIO(); m.routine != nil && gpa == abi.MMIOHole {
+		if gpa, _ := x.MMIO(); p.routine != nil && gpa == abi.MMIOHole {
 			return resume
 		}
-		return m.fault(x, unix.SIGBUS, -1)
+		return p.fault(x, unix.SIGBUS, -1)
 	case breaks.HLT:
-		if m.routine != nil {
+		if p.routine != nil {
 			return resume
 		}
-		return m.fault(x, unix.SIGSEGV, 13)
+		return p.fault(x, unix.SIGSEGV, 13)
 	case breaks.MemoryFault:
-		return m.fault(x, unix.SIGBUS, -1)
+		return p.fault(x, unix.SIGBUS, -1)
 	case breaks.Debug:
-		return m.fault(x, unix.SIGTRAP, 1)
+		return p.fault(x, unix.SIGTRAP, 1)
 	case breaks.Shutdown, breaks.InternalError, breaks.Unknown:
 		reason, detail := x.Reason()
-		return m.broken(fmt.Sprintf("KVM left the guest for good: %v: exit reason %d (%#x %#x), %v, at guest address %#x", x.Cause, reason, detail[0], detail[1], x.Errno, x.RIP))
+		return p.broken(fmt.Sprintf("KVM left the guest for good: %v: exit reason %d (%#x %#x), %v, at guest address %#x", x.Cause, reason, detail[0], detail[1], x.Errno, x.RIP))
 	}
-	return m.exception(x)
+	return p.exception(x)
 }
 
 var resume = vcpu.Answer{Kind: vcpu.AnswerResume}
 
 func fail(e unix.Errno) uint64 { return -uint64(e) }
 
-// fsbase is the part of the registers that arch_prctl(2) touches. The segment registers are fetched when
-// first asked for, since FSGSBASE lets the guest change them itself.
-type fsbase struct{ m *Machine }
-
-func (f fsbase) sregs() *kvm.Sregs {
-	m := f.m
-	if m.sregs == nil {
-		s, err := m.x.Sregs()
-		if err != nil {
-			panic(err) // becomes the run's error in Serve
-		}
-		m.sregs = s
-	}
-	return m.sregs
-}
-
-func (f fsbase) FSBase() uint64     { return f.sregs().FS.Base }
-func (f fsbase) GSBase() uint64     { return f.sregs().GS.Base }
-func (f fsbase) SetFSBase(v uint64) { f.sregs().FS.Base = v; f.m.sregsDirty = true }
-func (f fsbase) SetGSBase(v uint64) { f.sregs().GS.Base = v; f.m.sregsDirty = true }
-
-func (m *Machine) syscall(x *vcpu.Exit) vcpu.Answer {
+func (p *processor) syscall(x *vcpu.Exit) vcpu.Answer {
 	r := x.Regs()
 	nr := r.RAX
-	m.sregs, m.sregsDirty = nil, false
-	m.want = wantNothing
-	out := m.kernel.Syscall(m.task, nr, [6]uint64{r.RDI, r.RSI, r.RDX, r.R10, r.R8, r.R9})
-	switch out.Kind {
-	case linux.Exit:
-		return m.end(Result{Code: int(out.Value), Ended: "exit"})
-	case linux.Kill:
-		return m.end(Result{Signal: int(out.Value), Ended: "signal"})
-	case linux.Interrupted:
-		return vcpu.Answer{Kind: vcpu.AnswerEnd} // only the end of the run interrupts
+	p.want = wantNothing
+	out := p.m.kernel.Syscall(p.task, nr, [6]uint64{r.RDI, r.RSI, r.RDX, r.R10, r.R8, r.R9})
+	if out.Kind != linux.Return {
+		return p.outcome(out)
 	}
-	if m.cfg.Seal == SealFirstWrite && !m.wrote && isWrite(nr) && int64(out.Ret) >= 0 {
-		m.wrote = true
-		m.want = wantSeal
+	if p.m.cfg.Seal == SealFirstWrite && p == p.m.main && !p.wrote && isWrite(nr) && int64(out.Ret) >= 0 {
+		p.wrote = true
+		p.want = wantSeal
 	}
-	switch m.want {
+	switch p.want {
 	case wantSeal:
-		return m.sealNow(out.Ret)
+		return p.sealNow(out.Ret)
 	case wantUnseal:
-		m.unseal()
+		p.unseal()
 	case wantProvoke:
-		return m.startProvoke(out.Ret)
+		return p.startProvoke(out.Ret)
 	}
 	a := vcpu.Answer{Kind: vcpu.AnswerRAX, RAX: out.Ret}
-	if m.sregsDirty {
-		x.Load(nil, m.sregs)
+	if p.sregsDirty {
+		x.Load(nil, p.sregs)
 		a.Kind = vcpu.AnswerSregs
 	}
 	return a
+}
+
+// outcome is the answer to what the kernel says of a task, but for a plain result.
+func (p *processor) outcome(out linux.Outcome) vcpu.Answer {
+	switch out.Kind {
+	case linux.Exit:
+		return p.end(Result{Code: int(out.Value), Ended: "exit"})
+	case linux.Kill:
+		return p.end(Result{Signal: int(out.Value), Ended: "signal"})
+	case linux.ExitThread:
+		return p.threadExit()
+	case linux.Resume:
+		return p.enterProgram()
+	case linux.Continue:
+		return resume
+	case linux.Return, linux.Interrupted:
+	}
+	return vcpu.Answer{Kind: vcpu.AnswerEnd} // only the end of the run interrupts
+}
+
+// enterProgram is the answer by which the program goes on with the registers in p.regs, wherever the vCPU stands.
+func (p *processor) enterProgram() vcpu.Answer {
+	s := p.fetch()
+	s.CS, s.SS = userCS, userSS
+	regs := kvm.Regs(*p.Registers())
+	p.x.Load(&regs, s)
+	return vcpu.Answer{Kind: vcpu.AnswerState}
+}
+
+// attend serves a vCPU that was taken out of the guest for a signal. Where it stands in one of our own routines, or
+// between an exception and its OUT, the signal waits for the exit that is about to come.
+func (p *processor) attend(x *vcpu.Exit) vcpu.Answer {
+	r := x.Regs()
+	switch {
+	case p.routine != nil:
+		p.later = true
+		return resume
+	case r.RIP-stub.Exception < abi.Page:
+		return resume
+	case r.RIP == stub.SyscallEntry && x.InGuest():
+		// SYSCALL was executed and its OUT was not: it is executed again.
+		p.regs, p.haveRegs = linux.Registers(*r), true
+		p.regs.RIP, p.regs.RFLAGS = r.RCX-2, r.R11
+	case r.RIP == stub.SyscallEntry, r.RIP == stub.SyscallEntry+2:
+		// The call has its result, and SYSRET is still to come.
+		p.regs, p.haveRegs = linux.Registers(*r), true
+		p.regs.RIP, p.regs.RFLAGS = r.RCX, r.R11
+	}
+	return p.outcome(p.m.kernel.Attend(p.task))
 }
 
 // isWrite: write, pwrite64, writev, pwritev, pwritev2, sendfile.
@@ -130,14 +155,15 @@ func isWrite(nr uint64) bool {
 	return false
 }
 
-// end records how the run ended; the first record counts.
-func (m *Machine) end(r Result) vcpu.Answer {
-	m.setResult(r)
+// end records how the run ended, for all its threads; the first record counts.
+func (p *processor) end(r Result) vcpu.Answer {
+	p.m.setResult(r)
+	p.m.endOthers()
 	return vcpu.Answer{Kind: vcpu.AnswerEnd}
 }
 
-func (m *Machine) broken(why string) vcpu.Answer {
-	return m.end(Result{Ended: "error", Reason: why})
+func (p *processor) broken(why string) vcpu.Answer {
+	return p.end(Result{Ended: "error", Reason: why})
 }
 
 func (m *Machine) setResult(r Result) {

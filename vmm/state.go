@@ -17,8 +17,6 @@ import (
 	"github.com/cloister-vmm/cloister/guest/vdso"
 	"github.com/cloister-vmm/cloister/guest/vfs"
 	"github.com/cloister-vmm/cloister/internal/kvm"
-	"github.com/cloister-vmm/cloister/isolation/breaks"
-	"github.com/cloister-vmm/cloister/vcpu"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,80 +30,94 @@ const (
 	rflagsUser = 0x202 // IF and the bit that is always one
 )
 
-// segments are the descriptors that a change of privilege loads.
-type segments struct{ userCS, userSS, kernelCS, kernelSS kvm.Segment }
+// The segments that a change of privilege loads.
+var (
+	code = kvm.Segment{Limit: 0xffffffff, Typ: 11, Present: 1, S: 1, L: 1, G: 1}
+	data = kvm.Segment{Limit: 0xffffffff, Typ: 3, Present: 1, S: 1, DB: 1, G: 1}
 
-func newSegments() segments {
-	code := kvm.Segment{Limit: 0xffffffff, Typ: 11, Present: 1, S: 1, L: 1, G: 1}
-	data := kvm.Segment{Limit: 0xffffffff, Typ: 3, Present: 1, S: 1, DB: 1, G: 1}
-	s := segments{userCS: code, userSS: data, kernelCS: code, kernelSS: data}
-	s.userCS.Selector, s.userCS.DPL = abi.SelUserCS, 3
-	s.userSS.Selector, s.userSS.DPL = abi.SelUserSS, 3
-	s.kernelCS.Selector, s.kernelSS.Selector = abi.SelKernelCS, abi.SelKernelSS
+	userCS, userSS     = segment(code, abi.SelUserCS, 3), segment(data, abi.SelUserSS, 3)
+	kernelCS, kernelSS = segment(code, abi.SelKernelCS, 0), segment(data, abi.SelKernelSS, 0)
+)
+
+func segment(s kvm.Segment, selector uint16, dpl uint8) kvm.Segment {
+	s.Selector, s.DPL = selector, dpl
 	return s
 }
 
-// setState loads the CPU: CPUID first, the control registers that depend on it, then everything that a
-// program finds when execve has returned.
+// setState makes the first vCPU ready for the program's first instruction.
 func (m *Machine) setState() error {
-	m.segments = newSegments()
-	entries, err := m.setCPUID()
+	p := m.main
+	s, err := p.load()
 	if err != nil {
 		return err
 	}
-	s, err := m.cpu.Sregs()
-	if err != nil {
-		return err
-	}
-	s.CS, s.SS = m.segments.userCS, m.segments.userSS
-	null := kvm.Segment{Unusable: 1}
-	s.DS, s.ES, s.FS, s.GS, s.LDT = null, null, null, null, null
-	s.TR = kvm.Segment{Base: abi.SupVA + stub.TSS, Limit: firmware.TSSSize - 1, Selector: abi.SelTSS, Typ: 11, Present: 1}
-	s.GDT.Base, s.GDT.Limit = abi.SupVA+stub.GDT, firmware.GDTSize-1
-	s.IDT.Base, s.IDT.Limit = abi.SupVA+stub.IDT, firmware.IDTSize-1
-	s.CR0, s.CR3, s.CR4, s.EFER = firmware.CR0Guest, m.space.Root(), firmware.CR4(entries), firmware.EFERGuest
-	if err := m.cpu.SetSregs(s); err != nil {
-		return err
-	}
-	if x := firmware.XCR0(entries); x != 0 {
-		if err := m.cpu.SetXCR0(x); err != nil {
-			return err
-		}
-	}
-	if err := m.cpu.SetMSRs([]kvm.MSR{
-		{Index: msrSTAR, Value: firmware.StarGuest}, {Index: msrLSTAR, Value: stub.SyscallEntry},
-		{Index: msrCSTAR, Value: stub.SyscallEntry}, {Index: msrFMASK, Value: firmware.FMaskGuest},
-	}); err != nil {
-		return err
-	}
-	if _, err := m.cpu.ZeroTSCOffset(); err != nil {
-		return err
-	}
-	m.Info.TSCHz = m.cpu.TSCkHz() * 1000
+	m.Info.TSCHz = p.cpu.TSCkHz() * 1000
 	if m.Info.TSCHz == 0 {
 		return fmt.Errorf("KVM_GET_TSC_KHZ: unknown: Cloister needs a TSC of known frequency")
 	}
-	rsp, err := m.firstStack(entries)
+	rsp, err := m.firstStack(m.entries)
 	if err != nil {
 		return err
 	}
 	regs := &kvm.Regs{RIP: m.Info.Entry, RSP: rsp, RFLAGS: rflagsUser}
 	if m.cfg.Seal == SealStart {
-		regs = m.sealBeforeStart(regs, s)
+		regs = p.sealBeforeStart(regs, s)
 	}
-	if err := m.cpu.SetRegs(regs); err != nil {
+	if err := p.cpu.SetRegs(regs); err != nil {
 		return err
 	}
 	// From a housekeeping thread, before any pinning: see kvm.Prime.
-	return m.cpu.Prime()
+	return p.cpu.Prime()
+}
+
+// load gives the vCPU everything but its general registers: CPUID first, the control registers that depend on it,
+// then all that a program finds when execve has returned.
+func (p *processor) load() (*kvm.Sregs, error) {
+	m := p.m
+	if err := p.setCPUID(); err != nil {
+		return nil, err
+	}
+	s, err := p.cpu.Sregs()
+	if err != nil {
+		return nil, err
+	}
+	s.CS, s.SS = userCS, userSS
+	null := kvm.Segment{Unusable: 1}
+	s.DS, s.ES, s.FS, s.GS, s.LDT = null, null, null, null, null
+	s.TR = kvm.Segment{Base: abi.SupVA + stub.TSS(p.id), Limit: firmware.TSSSize - 1, Selector: abi.SelTSS, Typ: 11, Present: 1}
+	s.GDT.Base, s.GDT.Limit = abi.SupVA+stub.GDT, firmware.GDTSize-1
+	s.IDT.Base, s.IDT.Limit = abi.SupVA+stub.IDT, firmware.IDTSize-1
+	s.CR0, s.CR3, s.CR4, s.EFER = firmware.CR0Guest, m.space.Root(), firmware.CR4(m.entries), firmware.EFERGuest
+	if err := p.cpu.SetSregs(s); err != nil {
+		return nil, err
+	}
+	if m.xcr0 != 0 {
+		if err := p.cpu.SetXCR0(m.xcr0); err != nil {
+			return nil, err
+		}
+	}
+	if err := p.cpu.SetMSRs([]kvm.MSR{
+		{Index: msrSTAR, Value: firmware.StarGuest}, {Index: msrLSTAR, Value: stub.SyscallEntry},
+		{Index: msrCSTAR, Value: stub.SyscallEntry}, {Index: msrFMASK, Value: firmware.FMaskGuest},
+	}); err != nil {
+		return nil, err
+	}
+	_, err = p.cpu.ZeroTSCOffset()
+	return s, err
 }
 
 // setCPUID gives the vCPU its CPUID. Whether the back end really takes XSAVE is only known by trying
 // (pvm takes it without announcing it), so a refusal leaves it out and tries once more.
-func (m *Machine) setCPUID() ([]firmware.Entry, error) {
+//
+// What the first vCPU has taken is every further one's.
+func (p *processor) setCPUID() error {
+	m := p.m
+	if m.entries != nil {
+		return p.cpu.SetCPUID(cpuidList(m.entries))
+	}
 	supported, err := m.sys.SupportedCPUID()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	in := make([]firmware.Entry, len(supported))
 	for i, e := range supported {
@@ -117,27 +129,32 @@ func (m *Machine) setCPUID() ([]firmware.Entry, error) {
 	}
 	for _, o := range []firmware.CPUIDOptions{{Native: kvm.DetectBackend("/") == kvm.PVM}, {NoXSave: true}} {
 		out := firmware.CPUID(in, host, o)
-		list := make([]kvm.CPUIDEntry, len(out))
-		for i, e := range out {
-			list[i] = kvm.CPUIDEntry{Function: e.Function, Index: e.Index, Flags: e.Flags, EAX: e.EAX, EBX: e.EBX, ECX: e.ECX, EDX: e.EDX}
-		}
-		if err = m.cpu.SetCPUID(list); err != nil {
-			return nil, err
+		if err = p.cpu.SetCPUID(cpuidList(out)); err != nil {
+			return err
 		}
 		var s *kvm.Sregs
-		if s, err = m.cpu.Sregs(); err != nil {
-			return nil, err
+		if s, err = p.cpu.Sregs(); err != nil {
+			return err
 		}
 		s.CR4 = firmware.CR4(out)
 		x := firmware.XCR0(out)
-		if err = m.cpu.SetSregs(s); err == nil && x != 0 {
-			err = m.cpu.SetXCR0(x)
+		if err = p.cpu.SetSregs(s); err == nil && x != 0 {
+			err = p.cpu.SetXCR0(x)
 		}
 		if err == nil {
-			return out, nil
+			m.entries, m.xcr0 = out, x
+			return nil
 		}
 	}
-	return nil, err
+	return err
+}
+
+func cpuidList(entries []firmware.Entry) []kvm.CPUIDEntry {
+	list := make([]kvm.CPUIDEntry, len(entries))
+	for i, e := range entries {
+		list[i] = kvm.CPUIDEntry{Function: e.Function, Index: e.Index, Flags: e.Flags, EAX: e.EAX, EBX: e.EBX, ECX: e.ECX, EDX: e.EDX}
+	}
+	return list
 }
 
 // mapOwnClock gives the guest our own vDSO. Its data page lies in the guest memory file at abi.VDSOBase,
@@ -285,7 +302,7 @@ func (m *Machine) makeLinux() error {
 		return fmt.Errorf("host name: %w", err)
 	}
 	if m.files, err = vfs.New(m.cfg.Mounts, vfs.Options{
-		Exe: m.cfg.Program, ExeFD: m.cfg.ELF, Args: m.cfg.Args, Env: m.cfg.Env, Cwd: m.cfg.Cwd, CPUs: 1, Memory: m.cfg.Memory,
+		Exe: m.cfg.Program, ExeFD: m.cfg.ELF, Args: m.cfg.Args, Env: m.cfg.Env, Cwd: m.cfg.Cwd, CPUs: m.cpus(), Memory: m.cfg.Memory,
 		PID: os.Getpid(), Maps: m.space.Maps, Hostname: host,
 		FDs:    func() []int { return m.kernel.FDs() },
 		File:   func(fd int) *vfs.File { return m.kernel.File(fd) },
@@ -294,40 +311,16 @@ func (m *Machine) makeLinux() error {
 		return err
 	}
 	m.kernel, err = linux.New(linux.Config{
-		Memory: m.space, FS: m.files, Hostname: host, CPUTime: m.guestTime, Args: m.cfg.Args, Env: m.cfg.Env, Exe: m.cfg.Program, CPUs: 1,
+		Memory: m.space, FS: m.files, Hostname: host, CPUTime: m.guestTime, Args: m.cfg.Args, Env: m.cfg.Env, Exe: m.cfg.Program, CPUs: m.cpus(),
 		MemoryLimit: m.cfg.Memory, Warn: m.cfg.Warn, Interrupt: m.stopper,
 		Isolate: m.isolate, GapRecord: m.gapRecord, Provoke: m.provoke,
+		Kick: m.kick, Spawn: m.spawn, Renamed: m.renamed, Move: m.move, CPUOf: m.cpuOf, Barrier: m.barrier,
 	})
 	if err != nil {
 		return err
 	}
-	m.task = m.kernel.NewTask(fsbase{m})
-	return nil
-}
-
-func (m *Machine) makeThread() (err error) {
-	l := m.cfg.Ledger
-	l.Magic, l.TSCHz, l.CPU = breaks.LedgerMagic, m.Info.TSCHz, breaks.NoCPU
-	if m.cfg.CPU >= 0 {
-		l.CPU = uint32(m.cfg.CPU)
+	if m.main.task, err = m.kernel.NewTask(m.main); err == nil {
+		m.main.task.Data = m.main
 	}
-	kind := serialiseKind()
-	m.Info.Serialise = [...]string{1: "SERIALIZE", 2: "CPUID"}[kind]
-	spin := 1000 // some 50 µs of PAUSE: its core has nothing else to do
-	if m.cfg.CPU < 0 {
-		spin = 50
-	}
-	m.thread, err = vcpu.New(vcpu.Config{
-		VCPU: m.cpu, Ledger: l, CPU: m.cfg.CPU, FIFO: m.cfg.FIFO,
-		Window: addr(m.window), UserTop: abi.UserTop,
-		Supervisor: addr(m.sup), SupervisorGPA: abi.SupGPA, SupervisorSize: uint64(len(m.sup)), Root: m.space.Root(),
-		SyscallStub: stub.SyscallEntry, DoneStub: stub.Done, ExceptionStub: stub.Exception, ExceptionStep: stub.ExceptionStep,
-		Frame: addr(m.sup) + stub.StackTop, Serialise: kind, Constant: m.kernel.Constant, Handler: m,
-		SpinHost: spin, SpinService: 400,
-	})
-	if err != nil {
-		return err
-	}
-	m.set = vcpu.NewSet(m.thread)
-	return nil
+	return err
 }

@@ -120,7 +120,7 @@ func stopStart(t testing.TB, code []byte) *stopGuest {
 	g := &stopGuest{ledger: &breaks.VCPU{}}
 	g.Machine, err = New(Config{
 		Program: f.Name(), ExecFn: f.Name(), ELF: int(f.Fd()), ELFSize: 4096, Args: []string{"guest"}, Cwd: "/", CPU: stopCore(t),
-		Memory: 64 << 20, Seal: SealCall, Ledger: g.ledger, Guest: guest, Warn: func(s string) { t.Log(s) }, Stamp: func(string) {},
+		Memory: 64 << 20, Seal: SealCall, Ledgers: func(int) (*breaks.VCPU, error) { return g.ledger, nil }, Guest: guest, Warn: func(s string) { t.Log(s) }, Stamp: func(string) {},
 		GapRecord: func(uint64) {},
 	})
 	if err != nil {

@@ -187,6 +187,7 @@ static void machine(void)
 	map(SUP_VA, SUP_GPA, SUP_USER, W);
 	map(SUP_VA + SUP_USER, SUP_GPA + SUP_USER, PAGE, U);
 	map(SUP_VA + SUP_USER + PAGE, SUP_GPA + SUP_USER + PAGE, PAGE, W);
+	map(SUP_VA + SUP_TSS, SUP_GPA + SUP_TSS, 2 * PAGE, W); /* TSS and stack */
 
 	vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
 	if (vcpu < 0) DIE("KVM_CREATE_VCPU");

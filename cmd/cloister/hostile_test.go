@@ -92,8 +92,8 @@ func TestSupervisorIsOutOfReach(t *testing.T) {
 	}{
 		{"GDT", abi.SupVA + stub.GDT, nil},
 		{"IDT", abi.SupVA + stub.IDT, nil},
-		{"TSS", abi.SupVA + stub.TSS, nil},
-		{"stack", abi.SupVA + stub.StackTop - 64, nil},
+		{"TSS", abi.SupVA + stub.TSS(0), nil},
+		{"stack", abi.SupVA + stub.StackTop(0) - 64, nil},
 		{"first exception stub", stub.Exception, nil},
 		{"page fault stub", stub.Exception + 14*stub.ExceptionStep, nil},
 		{"provoked hlt", stub.ProvokeHLT, nil},

@@ -2,7 +2,7 @@
 // registers, checks every guest pointer, does the work on host files through guest/vfs, and says what
 // the VMM has to do next (return a value, end the program, or try again later).
 //
-// It knows no KVM, no registers but FS and GS, and no page tables: it works on two interfaces,
+// It knows no KVM and no page tables: it works on two interfaces,
 // [Memory] and [CPU], so it is tested natively against the host kernel with a fake memory.
 //
 // What a call promises is data: the table (table_*.go) gives each number a name, a handler, a level
@@ -21,8 +21,10 @@
 //  5. Each host descriptor has one owner, an open file description; the last guest descriptor that
 //     refers to it closes it. Close releases what is left at the end.
 //  6. What is refused is refused by name, once, through Config.Warn, and counted.
-//  7. One task calls at a time. Threads (the next issue) bring their lock with them; the counters
-//     that other goroutines read (Unknown) have theirs already.
+//  7. Tasks call at the same time; one lock (Kernel.big) is held while one of them is served, and given up in
+//     block, where every wait is, and in outside, around host calls that may take long. Nothing that was
+//     looked at before one of the two holds behind it, but a description that is held (hold).
+//     The counters that other goroutines read (Unknown) have a lock of their own.
 //  8. The engine ignores SIGXFSZ and SIGPIPE (os/signal.Ignore): the host raises them for what the
 //     guest writes, and the Go runtime ends a process on SIGXFSZ. The guest gets its own, from here.
 //

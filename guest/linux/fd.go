@@ -48,6 +48,13 @@ func (d *description) release() unix.Errno {
 	return d.file.Close()
 }
 
+// hold keeps d open while the lock is given up; the result lets it go. Another task may close the guest's descriptor
+// meanwhile, and the host's number must not become another file's.
+func (d *description) hold() (unhold func()) {
+	d.refs++
+	return func() { _ = d.release() } // the guest's close has been answered already
+}
+
 type fdEntry struct {
 	d       *description
 	cloexec bool

@@ -40,3 +40,6 @@ func getrandom(p []byte, flags int) (int, unix.Errno) {
 	}
 	return int(n), 0
 }
+
+// word32 is the word at the beginning of b, which must be aligned.
+func word32(b []byte) *uint32 { return (*uint32)(unsafe.Pointer(unsafe.SliceData(b))) }

@@ -11,16 +11,6 @@ import (
 	"github.com/cloister-vmm/cloister/guest/vfs"
 )
 
-// CPU is the calling thread's register state as far as system calls touch it.
-type CPU interface {
-	// FSBase and SetFSBase read and write the base of FS (a canonical address).
-	FSBase() uint64
-	SetFSBase(uint64)
-	// GSBase and SetGSBase read and write the base of GS (a canonical address).
-	GSBase() uint64
-	SetGSBase(uint64)
-}
-
 // Config is what a Kernel works on. Memory and FS are required, the rest has defaults.
 type Config struct {
 	Memory Memory
@@ -52,6 +42,20 @@ type Config struct {
 	Interrupt int
 	// CPUTime is the time that the guest has run; nil: the host process's own CPU time.
 	CPUTime func() time.Duration
+	// Kick takes a task out of the guest and has Attend called for it; nil: nobody executes beside the caller.
+	// It is called with the kernel's lock held and must not wait for that lock.
+	Kick func(*Task)
+	// Spawn makes a vCPU for a new task, which begins with these registers; EAGAIN when there is none to be had.
+	// A nil hook refuses every thread. It is called with the lock held, as the next three.
+	Spawn func(child *Task, regs *Registers, fsBase uint64) unix.Errno
+	// Renamed is told that a task has a new name.
+	Renamed func(*Task)
+	// Move puts a task on one of the virtual CPUs of the list, EINVAL when it cannot be there. nil: any will do.
+	Move func(t *Task, cpus []int) unix.Errno
+	// CPUOf is the virtual CPU that a task is on; nil: CPU.
+	CPUOf func(*Task) int
+	// Barrier returns when every other task has executed a serialising instruction; nil: there are no others.
+	Barrier func()
 	// Isolate serves abi.SysIsolate, GapRecord abi.SysGapRecord and Provoke abi.SysProvoke. A nil
 	// hook answers 0 (Isolate), EINVAL (GapRecord) or EPERM (Provoke).
 	Isolate   func(on bool) unix.Errno
@@ -65,6 +69,12 @@ type Kind uint8
 const (
 	// Return resumes the guest with RAX = Outcome.Ret.
 	Return Kind = iota
+	// Resume resumes the guest with all of CPU.Registers.
+	Resume
+	// Continue resumes the guest as it stands; only Attend answers it.
+	Continue
+	// ExitThread ends the task; others live. Its vCPU may be given to another one.
+	ExitThread
 	// Exit ends the program; Value is the exit status, 0 to 255.
 	Exit
 	// Kill ends the program by the signal in Value, 1 to 64.
@@ -87,6 +97,12 @@ const eRestart = unix.Errno(512)
 
 // Kernel is the Linux of one program guest.
 type Kernel struct {
+	big   sync.Mutex // the lock: held while a task is served, but for its waits and slow host calls
+	cur   *Task      // whose call the holder of the lock serves
+	tasks []*Task
+	over  bool // the program has ended: nobody enters the guest again
+	queue map[uint64][]*waiter
+
 	cfg  Config
 	mem  Memory
 	fs   *vfs.FS
@@ -99,23 +115,6 @@ type Kernel struct {
 	mu      sync.Mutex // guards warned and unknown, which other goroutines read
 	warned  map[string]bool
 	unknown map[uint64]uint64
-}
-
-// Task is one guest thread, as the kernel sees it.
-type Task struct {
-	ID  int // the thread's number, as gettid answers it
-	CPU CPU
-
-	mask       uint64 // blocked signals, bit n-1 for signal n
-	altSP      sigaltstack
-	clearTID   uint64
-	robust     uint64
-	name       [16]byte
-	done       *Outcome // set by a handler that ends the program
-	again      bool     // the previous call was Interrupted
-	last       [7]uint64
-	deadline   time.Time // of the interrupted call, zero when it has none
-	hasEntered bool
 }
 
 // New returns a kernel with the standard streams open. It fails when Memory or FS is missing or a
@@ -143,7 +142,7 @@ func New(cfg Config) (*Kernel, error) {
 	}
 	k := &Kernel{
 		cfg: cfg, mem: cfg.Memory, fs: cfg.FS, cwd: cfg.FS.Cwd(),
-		warned: map[string]bool{}, unknown: map[uint64]uint64{},
+		warned: map[string]bool{}, unknown: map[uint64]uint64{}, queue: map[uint64][]*waiter{},
 	}
 	k.proc = newProcess(&cfg)
 	k.lim = hostLimits()
@@ -160,17 +159,11 @@ func New(cfg Config) (*Kernel, error) {
 	return k, nil
 }
 
-// NewTask returns the kernel's record of a guest thread. The first one has the number of the process.
-func (k *Kernel) NewTask(cpu CPU) *Task {
-	k.proc.tasks++
-	t := &Task{ID: k.cfg.PID + k.proc.tasks - 1, CPU: cpu}
-	copy(t.name[:15], base(k.cfg.Exe))
-	t.altSP.flags = ssDisable
-	return t
-}
-
 // Close releases every host descriptor that the guest still holds. The kernel serves nothing after it.
 func (k *Kernel) Close() {
+	for len(k.tasks) > 0 {
+		k.remove(k.tasks[0])
+	}
 	k.fds.closeAll()
 	if k.cwd != k.fs.Cwd() && k.cwd != k.fs.Root() {
 		_ = k.cwd.Close() // an O_PATH handle has nothing to flush
@@ -201,33 +194,89 @@ func (k *Kernel) File(fd int) *vfs.File {
 // Getcwd is the guest path of the working directory, for vfs.Options.Getcwd.
 func (k *Kernel) Getcwd() string { return k.cwd.Path() }
 
-// Syscall serves system call nr of task t with its arguments as in RDI, RSI, RDX, R10, R8, R9.
+// Syscall serves system call nr of task t with its arguments as in RDI, RSI, RDX, R10, R8, R9. Calls of different
+// tasks may come at the same time.
 func (k *Kernel) Syscall(t *Task, nr uint64, a [6]uint64) Outcome {
+	k.big.Lock()
+	defer k.big.Unlock()
+	return k.serve(t, func() Outcome { return k.syscall(t, nr, a) })
+}
+
+// Attend serves a task that was kicked out of the guest between two instructions of its program.
+func (k *Kernel) Attend(t *Task) Outcome {
+	k.big.Lock()
+	defer k.big.Unlock()
+	return k.serve(t, func() Outcome {
+		if !k.act(t, nil) {
+			return Outcome{Kind: Continue}
+		}
+		return Outcome{Kind: Resume}
+	})
+}
+
+// serve is what every entry to the kernel has around it.
+func (k *Kernel) serve(t *Task, call func() Outcome) Outcome {
+	if k.over {
+		return Outcome{Kind: Interrupted, Ret: negate(unix.EINTR)}
+	}
+	k.cur, t.inGuest = t, false
+	out := call()
+	if t.done != nil {
+		out = *t.done
+		t.done = nil
+	}
+	switch out.Kind {
+	case Return, Resume, Continue:
+		t.inGuest = true
+	}
+	return out
+}
+
+// End ends every wait: the program is over, and every call to come is Interrupted.
+func (k *Kernel) End() {
+	k.big.Lock()
+	defer k.big.Unlock()
+	k.over = true
+	for _, t := range k.tasks {
+		t.poke()
+	}
+}
+
+func (k *Kernel) syscall(t *Task, nr uint64, a args) Outcome {
 	now := [7]uint64{nr, a[0], a[1], a[2], a[3], a[4], a[5]}
 	if !t.again || now != t.last {
 		t.deadline = time.Time{}
 		t.hasEntered = false
 	}
 	t.again = false
-
-	ret, errno := k.dispatch(t, nr, a)
-	if t.done == nil {
-		k.takeDefaults(t)
+	for {
+		ret, errno := k.dispatch(t, nr, a)
+		if t.done != nil {
+			return Outcome{}
+		}
+		if errno == eRestart && (k.over || !k.signalled(t)) {
+			// Interrupt: the run is being stopped.
+			t.again, t.last = true, now
+			return Outcome{Ret: negate(unix.EINTR), Kind: Interrupted}
+		}
+		if k.signalled(t) || t.resumed {
+			if k.act(t, &returning{nr: nr, a: a, ret: ret, errno: errno}) {
+				t.deadline, t.hasEntered = time.Time{}, false
+				return Outcome{Kind: Resume}
+			}
+			if t.done != nil {
+				return Outcome{}
+			}
+		}
+		if errno == eRestart {
+			continue // what came needs no handler: the call goes on
+		}
+		t.deadline, t.hasEntered = time.Time{}, false
+		if errno != 0 {
+			return Outcome{Ret: negate(errno)}
+		}
+		return Outcome{Ret: ret}
 	}
-	if t.done != nil {
-		out := *t.done
-		t.done = nil
-		return out
-	}
-	if errno == eRestart {
-		t.again, t.last = true, now
-		return Outcome{Ret: negate(unix.EINTR), Kind: Interrupted}
-	}
-	t.deadline, t.hasEntered = time.Time{}, false
-	if errno != 0 {
-		return Outcome{Ret: negate(errno)}
-	}
-	return Outcome{Ret: ret}
 }
 
 func (k *Kernel) dispatch(t *Task, nr uint64, a args) (uint64, unix.Errno) {
@@ -281,6 +330,20 @@ func (k *Kernel) warn(msg string) {
 		k.cfg.Warn(msg)
 	}
 }
+
+// ConstantOfAll is Constant without what differs between tasks.
+func (k *Kernel) ConstantOfAll(nr uint64) (func() uint64, bool) {
+	if nr == unix.SYS_GETTID {
+		return nil, false
+	}
+	return k.Constant(nr)
+}
+
+// Current is the task that is being served, for the hooks of Config.
+func (k *Kernel) Current() *Task { return k.cur }
+
+// PID is the number of the guest's process and of its first task.
+func (k *Kernel) PID() int { return k.cfg.PID }
 
 // Constant returns a function that gives the answer of system call nr, if that answer never changes
 // in a run and needs no argument. The answer for gettid is the first task's.

@@ -25,12 +25,20 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-type fakeCPU struct{ fs, gs uint64 }
+type fakeCPU struct {
+	fs, gs uint64
+	regs   Registers
+	xstate [4096]byte
+}
 
 func (c *fakeCPU) FSBase() uint64     { return c.fs }
 func (c *fakeCPU) SetFSBase(v uint64) { c.fs = v }
 func (c *fakeCPU) GSBase() uint64     { return c.gs }
 func (c *fakeCPU) SetGSBase(v uint64) { c.gs = v }
+
+func (c *fakeCPU) Registers() *Registers         { return &c.regs }
+func (c *fakeCPU) XState() ([]byte, unix.Errno)  { return c.xstate[:], 0 }
+func (c *fakeCPU) SetXState(b []byte) unix.Errno { copy(c.xstate[:], b); return 0 }
 
 // guest is a kernel with an arena and a writable directory.
 type guest struct {
@@ -80,7 +88,9 @@ func newGuest(t testing.TB, mod func(*Config)) *guest {
 	if g.k, err = New(cfg); err != nil {
 		t.Fatal(err)
 	}
-	g.task = g.k.NewTask(&fakeCPU{})
+	if g.task, err = g.k.NewTask(&fakeCPU{}); err != nil {
+		t.Fatal(err)
+	}
 	g.next = g.mem.base
 	t.Cleanup(func() {
 		g.k.Close()

@@ -1,8 +1,6 @@
 package linux
 
 import (
-	"time"
-
 	"golang.org/x/sys/unix"
 )
 
@@ -15,12 +13,9 @@ const maxCPUs = 1024
 // limits are the resource limits. Only RLIMIT_NOFILE is enforced here; the others are the host's at
 // the start and are remembered.
 type limits struct {
-	r        [rlimNlimits]unix.Rlimit
-	fsize    bool // the host limits the size of files: EFBIG comes with SIGXFSZ
-	affinity []byte
-	policy   int32
-	priority int32
-	nice     int32
+	r     [rlimNlimits]unix.Rlimit
+	fsize bool     // the host limits the size of files: EFBIG comes with SIGXFSZ
+	start schedule // of the first task
 }
 
 const (
@@ -45,10 +40,10 @@ func hostLimits() limits {
 	l.r[unix.RLIMIT_NOFILE] = unix.Rlimit{Cur: min(softNofile, hard), Max: hard}
 	// getpriority(2): the system call answers 20 - nice.
 	if prio, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err == nil {
-		l.nice = int32(20 - prio)
+		l.start.nice = int32(20 - prio)
 	}
 	if attr, err := unix.SchedGetAttr(0, 0); err == nil {
-		l.policy, l.priority = int32(attr.Policy), int32(attr.Priority)
+		l.start.policy, l.start.priority = int32(attr.Policy), int32(attr.Priority)
 	}
 	l.fsize = l.r[unix.RLIMIT_FSIZE].Cur != unix.RLIM_INFINITY
 	l.r[unix.RLIMIT_STACK] = unix.Rlimit{Cur: stackLimit, Max: unix.RLIM_INFINITY}
@@ -123,217 +118,6 @@ func sysSysinfo(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 		Uptime: si.Uptime, Loads: si.Loads, Totalram: total, Freeram: total - min(rss, total), Procs: 1, Unit: 1,
 	}
 	return 0, put(k, a[0], &guest)
-}
-
-// cpuMask is the guest's processors as a bit mask, in whole words.
-func (k *Kernel) cpuMask() []byte {
-	mask := make([]byte, (k.cfg.CPUs+63)/64*8)
-	for i := range k.cfg.CPUs {
-		mask[i/8] |= 1 << (i % 8)
-	}
-	return mask
-}
-
-func sysSchedGetaffinity(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	size := uint64(uint32(a[1]))
-	if size*8 < uint64(k.cfg.CPUs) || size&7 != 0 {
-		return 0, unix.EINVAL
-	}
-	if !k.isSelf(a[0]) {
-		return 0, unix.ESRCH
-	}
-	mask := k.lim.affinity
-	if mask == nil {
-		mask = k.cpuMask()
-	}
-	mask = mask[:min(uint64(len(mask)), size)]
-	return uint64(len(mask)), k.copyOut(a[2], mask)
-}
-
-func sysSchedSetaffinity(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	mask := k.cpuMask()
-	want := make([]byte, len(mask))
-	if errno := k.copyIn(a[2], want[:min(uint64(uint32(a[1])), uint64(len(want)))]); errno != 0 {
-		return 0, errno
-	}
-	if !k.isSelf(a[0]) {
-		return 0, unix.ESRCH
-	}
-	some := byte(0)
-	for i := range mask {
-		mask[i] &= want[i]
-		some |= mask[i]
-	}
-	if some == 0 {
-		return 0, unix.EINVAL
-	}
-	k.lim.affinity = mask
-	return 0, 0
-}
-
-func sysGetcpu(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	if a[0] != 0 {
-		if errno := k.store32(a[0], uint32(k.cfg.CPU)); errno != 0 {
-			return 0, errno
-		}
-	}
-	if a[1] != 0 {
-		return 0, k.store32(a[1], 0)
-	}
-	return 0, 0
-}
-
-func schedPriority(policy uint64, low, high uint64) (uint64, unix.Errno) {
-	switch int32(policy) {
-	case unix.SCHED_FIFO, unix.SCHED_RR:
-		return high, 0
-	case unix.SCHED_NORMAL, unix.SCHED_BATCH, unix.SCHED_IDLE, unix.SCHED_DEADLINE:
-		return low, 0
-	}
-	return 0, unix.EINVAL
-}
-
-func sysSchedPriorityMax(_ *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	return schedPriority(a[0], 0, 99)
-}
-
-func sysSchedPriorityMin(_ *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	return schedPriority(a[0], 0, 1)
-}
-
-func sysSchedGetscheduler(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	switch {
-	case int32(a[0]) < 0:
-		return 0, unix.EINVAL
-	case !k.isSelf(a[0]):
-		return 0, unix.ESRCH
-	}
-	return uint64(k.lim.policy), 0
-}
-
-func sysSchedSetscheduler(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	const resetOnFork = 0x40000000
-	policy := int32(uint32(a[1]) &^ resetOnFork)
-	if a[2] == 0 || int32(a[0]) < 0 || int32(a[1]) < 0 {
-		return 0, unix.EINVAL
-	}
-	prio, errno := k.load32(a[2])
-	if errno != 0 {
-		return 0, errno
-	}
-	if !k.isSelf(a[0]) {
-		return 0, unix.ESRCH
-	}
-	return 0, k.schedule(policy, int32(prio))
-}
-
-// schedule remembers what the guest asked for. The guest has its core to itself: the policy of the
-// vCPU's host thread is the user's choice, not the program's.
-func (k *Kernel) schedule(policy, prio int32) unix.Errno {
-	switch policy {
-	case unix.SCHED_FIFO, unix.SCHED_RR:
-		if prio < 1 || prio > 99 {
-			return unix.EINVAL
-		}
-		k.warn("real-time scheduling is asked for by the guest: it is recorded only; the vCPU's own policy is set by cloister run --fifo")
-	case unix.SCHED_NORMAL, unix.SCHED_BATCH, unix.SCHED_IDLE:
-		if prio != 0 {
-			return unix.EINVAL
-		}
-	default:
-		return unix.EINVAL
-	}
-	k.lim.policy, k.lim.priority = policy, prio
-	return 0
-}
-
-func sysSchedSetparam(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	if a[1] == 0 || int32(a[0]) < 0 {
-		return 0, unix.EINVAL
-	}
-	prio, errno := k.load32(a[1])
-	if errno != 0 {
-		return 0, errno
-	}
-	if !k.isSelf(a[0]) {
-		return 0, unix.ESRCH
-	}
-	return 0, k.schedule(k.lim.policy, int32(prio))
-}
-
-func sysSchedGetparam(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	if a[1] == 0 || int32(a[0]) < 0 {
-		return 0, unix.EINVAL
-	}
-	if !k.isSelf(a[0]) {
-		return 0, unix.ESRCH
-	}
-	return 0, k.store32(a[1], uint32(k.lim.priority))
-}
-
-func sysSchedRRGetInterval(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	switch {
-	case int32(a[0]) < 0:
-		return 0, unix.EINVAL
-	case !k.isSelf(a[0]):
-		return 0, unix.ESRCH
-	}
-	// RR_TIMESLICE of the kernel is 100 ms; a FIFO task has none.
-	ts := unix.NsecToTimespec(int64(100 * time.Millisecond))
-	if k.lim.policy == unix.SCHED_FIFO {
-		ts = unix.Timespec{}
-	}
-	return 0, put(k, a[1], &ts)
-}
-
-func sysSchedYield(_ *Kernel, _ *Task, _ args) (uint64, unix.Errno) { return 0, 0 }
-
-func sysGetpriority(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	if uint32(a[0]) > unix.PRIO_USER {
-		return 0, unix.EINVAL
-	}
-	if uint32(a[0]) == unix.PRIO_PROCESS && !k.isSelf(a[1]) {
-		return 0, unix.ESRCH
-	}
-	return uint64(20 - k.lim.nice), 0
-}
-
-func sysSetpriority(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	if uint32(a[0]) > unix.PRIO_USER {
-		return 0, unix.EINVAL
-	}
-	if uint32(a[0]) == unix.PRIO_PROCESS && !k.isSelf(a[1]) {
-		return 0, unix.ESRCH
-	}
-	nice := min(max(int32(a[2]), -20), 19)
-	if nice < k.lim.nice && k.proc.euid != 0 {
-		return 0, unix.EACCES
-	}
-	k.lim.nice = nice
-	return 0, 0
-}
-
-// sysMembarrier: with one thread every barrier has happened when the call returns.
-func sysMembarrier(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	const query, global, expedited, register = 0, 1, 8, 16 // include/uapi/linux/membarrier.h
-	if uint32(a[1]) != 0 {
-		return 0, unix.EINVAL
-	}
-	switch uint32(a[0]) {
-	case query:
-		return global | expedited | register, 0
-	case global:
-		return 0, 0
-	case register:
-		k.proc.expedited = true
-		return 0, 0
-	case expedited:
-		if !k.proc.expedited {
-			return 0, unix.EPERM
-		}
-		return 0, 0
-	}
-	return 0, unix.EINVAL
 }
 
 func sysCapget(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {

@@ -21,7 +21,8 @@ type process struct {
 	keepCaps             uint64
 	thpDisable           uint64
 	timerSlack           uint64
-	expedited            bool // membarrier's registration
+	barriers             uint64 // membarrier's registrations
+	status               uint64 // of the first task's exit
 	persona              uint64
 }
 
@@ -151,11 +152,6 @@ func sysUname(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	return 0, put(k, a[0], &u)
 }
 
-func sysExit(_ *Kernel, t *Task, a args) (uint64, unix.Errno) {
-	t.done = &Outcome{Kind: Exit, Value: a[0] & 0xff}
-	return 0, 0
-}
-
 func sysWait4(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	const known = unix.WNOHANG | unix.WUNTRACED | unix.WCONTINUED | unix.WNOTHREAD | unix.WALL | unix.WCLONE
 	if uint32(a[2])&^known != 0 {
@@ -176,10 +172,10 @@ func sysWaitid(_ *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	return 0, unix.ECHILD
 }
 
-// refuseProcess is fork, vfork, clone, clone3, execve and execveat.
+// refuseProcess is fork, vfork, execve and execveat.
 func refuseProcess(what, instead string) handler {
 	return func(k *Kernel, _ *Task, _ args) (uint64, unix.Errno) {
-		k.warn(what + " is not served: a program guest is one process with one thread: " + instead)
+		k.warn(what + " is not served: a program guest is one process: " + instead)
 		return 0, unix.ENOSYS
 	}
 }
@@ -223,7 +219,7 @@ func sysSetRobustList(_ *Kernel, t *Task, a args) (uint64, unix.Errno) {
 }
 
 func sysGetRobustList(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
-	if int32(a[0]) != 0 && int(int32(a[0])) != t.ID {
+	if t = k.task(a[0]); t == nil {
 		return 0, unix.ESRCH
 	}
 	if errno := k.store64(a[2], 24); errno != 0 {
@@ -259,6 +255,9 @@ func sysPrctl(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 		}
 		t.name = [16]byte{}
 		copy(t.name[:15], name)
+		if k.cfg.Renamed != nil {
+			k.cfg.Renamed(t)
+		}
 		return 0, 0
 	case unix.PR_GET_NAME:
 		return 0, k.copyOut(a[1], t.name[:])

@@ -138,7 +138,10 @@ func trace(argv []string, dir string, stdio [3]*os.File, warn func(string)) (int
 		return 0, err
 	}
 	defer k.Close()
-	task := k.NewTask(&fakeCPU{})
+	task, err := k.NewTask(&fakeCPU{})
+	if err != nil {
+		return 0, err
+	}
 	step := func(request uintptr) error {
 		if _, _, e := unix.Syscall6(unix.SYS_PTRACE, request, uintptr(pid), 0, 0, 0, 0); e != 0 {
 			return e

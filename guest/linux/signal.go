@@ -2,6 +2,7 @@ package linux
 
 import (
 	"fmt"
+	"math/bits"
 
 	"golang.org/x/sys/unix"
 )
@@ -72,13 +73,10 @@ func (k *Kernel) raise(t *Task, sig unix.Signal) {
 	k.sig.pending |= sigBit(n)
 }
 
-// takeDefaults acts on the pending signals of t that are not blocked and have no handler.
-func (k *Kernel) takeDefaults(t *Task) {
+// signalled says whether a signal waits that t has to act on now.
+func (k *Kernel) signalled(t *Task) bool {
 	for ready := k.sig.pending &^ (t.mask &^ unblockable); ready != 0; ready &= ready - 1 {
-		sig := uint64(1)
-		for ready&sigBit(sig) == 0 {
-			sig++
-		}
+		sig := uint64(bits.TrailingZeros64(ready)) + 1
 		switch h := k.sig.action[sig].handler; {
 		case h == sigIGN || h == sigDFL && defaultIgnored(sig):
 			k.sig.pending &^= sigBit(sig)
@@ -86,13 +84,34 @@ func (k *Kernel) takeDefaults(t *Task) {
 			k.sig.pending &^= sigBit(sig)
 			k.warn(fmt.Sprintf("%s: stopping a guest by a signal is not served: ignored", unix.SignalName(unix.Signal(sig))))
 		case h == sigDFL:
-			k.sig.pending &^= sigBit(sig)
-			t.done = &Outcome{Kind: Kill, Value: sig}
-			return
+			return true
 		default:
 			k.warn(fmt.Sprintf("signal %d: handlers are not run yet: it stays pending", sig))
 		}
 	}
+	return false
+}
+
+// returning is a system call that is about to return.
+type returning struct {
+	nr    uint64
+	a     args
+	ret   uint64
+	errno unix.Errno
+}
+
+// act acts on the signals that wait for t. It reports true when it has set all of t's registers, so that the
+// call, if there is one, must not.
+func (k *Kernel) act(t *Task, _ *returning) bool {
+	for ready := k.sig.pending &^ (t.mask &^ unblockable); ready != 0; ready &= ready - 1 {
+		sig := uint64(bits.TrailingZeros64(ready)) + 1
+		if k.sig.action[sig].handler == sigDFL {
+			k.sig.pending &^= sigBit(sig)
+			t.done = &Outcome{Kind: Kill, Value: sig}
+			return false
+		}
+	}
+	return t.resumed
 }
 
 func sysRtSigaction(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
@@ -272,10 +291,7 @@ func sysRtSigsuspend(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	}
 	old := t.mask
 	t.mask = set &^ unblockable
-	k.takeDefaults(t)
-	if t.done == nil {
-		_, errno = sysPause(k, t, a)
-	}
+	_, errno = sysPause(k, t, a)
 	t.mask = old
 	return 0, errno
 }

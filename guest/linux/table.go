@@ -11,7 +11,7 @@ import (
 type Level string
 
 const (
-	// Full means as documented in its manual page, for a program of one thread.
+	// Full means as documented in its manual page, for one process.
 	Full Level = "full"
 	// Partial means that the note says what is missing.
 	Partial Level = "partial"
@@ -101,7 +101,7 @@ func tableText() string {
 
 Generated from the table in guest/linux by its test (go test ./guest/linux -run TestDocument -update).
 
-A program guest is one process with one thread. %d calls are full (as their manual page says), %d partial
+A program guest is one process. %d calls are full (as their manual page says), %d partial
 (the note says what is missing) and %d refused: they answer one error, are counted, and are named once on
 the standard error of the run. Numbers that are not listed answer ENOSYS in the same way.
 

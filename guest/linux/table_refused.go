@@ -11,7 +11,7 @@ const (
 	noXattr     = "extended attributes are not shared with the guest"
 	noAsync     = "use blocking calls"
 	noSignals   = "signals are not delivered yet"
-	noThreads   = "threads are not served yet"
+	noThreads   = "futex serves it"
 	noWatch     = "files cannot be watched; poll with stat"
 	noKeys      = "there is no key ring"
 	noNUMA      = "the VMM places guest memory"

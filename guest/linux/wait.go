@@ -19,17 +19,30 @@ func (t *Task) until(d time.Duration) time.Time {
 }
 
 // ppoll waits for one of fds (host descriptors; negative ones are ignored) until deadline, a zero one
-// meaning for ever. It returns the number of ready fds (0: time is up), or eRestart when Interrupt
-// came and none was ready.
+// meaning for ever. It returns the number of ready fds (0: time is up), or eRestart when none was ready and
+// Interrupt or a signal came.
 func (k *Kernel) ppoll(fds []unix.PollFd, deadline time.Time) (int, unix.Errno) {
-	all := append(fds[:len(fds):len(fds)], unix.PollFd{Fd: int32(k.cfg.Interrupt), Events: unix.POLLIN})
+	return k.block(fds, deadline, nil)
+}
+
+// block is ppoll that also ends, with 0 ready, when done says so; whoever makes that true pokes the task. It is the
+// only place where a task waits, and the lock is given up meanwhile: what the caller has looked at before may have changed.
+func (k *Kernel) block(fds []unix.PollFd, deadline time.Time, done func() bool) (int, unix.Errno) {
+	t := k.cur
+	all := append(fds[:len(fds):len(fds)], unix.PollFd{Fd: int32(k.cfg.Interrupt), Events: unix.POLLIN}, unix.PollFd{Fd: int32(t.wake), Events: unix.POLLIN})
 	for {
+		if done != nil && done() {
+			return 0, 0
+		}
+		signalled := k.signalled(t)
 		var ts *unix.Timespec
-		if !deadline.IsZero() {
+		if signalled {
+			ts = &unix.Timespec{} // what is ready comes first, as natively
+		} else if !deadline.IsZero() {
 			left := unix.NsecToTimespec(max(0, int64(time.Until(deadline))))
 			ts = &left
 		}
-		n, err := unix.Ppoll(all, ts, nil)
+		n, err := k.hostPoll(t, all, ts)
 		if err == unix.EINTR {
 			continue // a signal for the Go runtime, none of the guest's
 		}
@@ -37,18 +50,46 @@ func (k *Kernel) ppoll(fds []unix.PollFd, deadline time.Time) (int, unix.Errno) 
 			return 0, errnoOf(err)
 		}
 		copy(fds, all)
-		if all[len(fds)].Revents == 0 {
-			return n, 0
+		stop, poked := &all[len(fds)], &all[len(fds)+1]
+		if poked.Revents != 0 {
+			n--
+			var count [8]byte
+			_, _ = unix.Read(t.wake, count[:]) // EAGAIN: nothing left to take
 		}
-		if n > 1 {
-			return n - 1, 0
+		if stop.Revents != 0 {
+			n--
 		}
 		// A poll with no time to wait does not block, so there is nothing to cut.
-		if !deadline.IsZero() && time.Until(deadline) <= 0 {
+		over := !deadline.IsZero() && time.Until(deadline) <= 0
+		switch {
+		case n > 0:
+			return n, 0
+		case done != nil && done():
 			return 0, 0
+		case over:
+			return 0, 0
+		case stop.Revents != 0 || signalled || k.over:
+			return 0, eRestart
 		}
-		return 0, eRestart
 	}
+}
+
+func (k *Kernel) hostPoll(t *Task, all []unix.PollFd, ts *unix.Timespec) (n int, err error) {
+	t.blocked = true
+	k.outside(func() { n, err = unix.Ppoll(all, ts, nil) })
+	t.blocked = false
+	return n, err
+}
+
+// outside makes a host call that may take long without the kernel's lock: other tasks are served meanwhile.
+func (k *Kernel) outside(call func()) {
+	t := k.cur
+	k.big.Unlock()
+	defer func() {
+		k.big.Lock()
+		k.cur = t
+	}()
+	call()
 }
 
 // await waits until host descriptor fd has one of events. ETIMEDOUT when the deadline passed.
@@ -61,14 +102,17 @@ func (k *Kernel) await(fd int, events int16, deadline time.Time) unix.Errno {
 	return errno
 }
 
-// interrupted says whether Interrupt is readable now; long loops ask it between their steps.
+// interrupted says whether Interrupt is readable now or a signal waits; long loops ask it between their steps.
 func (k *Kernel) interrupted() bool {
+	if k.over || k.signalled(k.cur) {
+		return true
+	}
 	p := []unix.PollFd{{Fd: int32(k.cfg.Interrupt), Events: unix.POLLIN}}
 	n, err := unix.Poll(p, 0)
 	return err == nil && n > 0
 }
 
-// sleep waits until deadline; 0 when it came, eRestart when Interrupt did.
+// sleep waits until deadline; 0 when it came, eRestart when Interrupt or a signal did.
 func (k *Kernel) sleep(deadline time.Time) unix.Errno {
 	_, errno := k.ppoll(nil, deadline)
 	return errno
@@ -77,6 +121,7 @@ func (k *Kernel) sleep(deadline time.Time) unix.Errno {
 // transfer repeats try, one host read or write on d that does not block, until it has moved
 // something. events is what d has to be ready for.
 func (k *Kernel) transfer(d *description, events int16, try func() (int, error)) (int, unix.Errno) {
+	defer d.hold()()
 	for again := false; ; again = true {
 		// A descriptor that polls ready but does not move must not keep us from seeing Interrupt.
 		if again && k.interrupted() {
@@ -93,7 +138,13 @@ func (k *Kernel) transfer(d *description, events int16, try func() (int, error))
 				return 0, errno
 			}
 		}
-		n, err := try()
+		var n int
+		var err error
+		if d.wait == waitNever {
+			k.outside(func() { n, err = try() })
+		} else {
+			n, err = try()
+		}
 		switch {
 		case err == nil:
 			return n, 0

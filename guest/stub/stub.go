@@ -10,13 +10,26 @@ import (
 const (
 	GDT        = 0x0000
 	IDT        = 0x1000
-	TSS        = 0x2000
 	Exceptions = 0x3000
 	User       = 0x4000
-	Stack      = 0x5000
-	StackTop   = 0x6000
-	Tables     = 0x10000
+	PerVCPU    = 0x10000 // a TSS page and a stack page for each vCPU
+	Tables     = PerVCPU + MaxVCPUs*2*abi.Page
 )
+
+// MaxVCPUs is how many vCPUs the block has room for.
+const MaxVCPUs = 64
+
+// TSS is the offset of vCPU i's task state segment, i from 0 to MaxVCPUs-1.
+func TSS(i int) uint64 { return PerVCPU + uint64(i)*2*abi.Page }
+
+// Stack is the offset of the page of its supervisor stack.
+func Stack(i int) uint64 { return TSS(i) + abi.Page }
+
+// StackTop is the end of that stack.
+func StackTop(i int) uint64 { return Stack(i) + abi.Page }
+
+// RSP0 is the guest address of StackTop(i).
+func RSP0(i int) uint64 { return abi.SupVA + StackTop(i) }
 
 // Guest addresses.
 const (
@@ -25,7 +38,6 @@ const (
 	TouchRead    = abi.SupVA + User + 0x80  // RDI, RSI: make every page readable
 	Done         = abi.SupVA + User + 0xc0  // leaves the guest: a routine has ended
 	Exception    = abi.SupVA + Exceptions   // stub of vector 0
-	RSP0         = abi.SupVA + StackTop     //
 	SpinFlag     = abi.SupVA + User + 0x100 // RDI: spin until the word at RDI is not 0
 	FlagOffset   = User + 0x200             // of such a word in the block; CPL 3 can read it
 	ProvokeHLT   = abi.SupVA + Exceptions + 0x400

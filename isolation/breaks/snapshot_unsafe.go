@@ -40,3 +40,29 @@ func (v *VCPU) Snapshot(dst *Counts) bool {
 	}
 	return false
 }
+
+// SetCPU says which host core the vCPU owns, -1: none.
+func (v *VCPU) SetCPU(host int) {
+	c := NoCPU
+	if host >= 0 {
+		c = uint32(host)
+	}
+	atomic.StoreUint32(&v.CPU, c) // ORDER(none): one word
+}
+
+// GuestTime is the cycles that the vCPU has executed the guest until now (a TSC), in both books, the stretch that it is
+// in included.
+func (v *VCPU) GuestTime(now uint64) uint64 {
+	for {
+		// ORDER(O2): a reader; pairs with the writer's two increments of Seq. Without it a return could be counted and its stretch, too.
+		s := atomic.LoadUint64(&v.Seq)
+		sum := v.Book[Open].Guest + v.Book[Sealed].Guest
+		if atomic.LoadUint32(&v.State) == StateGuest {
+			sum += span(v.LastIn, now)
+		}
+		if s&1 == 0 && atomic.LoadUint64(&v.Seq) == s {
+			return sum
+		}
+		runtime.Gosched()
+	}
+}

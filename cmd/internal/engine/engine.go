@@ -40,12 +40,13 @@ type engine struct {
 
 	elf       *os.File
 	execFn    string // the program's path as execve(2) would have got it
-	lease     *cores.Lease
+	leases    []*cores.Lease
 	vmDir     string
 	guest     int
 	ledgerFD  int
-	ledger    *breaks.VCPU
-	keep      []int
+	ledgers   []byte
+	allowed   []int    // CPUs that this process may use
+	keep      []int    // … without those that the run owns
 	metrics   *os.File // listening socket of --metrics, until the monitor has it
 	link      link
 	spawn     func() // starts the monitor; through spawnOnce only
@@ -195,14 +196,20 @@ func (e *engine) claim() error {
 	if o.name == "" {
 		o.name = fmt.Sprintf("%s-%d", strings.TrimPrefix(filepath.Base(o.program), "@"), os.Getpid())
 	}
-	if o.cpu >= 0 {
-		if err := (cores.Host{Root: "/"}).Check(o.cpu, allowed); err != nil {
+	e.allowed, e.keep = allowed, allowed
+	for _, cpu := range o.dedicated() {
+		// Against what is left: the last one must not go.
+		if err := (cores.Host{Root: "/"}).Check(cpu, e.keep); err != nil {
 			return err
 		}
-		if e.lease, err = cores.Take(dir, o.cpu, fmt.Sprintf("VM %s (process %d)", o.name, os.Getpid())); err != nil {
+		l, err := cores.Take(dir, cpu, fmt.Sprintf("VM %s (process %d)", o.name, os.Getpid()))
+		if err != nil {
 			return err
 		}
-		e.keep = cores.Without(allowed, o.cpu)
+		e.leases = append(e.leases, l)
+		e.keep = cores.Without(e.keep, cpu)
+	}
+	if len(e.leases) > 0 {
 		if _, err := cores.KeepOff(os.Getpid(), e.keep); err != nil {
 			return err
 		}
@@ -243,51 +250,11 @@ func (e *engine) release() {
 			session.Failf("remove %s: %v", e.vmDir, err)
 		}
 	}
-	if e.lease != nil {
-		if err := e.lease.Release(); err != nil {
+	for _, l := range e.leases {
+		if err := l.Release(); err != nil {
 			session.Failf("release the core: %v", err)
 		}
 	}
-}
-
-// share makes the memory that both processes see.
-func (e *engine) share() (err error) {
-	if e.guest, err = vmm.NewGuestMemory(e.o.hugepages); err != nil {
-		return err
-	}
-	if e.ledgerFD, err = unix.MemfdCreate(session.LedgerName, unix.MFD_CLOEXEC); err != nil {
-		return fmt.Errorf("ledger: memfd_create: %w", err)
-	}
-	if err = unix.Ftruncate(e.ledgerFD, int64(breaks.LedgerSize)); err != nil {
-		return fmt.Errorf("ledger: ftruncate: %w", err)
-	}
-	b, err := unix.Mmap(e.ledgerFD, 0, breaks.LedgerSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		return fmt.Errorf("ledger: mmap: %w", err)
-	}
-	if e.o.cpu >= 0 { // else a fault in the ledger is nothing to whoever lets the vCPU float
-		if err := unix.Mlock(b); err != nil && !e.o.quiet {
-			session.Failf("the ledger is not locked in memory: %v: raise RLIMIT_MEMLOCK (ulimit -l)", err)
-		}
-	}
-	e.ledger, err = breaks.At(b, 0)
-	return err
-}
-
-func (e *engine) plan() *session.Plan {
-	o := e.o
-	p := &session.Plan{
-		Name: o.name, Program: o.program, Args: o.args, Seal: o.seal, CPU: o.cpu, FIFO: o.fifo, Engine: os.Getpid(),
-		VMDir: e.vmDir, Budget: o.budget, OnBreak: o.onBreak, Report: o.report, Profile: o.profile, Trace: o.trace,
-		Metrics: o.metrics, MetricsFD: session.FDMetrics, Quiet: o.quiet, Timings: o.timings, Keep: e.keep, Started: e.started.UTC().Format(time.RFC3339),
-	}
-	if strings.HasPrefix(o.program, "@") {
-		p.Builtin = o.program
-	}
-	if e.metrics != nil && o.oneProcess {
-		p.MetricsFD = int(e.metrics.Fd())
-	}
-	return p
 }
 
 // startMonitor starts the other process beside the building of the machine.
@@ -326,7 +293,7 @@ const lateMonitor = 50 * time.Millisecond
 // a sealed program would be a disturbance, and the threads that come later have to be watched from the start.
 func (e *engine) mayWait() bool {
 	o := e.o
-	return o.cpu < 0 && o.metrics == "" && o.budget == "" && o.trace == "" && !e.ownClock()
+	return len(e.leases) == 0 && o.metrics == "" && o.budget == "" && o.trace == "" && !e.ownClock()
 }
 
 // needMonitor starts the monitor if it was not started yet.
@@ -414,7 +381,8 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 	m, err := vmm.New(vmm.Config{
 		Program: o.program, ExecFn: e.execFn, ELF: int(e.elf.Fd()), ELFSize: st.Size(), Args: o.args, Env: environ(), Mounts: o.mounts, Cwd: cwd,
 		Builtin: strings.HasPrefix(o.program, "@"), CPU: o.cpu, FIFO: o.fifo, Memory: o.memory, Huge: o.hugepages,
-		Lock: !o.noLock, OwnClock: e.ownClock(), Seal: vmm.SealPolicy(o.seal), Ledger: e.ledger, Guest: e.guest, Stamp: e.stamp,
+		Lock: !o.noLock, OwnClock: e.ownClock(), Seal: vmm.SealPolicy(o.seal), Ledgers: e.ledger, Guest: e.guest, Stamp: e.stamp,
+		CPUs: append(o.dedicated(), e.keep...), Housekeeping: e.keep, Place: o.placeOf, Thread: e.thread,
 		Warn:      func(s string) { e.tell(session.Message{Warn: s}) },
 		GapRecord: func(a uint64) { e.tell(session.Message{Gap: &a}) },
 	})
@@ -423,7 +391,7 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 	}
 	e.machine = m
 	go e.listen()
-	if o.cpu >= 0 {
+	if len(e.leases) > 0 {
 		if _, err := cores.KeepOff(os.Getpid(), e.keep); err != nil {
 			return session.StatusCloister, vmm.Result{}, err.Error()
 		}
@@ -452,6 +420,16 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 		return session.StatusCloister, res, err.Error()
 	}
 	return resultStatus(res), res, ""
+}
+
+// thread is vmm.Config.Thread.
+func (e *engine) thread(t vmm.Thread) {
+	m := session.Message{Thread: &session.Thread{VCPU: t.VCPU, TID: t.TID, Task: t.Task, Name: t.Name, CPU: t.CPU}}
+	if t.StatsFD != 0 {
+		e.tell(m, t.StatsFD)
+		return
+	}
+	e.tell(m)
 }
 
 // environ is the environment as execve(2) gave it: Go's own copy drops a name that comes twice.

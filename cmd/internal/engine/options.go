@@ -22,6 +22,7 @@ import (
 type options struct {
 	name       string
 	cpu        int
+	place      []rule
 	fifo       int
 	memory     uint64
 	hugepages  bool
@@ -54,6 +55,10 @@ func runFlags(o *options) *flag.FlagSet {
 		}
 		o.cpu = n
 		return nil
+	})
+	f.Func("place", "which `THREAD=CPU,…` own cores: main=1,rt*=2,#3=4,*=housekeeping; by name, or by # and order", func(s string) (err error) {
+		o.place, err = parsePlace(s)
+		return err
 	})
 	f.IntVar(&o.fifo, "fifo", 0, "run the vCPU's thread SCHED_FIFO at this `priority`, 1..99")
 	f.Func("memory", "`size` that the program may use: 512M, 2G (default 1G)", func(s string) (err error) {
@@ -111,7 +116,7 @@ const (
 // that was meant must not be left out silently.
 func refuseEmpty(f *flag.FlagSet) (err error) {
 	f.Visit(func(x *flag.Flag) {
-		if v := x.Value.String(); err == nil && (v == "" && x.Name != "cpu" && x.Name != "memory" && x.Name != "ro" && x.Name != "rw" || x.Name == "for" && v == "0s" || x.Name == "fifo" && v == "0") {
+		if v := x.Value.String(); err == nil && (v == "" && x.Name != "cpu" && x.Name != "memory" && x.Name != "place" && x.Name != "ro" && x.Name != "rw" || x.Name == "for" && v == "0s" || x.Name == "fifo" && v == "0") {
 			err = fmt.Errorf("--%s is given and says nothing: leave it out, or give a value", x.Name)
 		}
 	})
@@ -139,6 +144,13 @@ func parseRun(args []string) (*options, error) {
 	case string(vmm.SealCall), string(vmm.SealStart), string(vmm.SealFirstWrite):
 	default:
 		return nil, fmt.Errorf("--seal %q: choose start, first-write or call", o.seal)
+	}
+	if len(o.place) > 0 {
+		main := o.placeOf(0, "main")
+		if o.cpu >= 0 && main >= 0 && main != o.cpu {
+			return nil, fmt.Errorf("--cpu %d and --place main=%d: choose one core for the first thread", o.cpu, main)
+		}
+		o.cpu = max(o.cpu, main)
 	}
 	if o.fifo < 0 || o.fifo > 99 {
 		return nil, fmt.Errorf("--fifo %d: a priority is 1 to 99", o.fifo)

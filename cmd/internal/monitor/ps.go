@@ -137,7 +137,7 @@ func ledgerOf(engine int) (*observe.Snapshot, error) {
 		}
 		defer f.Close()
 		st, err := f.Stat()
-		if err != nil || st.Size() != int64(breaks.LedgerSize) {
+		if err != nil || st.Size() != int64(breaks.MaxVCPUs*breaks.LedgerSize) {
 			return nil, errors.New("the engine's ledger is of another build")
 		}
 		b, err := unix.Mmap(int(f.Fd()), 0, breaks.LedgerSize, unix.PROT_READ, unix.MAP_SHARED)

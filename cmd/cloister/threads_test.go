@@ -1,0 +1,42 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+// threaded are the two C libraries' builds of testdata/programs/threads.c.
+func threaded(t *testing.T) map[string]string {
+	return map[string]string{
+		"glibc": compile(t, "gcc", "threads-glibc", "threads.c", "-static", "-O1", "-pthread"),
+		"musl":  compile(t, "musl-gcc", "threads-musl", "threads.c", "-static", "-O1", "-pthread"),
+	}
+}
+
+// Threads do what they do natively: mutexes, conditions, barriers, semaphores, robust and priority-inheriting mutexes,
+// timeouts; the end of the first thread, of all by one, of some that wait; a page that is dropped, or taken away,
+// while another thread reads it without ever leaving the guest.
+func TestThreads(t *testing.T) {
+	b := newBox(t)
+	for libc, prog := range threaded(t) {
+		for _, mode := range []string{"many", "handover", "robust", "robust-pi", "priority", "timed", "drop", "take",
+			"main-first", "exit-all", "exit-blocked"} {
+			t.Run(libc+" "+mode, func(t *testing.T) {
+				b.t = t
+				b.same(process{argv: []string{prog, mode}}, nil)
+			})
+		}
+	}
+	b.t = t
+}
+
+// The sixty-fifth thread is refused as at a limit of processes, and the others go on; then vCPUs are used again.
+func TestThreadBomb(t *testing.T) {
+	b := newBox(t)
+	for libc, prog := range threaded(t) {
+		r := b.do(process{argv: b.guest(prog, "bomb")})
+		if want := "63 more threads, then Resource temporarily unavailable\n" + strings.Repeat("the last one\n", 3); r.status != 0 || r.out != want {
+			t.Errorf("%s: %+v, want %q", libc, r, want)
+		}
+	}
+}

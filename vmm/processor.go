@@ -1,0 +1,231 @@
+package vmm
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/cloister-vmm/cloister/firmware"
+	"github.com/cloister-vmm/cloister/guest/abi"
+	"github.com/cloister-vmm/cloister/guest/linux"
+	"github.com/cloister-vmm/cloister/guest/mem"
+	"github.com/cloister-vmm/cloister/guest/stub"
+	"github.com/cloister-vmm/cloister/internal/kvm"
+	"github.com/cloister-vmm/cloister/isolation/breaks"
+	"github.com/cloister-vmm/cloister/vcpu"
+	"golang.org/x/sys/unix"
+)
+
+// processor is one vCPU of the machine and the thread of the guest that runs on it. It serves that vCPU's exits, and is
+// its task's linux.CPU. All but what is said otherwise belongs to whoever serves the vCPU: its serving thread, or before
+// it runs the one that makes it.
+type processor struct {
+	m      *Machine
+	id     int
+	cpu    *kvm.VCPU
+	ledger *breaks.VCPU
+	thread *vcpu.Thread
+	task   *linux.Task
+	host   int        // the host core it owns, -1: none. Guarded by the kernel's lock
+	busy   bool       // has a task. Guarded by Machine.mu
+	work   chan *work // a new thread of the guest for a processor that is idle
+
+	statsFD int
+	stats   *kvm.Stats
+	statAt  []uint64
+
+	x          *vcpu.Exit
+	routine    *routine
+	later      bool // a signal came while a routine ran
+	wrote      bool
+	want       int // what the hooks of the current system call asked for
+	provoked   uint64
+	sregs      *kvm.Sregs // of the current exit, once fetched
+	sregsDirty bool
+	regs       linux.Registers // the program's registers at the current exit, once asked for
+	haveRegs   bool
+}
+
+// work is the beginning of a thread of the guest.
+type work struct {
+	task   *linux.Task
+	regs   kvm.Regs
+	fsBase uint64
+	xsave  *kvm.XSave
+}
+
+// newProcessor makes vCPU i of the machine; it has no state yet.
+func (m *Machine) newProcessor(i int) (p *processor, err error) {
+	p = &processor{m: m, id: i, host: -1, work: make(chan *work, 1)}
+	if p.ledger, err = m.cfg.Ledgers(i); err != nil {
+		return nil, err
+	}
+	if p.cpu, err = m.vm.NewVCPU(i); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	m.vcpus = append(m.vcpus, p)
+	m.mu.Unlock()
+	tss := firmware.TSS(stub.RSP0(i), [7]uint64{})
+	copy(m.sup[stub.TSS(i):], tss[:])
+	if err := m.space.MapSupervisor(abi.SupVA+stub.TSS(i), abi.SupGPA+stub.TSS(i), 2*abi.Page, mem.Read|mem.Write, false); err != nil {
+		return nil, err
+	}
+	fd, err := p.cpu.StatsFD()
+	if err != nil {
+		m.cfg.Warn("the kernel's own exits are not counted: " + err.Error())
+		return p, nil
+	}
+	p.statsFD = fd
+	if p.stats, err = kvm.NewStats(fd); err != nil {
+		return nil, err
+	}
+	p.statAt = make([]uint64, len(p.stats.Names))
+	return p, nil
+}
+
+func (m *Machine) makeMain() (err error) {
+	if m.main, err = m.newProcessor(0); err == nil {
+		m.Info.StatsFD = m.main.statsFD
+	}
+	return err
+}
+
+func (m *Machine) makeThread() error {
+	p := m.main
+	p.host, p.busy = m.cfg.CPU, true
+	if err := p.makeThread(); err != nil {
+		return err
+	}
+	m.set = vcpu.NewSet(p.thread)
+	return nil
+}
+
+// makeThread prepares the vCPU's host thread; p.host says where it will be.
+func (p *processor) makeThread() (err error) {
+	m, l := p.m, p.ledger
+	l.ID, l.TSCHz, l.CPU = uint32(p.id), m.Info.TSCHz, breaks.NoCPU
+	if p.host >= 0 {
+		l.CPU = uint32(p.host)
+	}
+	l.Magic = breaks.LedgerMagic
+	kind := serialiseKind()
+	m.Info.Serialise = [...]string{1: "SERIALIZE", 2: "CPUID"}[kind]
+	spin := 1000 // some 50 µs of PAUSE: its core has nothing else to do
+	if p.host < 0 {
+		spin = 50
+	}
+	c := vcpu.Config{
+		ID: p.id, VCPU: p.cpu, Ledger: l, CPU: p.host,
+		Window: addr(m.window), UserTop: abi.UserTop,
+		Supervisor: addr(m.sup), SupervisorGPA: abi.SupGPA, SupervisorSize: uint64(len(m.sup)), Root: m.space.Root(),
+		SyscallStub: stub.SyscallEntry, DoneStub: stub.Done, ExceptionStub: stub.Exception, ExceptionStep: stub.ExceptionStep,
+		Frame: addr(m.sup) + uintptr(stub.StackTop(p.id)), Serialise: kind, Handler: p,
+		SpinHost: spin, SpinService: 400,
+	}
+	c.FIFO, c.Float = m.cfg.FIFO, p.host < 0 && p.id > 0
+	c.Constant = m.kernel.Constant
+	if p.id > 0 {
+		c.Constant = m.kernel.ConstantOfAll
+	}
+	p.thread, err = vcpu.New(c)
+	return err
+}
+
+// start counts the vCPU's thread, which has been made, among those that live.
+func (m *Machine) started(p *processor) {
+	m.mu.Lock()
+	m.live++
+	m.mu.Unlock()
+	go func() {
+		<-p.thread.Done()
+		m.mu.Lock()
+		m.live--
+		last := m.live == 0
+		m.mu.Unlock()
+		if last {
+			close(m.done)
+		}
+	}()
+}
+
+func (p *processor) close() error {
+	var err error
+	if p.thread != nil {
+		err = p.thread.Close()
+	}
+	if p.cpu != nil {
+		if e := p.cpu.Close(); err == nil {
+			err = e
+		}
+	}
+	if p.statsFD != 0 {
+		if e := unix.Close(p.statsFD); err == nil {
+			err = e
+		}
+		p.statsFD, p.stats = 0, nil
+	}
+	return err
+}
+
+// fetch reads the segment registers of the current exit, once: FSGSBASE lets the guest change them itself.
+func (p *processor) fetch() *kvm.Sregs {
+	if p.sregs == nil {
+		s, err := p.x.Sregs()
+		if err != nil {
+			panic(err) // becomes the run's error in Serve
+		}
+		p.sregs = s
+	}
+	return p.sregs
+}
+
+// FSBase is linux.CPU's, as the next ones.
+func (p *processor) FSBase() uint64 { return p.fetch().FS.Base }
+
+// GSBase is the base of GS.
+func (p *processor) GSBase() uint64 { return p.fetch().GS.Base }
+
+// SetFSBase takes effect when the exit is answered.
+func (p *processor) SetFSBase(v uint64) { p.fetch().FS.Base = v; p.sregsDirty = true }
+
+// SetGSBase takes effect when the exit is answered.
+func (p *processor) SetGSBase(v uint64) { p.fetch().GS.Base = v; p.sregsDirty = true }
+
+// Registers are the program's, wherever in the supervisor the vCPU stands.
+func (p *processor) Registers() *linux.Registers {
+	if !p.haveRegs {
+		p.regs, p.haveRegs = linux.Registers(*p.x.Regs()), true
+		switch p.x.Cause {
+		case breaks.Syscall, breaks.Seal, breaks.End:
+			// SYSCALL put them there.
+			p.regs.RIP, p.regs.RFLAGS = p.regs.RCX, p.regs.R11
+		}
+	}
+	return &p.regs
+}
+
+// XState is the vCPU's XSAVE area.
+func (p *processor) XState() ([]byte, unix.Errno) {
+	s, err := p.x.XSave()
+	if err != nil {
+		return nil, unix.EIO
+	}
+	return s[:], 0
+}
+
+// SetXState loads an XSAVE area.
+func (p *processor) SetXState(b []byte) unix.Errno {
+	var s kvm.XSave
+	copy(s[:], b)
+	if err := p.x.SetXSave(&s); err != nil {
+		return unix.EINVAL
+	}
+	return 0
+}
+
+// cpuTime is how long the vCPU has executed the guest.
+func (p *processor) cpuTime() time.Duration {
+	return time.Duration(breaks.Nanoseconds(p.ledger.GuestTime(kvm.TSC()), p.m.Info.TSCHz))
+}
+
+func (p *processor) String() string { return fmt.Sprintf("vCPU %d", p.id) }
