@@ -183,6 +183,8 @@ func TestSealedFor(t *testing.T) {
 		{Counts{SealedIn: 7, SealedAt: 90}, 100, 17},
 		{Counts{SealedIn: 7, SealedAt: 90, End: 95}, 100, 12},
 		{Counts{SealedIn: 7, SealedAt: 110}, 100, 7},
+		{Counts{SealedIn: 7, SealedAt: 90, IdleAt: 93}, 100, 10},
+		{Counts{SealedIn: 7, SealedAt: 90, IdleAt: 80}, 100, 7},
 	} {
 		if got := x.c.SealedFor(x.now); got != x.want {
 			t.Errorf("%+v: %d, want %d", x, got, x.want)

@@ -18,7 +18,7 @@ type Facts struct {
 	Timings []Timing
 	Gaps    []GapReport
 
-	// NoStatistics says why KVM's statistics are not in the ledgers; empty: they are.
+	// NoStatistics says why KVM's statistics are in none of the ledgers; empty: Ledger.NoStatistics has it.
 	NoStatistics string
 	NotMeasured  []NotKnown
 	Originators  []Originator
@@ -42,6 +42,17 @@ type Ledger struct {
 	Now    uint64 // TSC of the snapshot; not needed once Counts.End is set
 	// EventsLost are the events of a timeline that was asked for and that were overwritten unread.
 	EventsLost uint64
+	// NoStatistics says why KVM's statistics are not in this ledger; empty: they are.
+	NoStatistics string
+	Threads      Threads
+}
+
+// backend is how the ledger's statistics are to be read; empty: not at all.
+func (f *Facts) backend(l *Ledger) string {
+	if f.NoStatistics != "" || l.NoStatistics != "" {
+		return ""
+	}
+	return f.Host.Backend
 }
 
 // Build makes the report of a run. It cannot fail: what does not add up is said in Books. A snapshot
@@ -66,9 +77,7 @@ func Build(f Facts, ledgers []Ledger) *Report {
 	if r.Host.TSCHz == 0 && len(ledgers) > 0 {
 		r.Host.TSCHz = ledgers[0].Counts.TSCHz
 	}
-	backend := f.Host.Backend
 	if f.NoStatistics != "" {
-		backend = ""
 		r.NotMeasured = append(r.NotMeasured, NotKnown{"exits that the kernel served itself", f.NoStatistics})
 	}
 	if len(ledgers) == 0 {
@@ -76,7 +85,7 @@ func Build(f Facts, ledgers []Ledger) *Report {
 		r.Books.Why = append(r.Books.Why, "no vCPU has a ledger: nothing was counted")
 	}
 	for i := range ledgers {
-		r.addVCPU(&f, &ledgers[i], backend)
+		r.addVCPU(&f, &ledgers[i])
 	}
 	r.TopSites = topSites(&f, ledgers)
 	b := &r.Books
@@ -93,7 +102,7 @@ func Build(f Facts, ledgers []Ledger) *Report {
 			b.Why = append(b.Why, fmt.Sprintf("%d %s", l.n, l.what))
 		}
 	}
-	r.addBudget(&f, ledgers, backend)
+	r.addBudget(&f, ledgers)
 	r.certify(&f)
 	return r
 }
@@ -106,23 +115,26 @@ func list[T any](l []T) []T {
 	return l
 }
 
-func (r *Report) addVCPU(f *Facts, l *Ledger, backend string) {
+func (r *Report) addVCPU(f *Facts, l *Ledger) {
 	c := &l.Counts
+	backend := f.backend(l)
+	if l.NoStatistics != "" && f.NoStatistics == "" {
+		r.NotMeasured = append(r.NotMeasured, NotKnown{fmt.Sprintf("exits of vCPU %d that the kernel served itself", c.ID), l.NoStatistics})
+	}
 	end := c.End
 	if end == 0 {
 		end = max(l.Now, c.LastOut, c.LastIn)
 	}
 	v := VCPUReport{
 		ID: c.ID, Seals: c.Seals, Kicks: c.Kicks,
-		WallNS:   Nanoseconds(span(c.Start, end), c.TSCHz),
+		WallNS:   Nanoseconds(c.Wall(end), c.TSCHz),
 		SealedNS: Nanoseconds(c.SealedFor(end), c.TSCHz),
+		IdleNS:   Nanoseconds(c.IdleFor(end), c.TSCHz),
+		Threads:  list(l.Threads.List), ThreadsNotKept: l.Threads.NotKept,
 	}
 	if c.CPU != NoCPU {
 		cpu := c.CPU
 		v.CPU = &cpu
-	}
-	if c.Start == 0 {
-		v.WallNS = 0
 	}
 	r.Books.SitesLost += c.SiteLost
 	r.Books.StacksLost += c.StackLost
@@ -324,18 +336,24 @@ func (f *Facts) siteName(nr uint32) string {
 	return f.SyscallName(int(nr))
 }
 
-func (r *Report) addBudget(f *Facts, ledgers []Ledger, backend string) {
+// addBudget judges each vCPU on its own sealed book. One that was never sealed has promised nothing: it
+// is judged, as untested, only where none was.
+func (r *Report) addBudget(f *Facts, ledgers []Ledger) {
 	if f.Budget == nil {
 		return
 	}
 	b := *f.Budget
-	b.Backend = backend
+	sealed := slices.ContainsFunc(ledgers, func(l Ledger) bool { return l.Counts.Seals > 0 })
 	s := &BudgetState{Spec: b.Spec, State: Untested, BrokenBy: []string{}, Clauses: []ClauseOfVCPU{}}
 	if len(ledgers) > 0 {
 		s.State = Kept
 	}
 	for i := range ledgers {
 		c := &ledgers[i].Counts
+		if sealed && c.Seals == 0 {
+			continue
+		}
+		b.Backend = f.backend(&ledgers[i])
 		v := b.Check(c, max(ledgers[i].Now, c.LastOut, c.LastIn))
 		for _, k := range v.Clauses {
 			s.Clauses = append(s.Clauses, ClauseOfVCPU{c.ID, k})
@@ -363,8 +381,10 @@ func (r *Report) certify(f *Facts) {
 	fail(r.Books.Unknown > 0, "%d breaks are of unknown cause", r.Books.Unknown)
 	lost := r.Books.EventsLost + r.Books.SitesLost + r.Books.StacksLost
 	fail(lost > 0, "%d records were lost", lost)
+	sealed := slices.ContainsFunc(r.VCPUs, func(v VCPUReport) bool { return v.Seals > 0 })
+	fail(!sealed && len(r.VCPUs) > 1, "no vCPU was ever sealed")
 	for _, v := range r.VCPUs {
-		fail(v.Seals == 0, "vCPU %d was never sealed", v.ID)
+		fail(!sealed && len(r.VCPUs) == 1, "vCPU %d was never sealed", v.ID)
 		fail(v.Sealed.Total > 0, "vCPU %d left the guest %d times while sealed", v.ID, v.Sealed.Total)
 	}
 	r.Certificate = Certificate{FailedClauses: append(failed, f.FailedClauses...)}

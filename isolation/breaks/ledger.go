@@ -80,6 +80,10 @@ type Event struct {
 	Nr      uint32 // bit 31: sealed
 }
 
+// EventIdle in Event.Cause says that the entry is no break: from Out to In the vCPU had no thread of the
+// guest to run. Without it a timeline cannot tell that time from guest time.
+const EventIdle = ^uint32(0)
+
 // VCPU is the ledger of one vCPU.
 type VCPU struct {
 	Magic uint64

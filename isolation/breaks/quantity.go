@@ -27,11 +27,39 @@ func span(from, to uint64) uint64 {
 	return to - from
 }
 
-// SealedFor is the number of TSC cycles that the vCPU has been sealed until now. The clock of a run
-// that has ended stands still at End.
-func (c *Counts) SealedFor(now uint64) uint64 {
+// until is the moment at which the clocks of a vCPU stand still: End, once the run has ended.
+func (c *Counts) until(now uint64) uint64 {
 	if c.End != 0 && c.End < now {
-		now = c.End
+		return c.End
+	}
+	return now
+}
+
+// Wall is the number of TSC cycles from the vCPU's first entry until now, or until the run's end, less
+// those in which it had no thread of the guest.
+func (c *Counts) Wall(now uint64) uint64 {
+	if c.Start == 0 {
+		return 0
+	}
+	return span(c.IdleFor(now), span(c.Start, c.until(now)))
+}
+
+// IdleFor is the number of TSC cycles in which the vCPU had no thread of the guest to run.
+func (c *Counts) IdleFor(now uint64) uint64 {
+	d := c.Idle
+	if c.IdleAt != 0 {
+		d = add(d, span(c.IdleAt, c.until(now)))
+	}
+	return d
+}
+
+// SealedFor is the number of TSC cycles that the vCPU has been sealed until now. The clock of a run
+// that has ended stands still at End, that of a vCPU whose thread has ended sealed when it did: a rate
+// must not be diluted by time in which nothing could break.
+func (c *Counts) SealedFor(now uint64) uint64 {
+	now = c.until(now)
+	if c.IdleAt != 0 {
+		now = min(now, c.IdleAt)
 	}
 	d := c.SealedIn
 	if c.SealedAt != 0 {

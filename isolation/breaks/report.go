@@ -119,6 +119,10 @@ type VCPUReport struct {
 	Breaks   BookReport `json:"breaks"`
 	Open     BookReport `json:"open"`
 	Sealed   BookReport `json:"sealed"`
+	// IdleNS is the time without a thread of the guest; WallNS does not have it.
+	IdleNS         uint64        `json:"idle_ns"`
+	Threads        []GuestThread `json:"threads"`
+	ThreadsNotKept uint64        `json:"threads_not_kept"`
 }
 
 // BookReport is one book. Total and LostNS are the sums over ByCause; what belongs to the run's own
@@ -178,7 +182,7 @@ type BudgetState struct {
 	Clauses  []ClauseOfVCPU `json:"clauses"`
 }
 
-// ClauseOfVCPU is a clause's verdict for one vCPU: every vCPU has the whole budget.
+// ClauseOfVCPU is a clause's verdict for one vCPU: every vCPU that was sealed has the whole budget.
 type ClauseOfVCPU struct {
 	VCPU uint32 `json:"vcpu"`
 	ClauseVerdict

@@ -367,6 +367,41 @@ func TestSchemaHasTheFieldsOfTheTypes(t *testing.T) {
 	}
 }
 
+// The schema's two lists of causes are those of cause.go.
+func TestSchemaHasTheCauses(t *testing.T) {
+	raw, err := os.ReadFile("report.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	type enum struct{ Enum []string }
+	var doc struct {
+		Defs struct {
+			Cause enum
+			Book  struct {
+				Properties struct {
+					ByCause struct{ PropertyNames enum } `json:"by_cause"`
+				}
+			}
+		} `json:"$defs"`
+	}
+	if err := json.Unmarshal(raw, &doc); err != nil {
+		t.Fatal(err)
+	}
+	var all, counted []string
+	for c := range NCause {
+		all = append(all, c.String())
+		if !c.Planned() {
+			counted = append(counted, c.String())
+		}
+	}
+	if got := doc.Defs.Cause.Enum; !slices.Equal(got, all) {
+		t.Errorf("cause: the schema has\n%q\ncause.go\n%q", got, all)
+	}
+	if got := doc.Defs.Book.Properties.ByCause.PropertyNames.Enum; !slices.Equal(got, counted) {
+		t.Errorf("by_cause: the schema has\n%q\ncause.go\n%q", got, counted)
+	}
+}
+
 func asList(v any) []any {
 	l, _ := v.([]any)
 	return l

@@ -28,8 +28,10 @@ func (r *Report) WriteText(w io.Writer, o TextOptions) error {
 	if r.Fault != nil {
 		p.fault(r.Fault)
 	}
-	for i := range r.VCPUs {
-		p.vcpu(&r.VCPUs[i], r.TopSites)
+	if len(r.VCPUs) > 1 {
+		p.vcpus(r.VCPUs, r.TopSites)
+	} else if len(r.VCPUs) == 1 {
+		p.vcpu(&r.VCPUs[0], r.TopSites)
 	}
 	p.sites(r.TopSites, o.Sites)
 	for i := range r.GapRecords {
@@ -119,16 +121,20 @@ func (p *page) vcpu(v *VCPUReport, sites []TopSite) {
 	p.line("  %s, %s per second, %s", plural(all.Total, "break"), rate(all.Total, v.WallNS), lostText(all, v.WallNS))
 	open := span(v.SealedNS, v.WallNS)
 	if v.Seals == 0 {
-		p.book("never sealed", &v.Open, open, sites)
+		p.book("never sealed", &v.Open, open, sites, nowhere)
 		return
 	}
-	p.book("sealed", &v.Sealed, v.SealedNS, sites)
+	p.book("sealed", &v.Sealed, v.SealedNS, sites, nowhere)
 	if open > 0 || v.Open.Returns > 0 || v.Open.Total > 0 {
-		p.book("open (not sealed)", &v.Open, open, sites)
+		p.book("open (not sealed)", &v.Open, open, sites, nowhere)
 	}
 }
 
-func (p *page) book(title string, b *BookReport, ns uint64, sites []TopSite) {
+// nowhere is who had the worst break where there is one vCPU only.
+func nowhere(string) string { return "" }
+
+// book prints one book of one vCPU, or of several added up; who says whose the worst break of a cause was.
+func (p *page) book(title string, b *BookReport, ns uint64, sites []TopSite, who func(cause string) string) {
 	p.line("")
 	if b.Total == 0 {
 		p.line("  %s, %s: no breaks%s", p.paint(bold, title), duration(ns), plannedText(b))
@@ -159,7 +165,7 @@ func (p *page) book(title string, b *BookReport, ns uint64, sites []TopSite) {
 	t.row("total", strconv.FormatUint(b.Total, 10), rate(b.Total, ns), lost, longest, "")
 	t.write(p, "    ")
 	if worst != "" {
-		p.line("    worst break: %s, %s%s", duration(b.MaxNS), worst, siteOf(sites, worst, b.MaxNS))
+		p.line("    worst break: %s, %s%s%s", duration(b.MaxNS), worst, siteOf(sites, worst, b.MaxNS), who(worst))
 	}
 }
 
@@ -368,16 +374,7 @@ func (p *page) verdict(r *Report) {
 			style = red
 		}
 		p.line("  budget  %s: %s", p.paint(style, map[bool]string{true: "kept", false: strings.ToUpper(string(b.State))}[b.OK]), clean(b.Spec))
-		for _, c := range b.Clauses {
-			switch {
-			case c.State == Kept:
-				p.line("          - %s: %s used", clean(c.Clause), used(c.ClauseVerdict))
-			case c.State == Broken:
-				p.line("          - %s vCPU %d: %s", p.paint(red, "broken:"), c.VCPU, clean(c.Why))
-			default:
-				p.line("          - %s %s: %s", c.State, clean(c.Clause), clean(c.Why))
-			}
-		}
+		p.verdicts(b, len(r.VCPUs) > 1)
 	}
 	for _, n := range r.NotMeasured {
 		p.line("  not measured: %s: %s", clean(n.What), clean(n.Why))
