@@ -67,39 +67,74 @@ func Threads(pid int) ([]int, error) {
 	return list, nil
 }
 
+// Astray lists the threads of a process, but those in except, whose affinity is not keep.
+func Astray(pid int, keep []int, except ...int) (list []int, err error) {
+	want := setOf(keep)
+	tids, err := Threads(pid)
+	if err != nil {
+		return nil, err
+	}
+	for _, tid := range tids {
+		if slices.Contains(except, tid) {
+			continue
+		}
+		var have unix.CPUSet
+		err := unix.SchedGetaffinity(tid, &have)
+		if errors.Is(err, unix.ESRCH) || err == nil && have == want {
+			continue // it has ended, or is where it should be
+		}
+		if err != nil {
+			return nil, fmt.Errorf("the affinity of thread %d: %w", tid, err)
+		}
+		list = append(list, tid)
+	}
+	return list, nil
+}
+
+// MayRunOn reports whether a thread's affinity has any of these CPUs. One that has ended may run nowhere.
+func MayRunOn(tid int, cpus []int) bool {
+	var have unix.CPUSet
+	return unix.SchedGetaffinity(tid, &have) == nil && slices.ContainsFunc(cpus, have.IsSet)
+}
+
+func setOf(cpus []int) (s unix.CPUSet) {
+	for _, c := range cpus {
+		s.Set(c)
+	}
+	return s
+}
+
+// Put gives a thread the affinity cpus. It reports false when the thread has ended.
+func Put(tid int, cpus []int) (bool, error) {
+	s := setOf(cpus)
+	err := unix.SchedSetaffinity(tid, &s)
+	if errors.Is(err, unix.ESRCH) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("keep thread %d on CPUs %s: %w", tid, Format(cpus), err)
+	}
+	return true, nil
+}
+
 // KeepOff gives every thread of a process, but those in except, the affinity keep. It repeats until a pass
 // finds nothing to change: a thread that was made meanwhile by one not yet moved is found by the next
 // pass, and those made later inherit. It returns how many it moved.
 func KeepOff(pid int, keep []int, except ...int) (moved int, err error) {
-	var want unix.CPUSet
-	for _, c := range keep {
-		want.Set(c)
-	}
 	for range 100 {
 		changed := 0
-		tids, err := Threads(pid)
+		tids, err := Astray(pid, keep, except...)
 		if err != nil {
 			return moved, err
 		}
 		for _, tid := range tids {
-			if slices.Contains(except, tid) {
-				continue
-			}
-			var have unix.CPUSet
-			err := unix.SchedGetaffinity(tid, &have)
-			if err == nil && have == want {
-				continue
-			}
-			if err == nil {
-				err = unix.SchedSetaffinity(tid, &want)
-			}
-			if errors.Is(err, unix.ESRCH) {
-				continue // it has ended
-			}
+			ok, err := Put(tid, keep)
 			if err != nil {
-				return moved, fmt.Errorf("keep thread %d on CPUs %s: %w", tid, Format(keep), err)
+				return moved, err
 			}
-			changed++
+			if ok {
+				changed++
+			}
 		}
 		moved += changed
 		if changed == 0 {

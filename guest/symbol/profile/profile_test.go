@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -255,5 +256,39 @@ func TestTraceErrors(t *testing.T) {
 	}
 	if err := tr.Add(Event{StartNs: -5, EndNs: 1}); err != nil {
 		t.Errorf("an event before the start of the trace: %v", err)
+	}
+}
+
+// A track is named by its number, then by what it executes, each name once.
+func TestTrackNames(t *testing.T) {
+	var b bytes.Buffer
+	tr, err := NewTrace(&b, 0, "p")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"rt", "rt", "rt, \"w\x1b"} {
+		if err := errors.Join(tr.Track(3, name), tr.Add(Event{VCPU: 3, Name: "guest"}), tr.Add(Event{VCPU: 4, Name: "guest"})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tr.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var events []struct {
+		Name string
+		Tid  int
+		Args map[string]any
+	}
+	if err := json.Unmarshal(b.Bytes(), &events); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, e := range events {
+		if e.Name == "thread_name" {
+			got = append(got, fmt.Sprint(e.Tid, " ", e.Args["name"]))
+		}
+	}
+	if want := []string{"3 vCPU 3: rt", "4 vCPU 4", "3 vCPU 3: rt, \"w\x1b"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
 	}
 }

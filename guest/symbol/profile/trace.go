@@ -25,8 +25,8 @@ type Trace struct {
 	err    error
 	n      int
 	closed bool
-	base   int64 // subtracted from all times, so that small numbers keep their digits
-	known  map[int]bool
+	base   int64          // subtracted from all times, so that small numbers keep their digits
+	names  map[int]string // of the tracks that are known
 	lost   uint64
 }
 
@@ -46,7 +46,7 @@ type Event struct {
 // NewTrace begins a timeline on w. startNs is the time that the viewers show as 0; program names the
 // process.
 func NewTrace(w io.Writer, startNs int64, program string) (*Trace, error) {
-	t := &Trace{w: bufio.NewWriterSize(w, 64<<10), base: startNs, known: map[int]bool{}}
+	t := &Trace{w: bufio.NewWriterSize(w, 64<<10), base: startNs, names: map[int]string{}}
 	t.raw("[")
 	t.put(event{Ph: "M", Name: "process_name", Args: map[string]any{"name": "cloister " + program}})
 	t.put(event{Ph: "C", Name: "lost events", Args: map[string]any{"lost": 0}})
@@ -82,7 +82,7 @@ func (t *Trace) Add(e Event) error {
 	if e.EndNs < e.StartNs {
 		return fmt.Errorf("write trace: event %q of vCPU %d ends %d ns before it starts", e.Name, e.VCPU, e.StartNs-e.EndNs)
 	}
-	t.track(e.VCPU)
+	t.known(e.VCPU)
 	dur := micros(e.EndNs - e.StartNs)
 	out := event{Name: e.Name, Cat: "guest", Ph: "X", Tid: e.VCPU, Ts: micros(e.StartNs - t.base), Dur: &dur,
 		Args: map[string]any{"sealed": e.Sealed}}
@@ -99,7 +99,7 @@ func (t *Trace) Add(e Event) error {
 
 // Lost says that n more events before atNs were lost; the counter track shows the sum.
 func (t *Trace) Lost(vcpu int, atNs int64, n uint64) error {
-	t.track(vcpu)
+	t.known(vcpu)
 	t.lost += n
 	t.put(event{Ph: "C", Name: "lost events", Ts: micros(atNs - t.base), Args: map[string]any{"lost": t.lost}})
 	// A mark on the track itself: a gap between slices is not guest time there.
@@ -107,12 +107,33 @@ func (t *Trace) Lost(vcpu int, atNs int64, n uint64) error {
 	return t.err
 }
 
-// track names a vCPU's track once.
-func (t *Trace) track(vcpu int) {
-	if !t.known[vcpu] {
-		t.known[vcpu] = true
-		t.put(event{Ph: "M", Name: "thread_name", Tid: vcpu, Args: map[string]any{"name": fmt.Sprintf("vCPU %d", vcpu)}})
+// Track names a vCPU's track by its number and, where it is not empty, by what it executes. It may be called
+// again: the viewers show the latest name.
+func (t *Trace) Track(vcpu int, name string) error {
+	t.track(vcpu, name)
+	return t.err
+}
+
+func (t *Trace) track(vcpu int, name string) {
+	if name != "" {
+		name = ": " + name
+	}
+	name = fmt.Sprintf("vCPU %d", vcpu) + name
+	was, known := t.names[vcpu]
+	if was == name {
+		return
+	}
+	t.names[vcpu] = name
+	t.put(event{Ph: "M", Name: "thread_name", Tid: vcpu, Args: map[string]any{"name": name}})
+	if !known {
 		t.put(event{Ph: "M", Name: "thread_sort_index", Tid: vcpu, Args: map[string]any{"sort_index": vcpu}})
+	}
+}
+
+// known names a vCPU's track that nobody has named.
+func (t *Trace) known(vcpu int) {
+	if t.names[vcpu] == "" {
+		t.track(vcpu, "")
 	}
 }
 
