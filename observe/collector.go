@@ -27,12 +27,14 @@ const (
 	mLength
 	mGuest
 	mWall
+	mIdle
 	mSealedTime
 	mSealed
 	mSeals
 	mKicks
 	mState
 	mInfo
+	mThread
 	mKVM
 	mClosed
 	mLeftBreaks
@@ -56,13 +58,15 @@ var metrics = [nMetric]metric{
 	mLost:        {"cloister_lost_seconds_total", prometheus.CounterValue, perCause, "Time outside the guest, of breaks that returned to the engine."},
 	mLength:      {"cloister_break_length_seconds", prometheus.UntypedValue, perCause, "Length of breaks that returned to the engine."},
 	mGuest:       {"cloister_guest_seconds_total", prometheus.CounterValue, perBook, "Time inside KVM_RUN."},
-	mWall:        {"cloister_wall_seconds_total", prometheus.CounterValue, []string{"vm", "vcpu"}, "Time since the first instruction."},
+	mWall:        {"cloister_wall_seconds_total", prometheus.CounterValue, []string{"vm", "vcpu"}, "Time since the first instruction, idle time left out."},
+	mIdle:        {"cloister_idle_seconds_total", prometheus.CounterValue, []string{"vm", "vcpu"}, "Time in which the vCPU had no thread of the program to run."},
 	mSealedTime:  {"cloister_sealed_seconds_total", prometheus.CounterValue, []string{"vm", "vcpu"}, "Time under isolation."},
 	mSealed:      {"cloister_sealed", prometheus.GaugeValue, []string{"vm", "vcpu"}, "1 while the program is isolated."},
 	mSeals:       {"cloister_seals_total", prometheus.CounterValue, []string{"vm", "vcpu"}, "How often the program asked for isolation."},
 	mKicks:       {"cloister_kicks_total", prometheus.CounterValue, []string{"vm", "vcpu"}, "Stop requests that the vCPU acknowledged."},
 	mState:       {"cloister_vcpu_state", prometheus.GaugeValue, []string{"vm", "vcpu", "state"}, "1 for the state that the vCPU is in, 0 for the others."},
 	mInfo:        {"cloister_vcpu_info", prometheus.GaugeValue, []string{"vm", "vcpu", "cpu"}, "Always 1; the host CPU that the vCPU owns, or none."},
+	mThread:      {"cloister_vcpu_thread_info", prometheus.GaugeValue, []string{"vm", "vcpu", "thread"}, "Always 1; the name of the program's thread that the vCPU has, or had last."},
 	mKVM:         {"cloister_kvm_statistic_total", prometheus.CounterValue, []string{"vm", "vcpu", "statistic", "sealed"}, "KVM's own statistics of the vCPU."},
 	mClosed:      {"cloister_books_closed", prometheus.GaugeValue, perBook, "1 while KVM's statistics and the returns of KVM_RUN add up."},
 	mLeftBreaks:  {"cloister_budget_left_breaks", prometheus.GaugeValue, perClause, "What a clause of the budget still allows; negative when it is broken."},
@@ -91,13 +95,14 @@ type Collector struct {
 	descs  [nMetric]*prometheus.Desc
 
 	mu       sync.Mutex
+	names    map[uint32]map[string]bool // of threads, that each vCPU has shown: invariant 3
 	failures uint64
 	highest  map[string]float64 // of every counter: invariant 2
 }
 
 // NewCollector makes the collector of a VM.
 func NewCollector(vm VM, source Source) *Collector {
-	c := &Collector{vm: vm, source: source, highest: map[string]float64{}}
+	c := &Collector{vm: vm, source: source, highest: map[string]float64{}, names: map[uint32]map[string]bool{}}
 	for i, m := range metrics {
 		c.descs[i] = prometheus.NewDesc(m.name, m.help, m.labels, nil)
 	}
@@ -170,12 +175,36 @@ func (g *gathering) snapshot(s *Snapshot) {
 	g.put(mStrays, float64(s.Strays), vm)
 }
 
-func (g *gathering) vcpu(s *Snapshot, c *breaks.Counts) {
+// maxNames is how many names of threads one vCPU may show in its life. The program chooses them, and each
+// makes a series that a Prometheus keeps.
+const maxNames = 8
+
+// otherThread is shown in place of names that came later. No thread is called so: it is longer than a name.
+const otherThread = "(a later thread)"
+
+// thread is the label for a thread's name.
+func (c *Collector) thread(vcpu uint32, name string) string {
+	name = breaks.ThreadName(name)
+	known := c.names[vcpu]
+	switch {
+	case known == nil:
+		known = map[string]bool{}
+		c.names[vcpu] = known
+	case !known[name] && len(known) == maxNames:
+		return otherThread
+	}
+	known[name] = true
+	return name
+}
+
+func (g *gathering) vcpu(s *Snapshot, l *Ledger) {
+	c := &l.Counts
 	vm, id := g.c.vm.Name, strconv.FormatUint(uint64(c.ID), 10)
 	hz := float64(c.TSCHz)
 	timed := c.TSCHz != 0
 	if timed {
-		g.put(mWall, float64(wall(c, s.Now))/hz, vm, id)
+		g.put(mWall, float64(c.Wall(s.Now))/hz, vm, id)
+		g.put(mIdle, float64(c.IdleFor(s.Now))/hz, vm, id)
 		g.put(mSealedTime, float64(c.SealedFor(s.Now))/hz, vm, id)
 	}
 	g.put(mSealed, bit(c.Sealed != 0), vm, id)
@@ -189,22 +218,26 @@ func (g *gathering) vcpu(s *Snapshot, c *breaks.Counts) {
 		cpu = strconv.FormatUint(uint64(c.CPU), 10)
 	}
 	g.put(mInfo, 1, vm, id, cpu)
+	if l.Thread != "" {
+		g.put(mThread, 1, vm, id, g.c.thread(c.ID, l.Thread))
+	}
 	g.put(mRecordsLost, float64(c.SiteLost), vm, id, "site")
 	g.put(mRecordsLost, float64(c.StackLost), vm, id, "stack")
-	if s.EventsLost != nil {
-		g.put(mRecordsLost, float64(*s.EventsLost), vm, id, "event")
+	if l.EventsLost != nil {
+		g.put(mRecordsLost, float64(*l.EventsLost), vm, id, "event")
 	}
 	for half := range c.Book {
-		g.book(s, c, half, vm, id, strconv.FormatBool(half == breaks.Sealed))
+		g.book(s, l, half, vm, id, strconv.FormatBool(half == breaks.Sealed))
 	}
 	if b := g.c.vm.Budget; b != nil {
-		g.budget(*b, c, s, vm, id)
+		g.budget(*b, l, s, vm, id)
 	}
 }
 
-func (g *gathering) book(s *Snapshot, c *breaks.Counts, half int, vm, id, sealed string) {
+func (g *gathering) book(s *Snapshot, l *Ledger, half int, vm, id, sealed string) {
+	c := &l.Counts
 	b, hz := &c.Book[half], float64(c.TSCHz)
-	kernel, known, closed, _ := kernelHalf(c, half, g.c.vm.backend(s))
+	kernel, known, closed, _ := kernelHalf(c, half, g.c.vm.backend(l))
 	for k := range breaks.NCause {
 		count := &b.Cause[k]
 		if k.FromKernel() {
@@ -226,7 +259,7 @@ func (g *gathering) book(s *Snapshot, c *breaks.Counts, half int, vm, id, sealed
 	if hz != 0 {
 		g.put(mGuest, float64(inGuest(c, half, s.Now))/hz, vm, id, sealed)
 	}
-	if g.c.vm.backend(s) == "" {
+	if g.c.vm.backend(l) == "" {
 		return
 	}
 	g.put(mClosed, bit(closed), vm, id, sealed)
@@ -248,9 +281,9 @@ func lengths(hist *[breaks.NHist]uint64, hz float64) (n uint64, buckets map[floa
 	return n, buckets
 }
 
-func (g *gathering) budget(b breaks.Budget, c *breaks.Counts, s *Snapshot, vm, id string) {
-	b.Backend = g.c.vm.backend(s)
-	for i, v := range b.Check(c, s.Now).Clauses {
+func (g *gathering) budget(b breaks.Budget, l *Ledger, s *Snapshot, vm, id string) {
+	b.Backend = g.c.vm.backend(l)
+	for i, v := range b.Check(&l.Counts, s.Now).Clauses {
 		per := "run"
 		if b.Clauses[i].PerSecond {
 			per = "second"

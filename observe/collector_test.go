@@ -100,7 +100,9 @@ func TestNotKnownIsNotShown(t *testing.T) {
 	if !strings.Contains(text, `cloister_books_closed{sealed="false",`+second+"0\n") {
 		t.Error("books that do not close are said to be closed")
 	}
-	s.NoStatistics = true
+	for i := range s.VCPUs {
+		s.VCPUs[i].NoStatistics = true
+	}
 	text = scrape(t, MetricsHandler(vm, always(s)))
 	for c := range breaks.NCause {
 		if has := strings.Contains(text, `cloister_breaks_total{cause="`+c.String()+`",`); has == c.FromKernel() {

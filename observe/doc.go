@@ -9,7 +9,8 @@
 //  1. A scrape and a request cost the engine nothing: they read a Snapshot and write none.
 //  2. A counter never falls between two scrapes, though some are differences of figures that were not
 //     read at the same instant; a figure that is not known is left out, not shown as 0.
-//  3. The values of every label come from a list that is closed for the life of a VM.
+//  3. The values of every label come from a list that is closed for the life of a VM, but names of the guest's
+//     threads: of those a vCPU shows a bounded number.
 //  4. What a client sends is bounded (size, time, number at once), and so is what a server sends back.
 //  5. The terminal is left as it was found, however the view ends.
 //

@@ -27,7 +27,7 @@ func book(c *breaks.Counts, half int, cause breaks.Cause, n, cycles uint64) {
 }
 
 // fake is a VM with one of everything: 10 s old, sealed for the last 4, two vCPUs of which the second
-// owns no core and is parked.
+// owns no core, had no thread for a second, and is parked.
 func fake(t *testing.T) (VM, *Snapshot) {
 	t.Helper()
 	budget, err := breaks.Parse("total<=100,syscall<=2/s,max<=50us,kernel=0")
@@ -48,10 +48,10 @@ func fake(t *testing.T) (VM, *Snapshot) {
 	// One exit and one transit a call, and the exceptions; the rest are the kernel's own.
 	c.Book[breaks.Open].Kernel = [breaks.NKernel]uint64{41*2 + 5 + 7, 5, 7, 41, 0, 0, 1, 2}
 	c.Book[breaks.Sealed].Kernel = [breaks.NKernel]uint64{10*2 + 30 + 4, 30, 0, 10, 3, 0, 0, 0}
-	second := breaks.Counts{ID: 1, CPU: breaks.NoCPU, State: breaks.StateParked, TSCHz: hz, Start: 2 * hz}
+	second := breaks.Counts{ID: 1, CPU: breaks.NoCPU, State: breaks.StateParked, TSCHz: hz, Start: 2 * hz, Idle: hz}
 	second.Book[breaks.Open].Kernel[breaks.KernelIRQ] = 3 // more than there were exits: the books do not close
 	lost, guest := uint64(5), uint64(64<<20)
-	return vm, &Snapshot{VCPUs: []breaks.Counts{c, second}, Now: 11 * hz, EventsLost: &lost, Strays: 1,
+	return vm, &Snapshot{VCPUs: []Ledger{{Counts: c, Thread: "loop", EventsLost: &lost}, {Counts: second, Thread: "log\x1b\"ger", EventsLost: &lost}}, Now: 11 * hz, Strays: 1,
 		Memory: Memory{Engine: &Resident{2 << 20, 5 << 20}, Monitor: &Resident{3 << 20, 4 << 20}, Guest: &guest}}
 }
 

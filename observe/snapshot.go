@@ -29,17 +29,25 @@ type VM struct {
 
 // Snapshot is a VM at one moment.
 type Snapshot struct {
-	// VCPUs are consistent copies, KVM's statistics since the last border added to the book that is open.
-	VCPUs []breaks.Counts
+	// VCPUs are those that have run, by their ids.
+	VCPUs []Ledger
 	// Now is the host's TSC at the copy, cycles.
 	Now uint64
+	// Strays counts threads of Cloister's own that were found on a dedicated core, and moved.
+	Strays uint64
+	Memory Memory
+}
+
+// Ledger is one vCPU at the moment of a Snapshot.
+type Ledger struct {
+	// Counts is a consistent copy, KVM's statistics since the last border added to the book that is open.
+	breaks.Counts
+	// Thread is the name of the guest's thread that it has, or had last; empty: not known. The guest chooses it.
+	Thread string
 	// NoStatistics: KVM's statistics were not read, so the causes that the kernel serves are not known.
 	NoStatistics bool
 	// EventsLost counts events that came too fast for the timeline; nil where none is kept.
 	EventsLost *uint64
-	// Strays counts threads of Cloister's own that were found on a dedicated core, and moved.
-	Strays uint64
-	Memory Memory
 }
 
 // Source takes a snapshot. It is called from any goroutine, and gives up when the context ends.
@@ -93,9 +101,9 @@ func parseStatm(s string, page uint64) (*Resident, error) {
 	return &Resident{Private: (resident - min(shared, resident)) * page, Shared: shared * page}, nil
 }
 
-// backend is how the snapshot's statistics are to be read; empty: not at all.
-func (v *VM) backend(s *Snapshot) string {
-	if s.NoStatistics {
+// backend is how a vCPU's statistics are to be read; empty: not at all.
+func (v *VM) backend(l *Ledger) string {
+	if l.NoStatistics {
 		return ""
 	}
 	return v.Backend
@@ -125,13 +133,23 @@ func inGuest(c *breaks.Counts, half int, now uint64) uint64 {
 	return n
 }
 
-// wall is the time from the first entry until now, or until the run's end, cycles.
-func wall(c *breaks.Counts, now uint64) uint64 {
-	switch {
-	case c.Start == 0:
-		return 0
-	case c.End != 0:
-		now = c.End
+// wallNS is the time since the first entry of the vCPU that began first until now, or until the last one's
+// end. Unlike a vCPU's own it has the time in which some of them were idle.
+func (s *Snapshot) wallNS() uint64 {
+	var first, last, hz uint64
+	for i := range s.VCPUs {
+		c := &s.VCPUs[i].Counts
+		if c.Start == 0 {
+			continue
+		}
+		if first == 0 || c.Start < first {
+			first, hz = c.Start, c.TSCHz
+		}
+		end := c.End
+		if end == 0 {
+			end = s.Now
+		}
+		last = max(last, end)
 	}
-	return now - min(c.Start, now)
+	return breaks.Nanoseconds(last-min(first, last), hz)
 }

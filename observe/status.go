@@ -53,6 +53,10 @@ type VCPU struct {
 	Kicks    uint64  `json:"kicks"`
 	Open     Book    `json:"open"`
 	Sealed   Book    `json:"sealed"`
+	// Thread is the name of the guest's thread that it has, or had last; empty: not known.
+	Thread string `json:"thread"`
+	// IdleNS is the time without a thread of the guest; WallNS does not have it.
+	IdleNS uint64 `json:"idle_ns"`
 }
 
 // Book is the breaks of a vCPU while it was open, or while sealed.
@@ -98,23 +102,25 @@ func NewStatus(vm VM, s *Snapshot) *Status {
 	if len(s.VCPUs) == 0 {
 		st.State = Starting
 	}
+	st.WallNS = s.wallNS()
 	for i := range s.VCPUs {
-		c := &s.VCPUs[i]
-		v := VCPU{ID: c.ID, State: "unknown", WallNS: breaks.Nanoseconds(wall(c, s.Now), c.TSCHz),
+		l := &s.VCPUs[i]
+		c := &l.Counts
+		v := VCPU{ID: c.ID, State: "unknown", WallNS: breaks.Nanoseconds(c.Wall(s.Now), c.TSCHz),
+			Thread: breaks.ThreadName(l.Thread), IdleNS: breaks.Nanoseconds(c.IdleFor(s.Now), c.TSCHz),
 			SealedNS: breaks.Nanoseconds(c.SealedFor(s.Now), c.TSCHz), Seals: c.Seals, Kicks: c.Kicks,
-			Open: vm.book(s, c, breaks.Open), Sealed: vm.book(s, c, breaks.Sealed)}
+			Open: vm.book(s, l, breaks.Open), Sealed: vm.book(s, l, breaks.Sealed)}
 		if cpu := c.CPU; cpu != breaks.NoCPU {
 			v.CPU = &cpu
 		}
 		if int(c.State) < len(states) {
 			v.State = states[c.State]
 		}
-		st.WallNS = max(st.WallNS, v.WallNS)
 		st.State = worst(st.State, state(c))
 		st.VCPUs = append(st.VCPUs, v)
 		if vm.Budget != nil {
 			b := *vm.Budget
-			b.Backend = vm.backend(s)
+			b.Backend = vm.backend(l)
 			for _, cl := range b.Check(c, s.Now).Clauses {
 				st.Budget = append(st.Budget, Clause{c.ID, cl})
 			}
@@ -150,10 +156,11 @@ func worst(a, b string) string {
 	return NotKnown
 }
 
-func (v *VM) book(s *Snapshot, c *breaks.Counts, half int) Book {
+func (v *VM) book(s *Snapshot, l *Ledger, half int) Book {
+	c := &l.Counts
 	b := &c.Book[half]
 	out := Book{ByCause: map[string]Cause{}, GuestNS: breaks.Nanoseconds(inGuest(c, half, s.Now), c.TSCHz)}
-	kernel, known, ok, why := kernelHalf(c, half, v.backend(s))
+	kernel, known, ok, why := kernelHalf(c, half, v.backend(l))
 	if !ok {
 		out.NotKnown = why
 	}

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/cloister-vmm/cloister/isolation/breaks"
 )
 
 // WriteList prints the table of `cloister ps`. A VM without a monitor shows what its ledger tells.
@@ -83,15 +85,20 @@ func WriteStats(w io.Writer, before, now *Status) error {
 	if m := now.Memory; m.Engine != nil && m.Monitor != nil && m.Guest != nil {
 		fmt.Fprintf(t, "memory: engine %s private, monitor %s private, guest %s\n", size(m.Engine.Private), size(m.Monitor.Private), size(*m.Guest))
 	}
+	several := len(now.VCPUs) > 1
+	if several {
+		writeVCPUs(t, before, now)
+	}
+	sealed := false
 	for i := range now.VCPUs {
 		v := &now.VCPUs[i]
-		var old *VCPU
-		if before != nil && i < len(before.VCPUs) && before.VCPUs[i].ID == v.ID {
-			old = &before.VCPUs[i]
-		}
-		writeVCPU(t, old, v)
+		sealed = sealed || v.Seals > 0
+		writeVCPU(t, before.vcpu(v.ID), v, several)
 	}
 	for _, c := range now.Budget {
+		if sealed && c.State == breaks.Untested {
+			continue // a vCPU that was never sealed is not held against those that were
+		}
 		fmt.Fprintf(t, "\nbudget, vCPU %d: %s: %s", c.VCPU, c.Clause, c.State)
 		if c.Why != "" {
 			fmt.Fprintf(t, " (%s)", oneLine(c.Why))
@@ -103,12 +110,71 @@ func WriteStats(w io.Writer, before, now *Status) error {
 	return t.Flush()
 }
 
-func writeVCPU(t io.Writer, old, v *VCPU) {
-	cpu := "no core of its own"
+// vcpu finds the vCPU of that id; nil: there is none yet.
+func (s *Status) vcpu(id uint32) *VCPU {
+	if s == nil {
+		return nil
+	}
+	for i := range s.VCPUs {
+		if s.VCPUs[i].ID == id {
+			return &s.VCPUs[i]
+		}
+	}
+	return nil
+}
+
+// writeVCPUs shows who the vCPUs are, one a line.
+func writeVCPUs(t io.Writer, before, now *Status) {
+	fmt.Fprintln(t, "\n  vcpu\tcpu\tthread\tstate\twall\tbreaks\tper second\tsealed\tsealed breaks")
+	for i := range now.VCPUs {
+		v := &now.VCPUs[i]
+		cpu, sealed, spent, rate := "-", "never", "-", "-"
+		if v.CPU != nil {
+			cpu = strconv.FormatUint(uint64(*v.CPU), 10)
+		}
+		if v.Seals > 0 {
+			sealed, spent = span(v.SealedNS), v.Sealed.least()
+		}
+		n := v.Open.Total + v.Sealed.Total
+		if old := before.vcpu(v.ID); old != nil && v.WallNS > old.WallNS {
+			was := old.Open.Total + old.Sealed.Total
+			rate = perSecond(n-min(was, n), v.WallNS-old.WallNS)
+		}
+		all := strconv.FormatUint(n, 10)
+		if v.Open.NotKnown != "" || v.Sealed.NotKnown != "" {
+			all = ">=" + all
+		}
+		fmt.Fprintf(t, "  %d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.ID, cpu, v.thread(), v.State, span(v.WallNS), all, rate, sealed, spent)
+	}
+}
+
+func (v *VCPU) thread() string {
+	if name := oneLine(v.Thread); name != "" {
+		return name
+	}
+	return "-"
+}
+
+// least is the total of a book, and ">=" where not all of it is known.
+func (b *Book) least() string {
+	if b.NotKnown != "" {
+		return ">=" + strconv.FormatUint(b.Total, 10)
+	}
+	return strconv.FormatUint(b.Total, 10)
+}
+
+func writeVCPU(t io.Writer, old, v *VCPU, several bool) {
+	cpu, who, idle := "no core of its own", "", ""
 	if v.CPU != nil {
 		cpu = fmt.Sprintf("CPU %d", *v.CPU)
 	}
-	fmt.Fprintf(t, "\nvCPU %d on %s: %s, sealed %s\n", v.ID, cpu, v.State, span(v.SealedNS))
+	if several {
+		who = fmt.Sprintf(" (%s)", v.thread())
+	}
+	if v.IdleNS > 0 {
+		idle = ", without a thread " + span(v.IdleNS)
+	}
+	fmt.Fprintf(t, "\nvCPU %d%s on %s: %s, sealed %s%s\n", v.ID, who, cpu, v.State, span(v.SealedNS), idle)
 	fmt.Fprintln(t, "  cause\tsealed\tper second\topen\tper second\tlost\tworst")
 	names := map[string]bool{}
 	for _, b := range []*Book{&v.Open, &v.Sealed} {
@@ -152,19 +218,13 @@ func writeVCPU(t io.Writer, old, v *VCPU) {
 		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%s\t%s\t%s\n", name, v.Sealed.count(bare), pace(&was.Sealed, &v.Sealed, bare, dt),
 			v.Open.count(bare), pace(&was.Open, &v.Open, bare, dt), lost, worst)
 	}
-	least := func(b *Book) string {
-		if b.NotKnown != "" {
-			return ">=" + strconv.FormatUint(b.Total, 10)
-		}
-		return strconv.FormatUint(b.Total, 10)
-	}
 	between := func(a, b uint64) string {
 		if dt == 0 {
 			return "-"
 		}
 		return perSecond(b-min(a, b), dt)
 	}
-	fmt.Fprintf(t, "  total\t%s\t%s\t%s\t%s\t%s\t\n", least(&v.Sealed), between(was.Sealed.Total, v.Sealed.Total), least(&v.Open),
+	fmt.Fprintf(t, "  total\t%s\t%s\t%s\t%s\t%s\t\n", v.Sealed.least(), between(was.Sealed.Total, v.Sealed.Total), v.Open.least(),
 		between(was.Open.Total, v.Open.Total), span(v.Sealed.LostNS+v.Open.LostNS))
 	for _, why := range []string{v.Open.NotKnown, v.Sealed.NotKnown} {
 		if why != "" {

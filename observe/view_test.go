@@ -14,13 +14,16 @@ func views(t *testing.T) (before, now, orphan *Status) {
 	before = NewStatus(vm, s)
 	_, later := fake(t)
 	later.Now += hz
-	c := &later.VCPUs[0]
+	c := &later.VCPUs[0].Counts
 	book(c, breaks.Sealed, breaks.Syscall, 3, 180_000)
 	c.Book[breaks.Sealed].Kernel[breaks.KernelExits] += 6 + 250
 	c.Book[breaks.Sealed].Kernel[breaks.KernelEmulation] += 3
 	c.Book[breaks.Sealed].Kernel[breaks.KernelIRQ] += 250
 	now = NewStatus(vm, later)
-	vm.Monitor, later.NoStatistics, later.Memory.Monitor = 0, true, nil
+	vm.Monitor, later.Memory.Monitor = 0, nil
+	for i := range later.VCPUs {
+		later.VCPUs[i].NoStatistics = true
+	}
 	return before, now, NewStatus(vm, later)
 }
 
@@ -71,9 +74,10 @@ func TestStates(t *testing.T) {
 		{breaks.Counts{State: breaks.StateGuest, Start: 1}, Open},
 		{breaks.Counts{State: breaks.StateServing, Start: 1, Sealed: 1}, Sealed},
 		{breaks.Counts{State: breaks.StateParked, Start: 1, Sealed: 1}, Parked},
+		{breaks.Counts{State: breaks.StateIdle, Start: 1}, Idle},
 		{breaks.Counts{State: breaks.StateEnded, Start: 1, Sealed: 1}, Ended},
 	} {
-		s, err := always(&Snapshot{VCPUs: []breaks.Counts{x.c}})(context.Background())
+		s, err := always(&Snapshot{VCPUs: []Ledger{{Counts: x.c}}})(context.Background())
 		if err != nil {
 			t.Fatal(err)
 		}

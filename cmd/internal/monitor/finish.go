@@ -42,7 +42,7 @@ func (m *monitor) write(r *breaks.Report, end session.Ended) (errs []error) {
 		})))
 	}
 	if m.plan.Trace != "" {
-		errs = append(errs, m.trace.close(m.ledger))
+		errs = append(errs, m.trace.close(m.vcpus))
 	}
 	n := 0
 	for _, e := range errs {
@@ -104,11 +104,21 @@ func isTerminal(fd int) bool {
 	return err == nil
 }
 
-// samples are the sites as rows of a profile.
+// samples are the sites of all vCPUs as rows of a profile.
 func (m *monitor) samples() (list []profile.Sample) {
 	hz := m.ready.Info.TSCHz
-	for i := range m.ledger.Sites {
-		s := &m.ledger.Sites[i]
+	for _, v := range m.vcpus {
+		list = append(list, m.samplesOf(v, hz)...)
+	}
+	return list
+}
+
+func (m *monitor) samplesOf(v *vcpu, hz uint64) (list []profile.Sample) {
+	if v.ledger.Magic == 0 {
+		return nil // it was never used
+	}
+	for i := range v.ledger.Sites {
+		s := &v.ledger.Sites[i]
 		if s.Cause == 0 {
 			continue
 		}
@@ -117,7 +127,7 @@ func (m *monitor) samples() (list []profile.Sample) {
 		if cause == breaks.Syscall {
 			nr = linux.Name(uint64(s.Nr))
 		}
-		stack := m.stack(s)
+		stack := m.stack(v, s)
 		for half := range s.Count {
 			if s.Count[half] == 0 {
 				continue
@@ -129,11 +139,11 @@ func (m *monitor) samples() (list []profile.Sample) {
 	return list
 }
 
-func (m *monitor) stack(s *breaks.Site) []uint64 {
+func (m *monitor) stack(v *vcpu, s *breaks.Site) []uint64 {
 	if s.Stack == 0 || m.symbol == nil {
 		return []uint64{s.RIP}
 	}
-	words := m.ledger.Stacks[s.Stack-1][:]
+	words := v.ledger.Stacks[s.Stack-1][:]
 	return m.symbol.Unwind(symbol.Regs{RIP: s.RIP, RSP: s.RSP}, words, backtraceDepth)
 }
 

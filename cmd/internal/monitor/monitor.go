@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"time"
 
 	"github.com/cloister-vmm/cloister/guest/abi"
@@ -18,7 +19,6 @@ import (
 	"github.com/cloister-vmm/cloister/guest/workload"
 	"github.com/cloister-vmm/cloister/internal/kvm"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
-	"github.com/cloister-vmm/cloister/isolation/cores"
 	"github.com/cloister-vmm/cloister/vmm"
 	"golang.org/x/sys/unix"
 )
@@ -28,18 +28,17 @@ import (
 type monitor struct {
 	alone    bool // in a process of its own
 	wire     session.Wire
-	ledger   *breaks.VCPU
+	ledgers  *ledgers
+	vcpus    []*vcpu // those that are known, by their numbers; vCPU 0 always is
 	guest    int
 	plan     session.Plan
 	ready    session.Ready
-	stats    *kvm.Stats
-	values   []uint64
 	warned   []string
 	gap      uint64
 	budget   *breaks.Budget
-	broken   bool
-	brokenBy []string // what broke it first
+	stopping bool // the budget is broken, and the engine was told to end the run
 	strays   int
+	astray   bool // herd has found something for drive
 	symbol   *symbol.Table
 	trace    *tracer
 	clock    clockStats
@@ -74,11 +73,11 @@ func watchVM(w session.Wire, ledgerFD, guest int, alone bool) int {
 }
 
 func (m *monitor) run(ledgerFD int) error {
-	b, err := unix.Mmap(ledgerFD, 0, breaks.LedgerSize, unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		return fmt.Errorf("map the ledger: %w", err)
+	var err error
+	if m.ledgers, err = mapLedgers(ledgerFD); err != nil {
+		return err
 	}
-	if m.ledger, err = breaks.At(b, 0); err != nil {
+	if _, err = m.vcpu(0); err != nil {
 		return err
 	}
 	messages := make(chan session.Message)
@@ -104,6 +103,9 @@ func (m *monitor) run(ledgerFD int) error {
 			f()
 		case <-tick.C:
 			m.look()
+			if m.astray {
+				m.drive()
+			}
 		case <-slow.C:
 			m.herd()
 		}
@@ -138,11 +140,10 @@ func (m *monitor) take(msg session.Message) (done bool, err error) {
 		return false, m.serve()
 	case msg.Ready != nil:
 		m.ready = *msg.Ready
-		if len(msg.FDs) == 1 {
-			if m.stats, err = kvm.NewStats(msg.FDs[0]); err != nil {
-				return false, err
-			}
-			m.values = make([]uint64, len(m.stats.Names))
+		v := m.vcpus[0]
+		m.first(v)
+		if err := v.takeStats(msg.FDs); err != nil {
+			return false, err
 		}
 		if m.alone { // a collection in the engine is what the two processes are there to avoid
 			if err := trim(); err != nil && !m.plan.Quiet {
@@ -150,11 +151,10 @@ func (m *monitor) take(msg session.Message) (done bool, err error) {
 			}
 		}
 		return false, m.steer()
+	case msg.Thread != nil:
+		m.thread(*msg.Thread, msg.FDs)
 	case msg.Warn != "":
-		m.warned = append(m.warned, msg.Warn)
-		if !m.plan.Quiet {
-			fmt.Fprintln(os.Stderr, "cloister:", msg.Warn)
-		}
+		m.warn(msg.Warn)
 	case msg.Gap != nil:
 		m.gap = *msg.Gap
 	case msg.Ended != nil:
@@ -169,6 +169,14 @@ func (m *monitor) take(msg session.Message) (done bool, err error) {
 	return false, nil
 }
 
+// warn tells the user, and the report.
+func (m *monitor) warn(text string) {
+	m.warned = append(m.warned, text)
+	if !m.plan.Quiet {
+		fmt.Fprintln(os.Stderr, "cloister:", text)
+	}
+}
+
 // orphaned is the end of an engine that could not say how it ended.
 func (m *monitor) orphaned() error {
 	if m.plan.VMDir != "" {
@@ -179,21 +187,39 @@ func (m *monitor) orphaned() error {
 	return errors.New("the engine process ended without a word (killed, or out of memory): the VM is gone, there is no report")
 }
 
-// look takes a snapshot and holds it against the budget.
+// look takes a snapshot of each vCPU and holds it against the budget.
 func (m *monitor) look() {
-	m.trace.drain(m.ledger)
-	if m.budget == nil || m.broken {
+	m.trace.drain(m.vcpus)
+	if m.budget == nil {
 		return
 	}
-	c, ok := m.counts()
-	if !ok {
+	for _, v := range m.vcpus {
+		if v.broken || v.ledger.Seals == 0 {
+			continue // nothing that was never sealed can break it, and a copy of its ledger is not for nothing
+		}
+		c, ok := v.counts()
+		if !ok {
+			continue
+		}
+		b := *m.budget
+		if v.stats == nil {
+			b.Backend = ""
+		}
+		if verdict := b.Check(&c, kvm.TSC()); verdict.State == breaks.Broken {
+			v.broken = true
+			for _, why := range verdict.BrokenBy() {
+				v.brokenBy = append(v.brokenBy, fmt.Sprintf("vCPU %d: %s", v.id, why))
+			}
+			m.onBreak(v, verdict.BrokenBy())
+		}
+	}
+}
+
+// onBreak does what the user wants done when the budget is broken, once.
+func (m *monitor) onBreak(v *vcpu, why []string) {
+	if m.stopping {
 		return
 	}
-	v := m.budget.Check(&c, kvm.TSC())
-	if v.State != breaks.Broken {
-		return
-	}
-	m.broken, m.brokenBy = true, v.BrokenBy()
 	action, sig, err := session.ParseOnBreak(m.plan.OnBreak)
 	if err != nil {
 		return // it was checked before the run
@@ -204,7 +230,11 @@ func (m *monitor) look() {
 	case "report":
 		return
 	}
-	reason := "budget broken: " + first(v.BrokenBy())
+	m.stopping = true
+	reason := "budget broken: " + first(why)
+	if len(m.vcpus) > 1 {
+		reason = "budget broken: " + first(v.brokenBy)
+	}
 	if err := m.wire.Send(session.Message{Stop: &session.Stop{Reason: reason, Signal: sig}}); err != nil {
 		fmt.Fprintln(os.Stderr, "cloister: stop the run:", err)
 	}
@@ -215,51 +245,6 @@ func first(list []string) string {
 		return "?"
 	}
 	return list[0]
-}
-
-// counts is a consistent copy of the ledger, with the kernel's statistics added to the book that is open.
-// They are read first: see breaks.KernelCauses on pairing them.
-func (m *monitor) counts() (c breaks.Counts, ok bool) {
-	if m.stats != nil && m.ledger.End == 0 {
-		if err := m.stats.Read(m.values); err != nil {
-			return c, false
-		}
-	}
-	if !m.ledger.Snapshot(&c) {
-		return c, false
-	}
-	if m.stats != nil {
-		addStatistics(&c, m.stats, m.values)
-	}
-	return c, true
-}
-
-// addStatistics adds what KVM has counted since the last border to the book that is open.
-func addStatistics(c *breaks.Counts, stats *kvm.Stats, values []uint64) {
-	if c.End != 0 || c.Start == 0 {
-		return
-	}
-	half := breaks.Open
-	if c.Sealed != 0 {
-		half = breaks.Sealed
-	}
-	for i, name := range breaks.KernelNames {
-		if j := stats.Index(name); j >= 0 && values[j] >= c.KernelAt[i] {
-			c.Book[half].Kernel[i] += values[j] - c.KernelAt[i]
-		}
-	}
-}
-
-// herd keeps every thread of both processes off the dedicated core, new ones included.
-func (m *monitor) herd() {
-	if m.plan.CPU < 0 || m.ready.Info.TID == 0 {
-		return
-	}
-	n, err := cores.KeepOff(m.plan.Engine, m.plan.Keep, m.ready.Info.TID)
-	if err != nil {
-		return // the engine is ending; its end is reported by other means
-	}
-	m.strays += n
 }
 
 // finish builds the report and writes what was asked for; it returns the exit status.
@@ -274,7 +259,7 @@ func (m *monitor) finish(end session.Ended) int {
 	if m.plan.Quiet && m.plan.Report == "" && m.plan.Profile == "" && m.plan.Trace == "" && m.budget == nil {
 		return status // nobody will read a report
 	}
-	m.trace.drain(m.ledger)
+	m.trace.drain(m.vcpus)
 	r := m.report(end)
 	m.latch(r.Budget)
 	status = budgetStatus(status, r.Budget)
@@ -288,12 +273,16 @@ func (m *monitor) finish(end session.Ended) int {
 // latch puts a breach that was seen while the program ran into the report: a burst is not forgiven because the
 // average over a longer run is within the limit.
 func (m *monitor) latch(b *breaks.BudgetState) {
-	if b == nil || !m.broken || b.State == breaks.Broken {
-		return
-	}
-	b.OK, b.State = false, breaks.Broken
-	for _, why := range m.brokenBy {
-		b.BrokenBy = append(b.BrokenBy, why+" (while it ran)")
+	for _, v := range m.vcpus {
+		if b == nil || !v.broken || slices.ContainsFunc(b.Clauses, func(c breaks.ClauseOfVCPU) bool {
+			return int(c.VCPU) == v.id && c.State == breaks.Broken
+		}) {
+			continue
+		}
+		b.OK, b.State = false, breaks.Broken
+		for _, why := range v.brokenBy {
+			b.BrokenBy = append(b.BrokenBy, why+" (while it ran)")
+		}
 	}
 }
 
@@ -320,10 +309,6 @@ func budgetStatus(status int, b *breaks.BudgetState) int {
 }
 
 func (m *monitor) report(end session.Ended) *breaks.Report {
-	var l breaks.Ledger
-	ok := m.ledger.Snapshot(&l.Counts)
-	l.Sites = m.ledger.Sites[:]
-	l.EventsLost = m.trace.lost
 	f := breaks.Facts{
 		Version: session.Version(), Started: m.plan.Started, Host: hostFacts(m.plan.CPU),
 		Program: breaks.Program{Path: m.plan.Program, Args: m.plan.Args[1:], Seal: m.plan.Seal, BuildID: hex.EncodeToString(m.ready.Info.BuildID)},
@@ -332,12 +317,7 @@ func (m *monitor) report(end session.Ended) *breaks.Report {
 		Symbol: m.locate,
 	}
 	f.Host.TSCHz = m.ready.Info.TSCHz
-	if !ok {
-		f.FailedClauses = append(f.FailedClauses, "the ledger could not be read consistently")
-	}
-	if m.stats == nil {
-		f.NoStatistics = "this kernel has no KVM_GET_STATS_FD"
-	}
+	ledgers := m.lastLedgers(&f)
 	f.FailedClauses = append(f.FailedClauses, m.warned...)
 	if s := m.clock.Load(); s != nil && s.Late > 0 { // ORDER(none): see steer
 		f.FailedClauses = append(f.FailedClauses, fmt.Sprintf("the guest's clock was updated late %d times: it may have stepped back", s.Late))
@@ -354,7 +334,33 @@ func (m *monitor) report(end session.Ended) *breaks.Report {
 			f.Gaps = append(f.Gaps, g)
 		}
 	}
-	return breaks.Build(f, []breaks.Ledger{l})
+	return breaks.Build(f, ledgers)
+}
+
+// lastLedgers are the ledgers of a run that is over, of all vCPUs that were used.
+func (m *monitor) lastLedgers(f *breaks.Facts) (list []breaks.Ledger) {
+	if err := m.find(); err != nil {
+		f.FailedClauses = append(f.FailedClauses, err.Error())
+	}
+	statistics := slices.ContainsFunc(m.vcpus, func(v *vcpu) bool { return v.stats != nil })
+	if !statistics {
+		f.NoStatistics = "this kernel has no KVM_GET_STATS_FD"
+	}
+	for _, v := range m.vcpus {
+		l := breaks.Ledger{Sites: v.ledger.Sites[:], EventsLost: m.trace.lostOf(v), Threads: v.threads}
+		if !v.ledger.Snapshot(&l.Counts) {
+			f.FailedClauses = append(f.FailedClauses, fmt.Sprintf("the ledger of vCPU %d could not be read consistently", v.id))
+		}
+		l.Counts.ID = uint32(v.id)
+		if v.ledger.Magic == 0 && v.id != 0 {
+			continue // it was announced, and the run ended before it had anything to count
+		}
+		if v.stats == nil && statistics {
+			l.NoStatistics = "the engine had no descriptor of its statistics"
+		}
+		list = append(list, l)
+	}
+	return list
 }
 
 func (m *monitor) reason(r vmm.Result) string {

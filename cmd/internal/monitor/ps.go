@@ -18,7 +18,6 @@ import (
 	"github.com/cloister-vmm/cloister/internal/kvm"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
 	"github.com/cloister-vmm/cloister/observe"
-	"golang.org/x/sys/unix"
 )
 
 // answerTime is how long a monitor may take to answer before the VM is shown without it.
@@ -131,30 +130,9 @@ func ledgerOf(engine int) (*observe.Snapshot, error) {
 		if to, err := os.Readlink(name); err != nil || !strings.HasPrefix(to, "/memfd:"+session.LedgerName+" ") {
 			continue
 		}
-		f, err := os.Open(name)
+		s, err := readLedgers(name)
 		if err != nil {
 			return nil, err
-		}
-		defer f.Close()
-		st, err := f.Stat()
-		if err != nil || st.Size() != int64(breaks.MaxVCPUs*breaks.LedgerSize) {
-			return nil, errors.New("the engine's ledger is of another build")
-		}
-		b, err := unix.Mmap(int(f.Fd()), 0, breaks.LedgerSize, unix.PROT_READ, unix.MAP_SHARED)
-		if err != nil {
-			return nil, err
-		}
-		defer func() { err = errors.Join(err, unix.Munmap(b)) }()
-		l, err := breaks.At(b, 0)
-		if err != nil {
-			return nil, err
-		}
-		s := &observe.Snapshot{VCPUs: make([]breaks.Counts, 1), Now: kvm.TSC(), NoStatistics: true}
-		if !l.Snapshot(&s.VCPUs[0]) {
-			return nil, errors.New("the ledger could not be read consistently")
-		}
-		if s.VCPUs[0].Start == 0 {
-			s.VCPUs = nil
 		}
 		if r, err := observe.ReadResident("/", engine); err == nil {
 			s.Memory.Engine = r
@@ -162,6 +140,44 @@ func ledgerOf(engine int) (*observe.Snapshot, error) {
 		return s, nil
 	}
 	return nil, errors.New("the engine has no ledger yet")
+}
+
+func readLedgers(name string) (s *observe.Snapshot, err error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	l, err := mapLedgers(int(f.Fd()))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, l.unmap()) }()
+	return l.snapshot()
+}
+
+// snapshot is what the ledgers alone tell of a VM.
+func (l *ledgers) snapshot() (*observe.Snapshot, error) {
+	used, err := l.used()
+	if err != nil {
+		return nil, err
+	}
+	s := &observe.Snapshot{}
+	for _, id := range used {
+		v, err := breaks.At(l.mem, id)
+		if err != nil {
+			return nil, err
+		}
+		one := observe.Ledger{NoStatistics: true}
+		if !v.Snapshot(&one.Counts) {
+			return nil, fmt.Errorf("the ledger of vCPU %d could not be read consistently", id)
+		}
+		if one.ID = uint32(id); one.Start != 0 {
+			s.VCPUs = append(s.VCPUs, one)
+		}
+	}
+	s.Now = kvm.TSC()
+	return s, nil
 }
 
 // PS is `cloister ps`; it returns the exit status.

@@ -83,17 +83,31 @@ const settle = 5 * time.Millisecond
 
 // loopState is what only the monitor's loop may look at.
 type loopState struct {
+	vcpus  []vcpuState
+	strays int
+}
+
+// vcpuState is the part of it that is about one vCPU.
+type vcpuState struct {
+	id         int
+	ledger     *breaks.VCPU
 	stats      int // descriptor of KVM's statistics, or -1
-	strays     int
+	thread     string
 	eventsLost *uint64
+}
+
+// reader reads the statistics of one vCPU for the servers: a second one on the descriptor, since pread shares
+// no position with the loop's own.
+type reader struct {
+	stats  *kvm.Stats
+	values []uint64
 }
 
 // source takes snapshots for the servers. Of the engine it reads the shared ledger, the statistics
 // descriptor and /proc/PID/statm: none of them takes a lock or costs an interrupt there.
 func (m *monitor) source() observe.Source {
-	var one sync.Mutex // the reader's buffers
-	var stats *kvm.Stats
-	var values []uint64
+	var one sync.Mutex // the readers' buffers
+	readers := map[int]*reader{}
 	return func(ctx context.Context) (*observe.Snapshot, error) {
 		state, err := m.askLoop(ctx)
 		if err != nil {
@@ -101,34 +115,51 @@ func (m *monitor) source() observe.Source {
 		}
 		one.Lock()
 		defer one.Unlock()
-		if stats == nil && state.stats >= 0 {
-			// A second reader on the descriptor: pread shares no position with the loop's own.
-			if stats, err = kvm.NewStats(state.stats); err != nil {
+		for _, v := range state.vcpus {
+			if err := readStats(readers, &v); err != nil {
 				return nil, err
 			}
-			values = make([]uint64, len(stats.Names))
 		}
-		s := &observe.Snapshot{VCPUs: make([]breaks.Counts, 1), NoStatistics: stats == nil, EventsLost: state.eventsLost, Strays: uint64(state.strays)}
-		if stats != nil {
-			if err := stats.Read(values); err != nil {
-				return nil, err
-			}
+		if len(readers) > 0 {
 			time.Sleep(settle)
 		}
-		c := &s.VCPUs[0]
-		if !m.ledger.Snapshot(c) {
-			return nil, errors.New("the ledger could not be read consistently")
+		s := &observe.Snapshot{Strays: uint64(state.strays)}
+		for _, v := range state.vcpus {
+			r := readers[v.id]
+			l := observe.Ledger{Thread: v.thread, NoStatistics: r == nil, EventsLost: v.eventsLost}
+			if !v.ledger.Snapshot(&l.Counts) {
+				return nil, fmt.Errorf("the ledger of vCPU %d could not be read consistently", v.id)
+			}
+			if l.Start == 0 {
+				continue // nothing ran yet, and the engine may still be filling it in
+			}
+			l.ID = uint32(v.id)
+			if r != nil {
+				addStatistics(&l.Counts, r.stats, r.values)
+			}
+			s.VCPUs = append(s.VCPUs, l)
 		}
 		s.Now = kvm.TSC()
-		if c.Start == 0 {
-			s.VCPUs = nil // nothing ran yet, and the engine may still be filling it in
-		}
-		if stats != nil {
-			addStatistics(c, stats, values)
-		}
 		s.Memory = m.memory()
 		return s, nil
 	}
+}
+
+// readStats reads the statistics of a vCPU that has any.
+func readStats(readers map[int]*reader, v *vcpuState) error {
+	if v.stats < 0 {
+		return nil
+	}
+	r := readers[v.id]
+	if r == nil {
+		s, err := kvm.NewStats(v.stats)
+		if err != nil {
+			return fmt.Errorf("vCPU %d: %w", v.id, err)
+		}
+		r = &reader{s, make([]uint64, len(s.Names))}
+		readers[v.id] = r
+	}
+	return r.stats.Read(r.values)
 }
 
 // askLoop has the monitor's loop look at its own state.
@@ -145,13 +176,17 @@ func (m *monitor) askLoop(ctx context.Context) (loopState, error) {
 }
 
 func (m *monitor) loopState() loopState {
-	s := loopState{stats: -1, strays: m.strays}
-	if m.stats != nil {
-		s.stats = m.stats.FD()
-	}
-	if m.plan.Trace != "" {
-		lost := m.trace.lost
-		s.eventsLost = &lost
+	s := loopState{strays: m.strays}
+	for _, v := range m.vcpus {
+		one := vcpuState{id: v.id, ledger: v.ledger, stats: -1, thread: v.threads.Name()}
+		if v.stats != nil {
+			one.stats = v.stats.FD()
+		}
+		if m.plan.Trace != "" {
+			lost := m.trace.lostOf(v)
+			one.eventsLost = &lost
+		}
+		s.vcpus = append(s.vcpus, one)
 	}
 	return s
 }
