@@ -85,7 +85,7 @@ func Build(f Facts, ledgers []Ledger) *Report {
 		r.Books.Why = append(r.Books.Why, "no vCPU has a ledger: nothing was counted")
 	}
 	for i := range ledgers {
-		r.addVCPU(&f, &ledgers[i])
+		r.addVCPU(&f, &ledgers[i], len(ledgers) > 1)
 	}
 	r.TopSites = topSites(&f, ledgers)
 	b := &r.Books
@@ -115,7 +115,7 @@ func list[T any](l []T) []T {
 	return l
 }
 
-func (r *Report) addVCPU(f *Facts, l *Ledger) {
+func (r *Report) addVCPU(f *Facts, l *Ledger, several bool) {
 	c := &l.Counts
 	backend := f.backend(l)
 	if l.NoStatistics != "" && f.NoStatistics == "" {
@@ -152,9 +152,13 @@ func (r *Report) addVCPU(f *Facts, l *Ledger) {
 		var why string
 		if kernel[half], ok, why = c.KernelCauses(half, backend); !ok {
 			r.Books.KernelClosed = false
-			if backend != "" {
+			switch {
+			case backend != "":
 				r.Books.Why = append(r.Books.Why, where+why)
-			} else if half == Open { // once is enough
+			case half == Sealed || several && f.NoStatistics != "" && len(r.VCPUs) > 0: // once is enough
+			case several && f.NoStatistics != "":
+				r.Books.Why = append(r.Books.Why, why)
+			default:
 				r.Books.Why = append(r.Books.Why, fmt.Sprintf("vCPU %d: %s", c.ID, why))
 			}
 		}

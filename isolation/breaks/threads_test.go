@@ -125,6 +125,9 @@ func TestTableOfManyVCPUs(t *testing.T) {
 		}
 		list = append(list, l)
 	}
+	if why := Build(Facts{Host: Host{Backend: BackendPVM}, NoStatistics: "an old kernel"}, list).Books.Why; len(why) != 1 || strings.Contains(why[0], "vCPU") {
+		t.Errorf("what is true of all is not said once: %q", why)
+	}
 	out := string(text(t, Build(Facts{Host: Host{Backend: BackendPVM}}, list), TextOptions{}))
 	if !strings.Contains(out, "t60 ") || !strings.Contains(out, "48 vCPUs more") || strings.Count(out, "never") != vcpuRows {
 		t.Errorf("the table is to have the sealed vCPU and %d rows in all:\n%s", vcpuRows, out)
