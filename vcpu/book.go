@@ -42,6 +42,9 @@ func enter(c *control, in uint64) {
 		l.Start = in
 	}
 	if l.IdleAt != 0 {
+		e := &l.Events[l.EventNext%breaks.NEvent]
+		e.Out, e.In, e.RIP, e.Cause, e.Nr = l.IdleAt, in, 0, breaks.EventIdle, 0
+		l.EventNext++
 		l.Idle += in - l.IdleAt
 		l.IdleAt = 0
 	}

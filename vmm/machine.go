@@ -46,6 +46,8 @@ type Machine struct {
 	over chan struct{}   // closed: the run ends
 	done chan struct{}   // closed: every vCPU's thread has ended
 
+	ender sync.WaitGroup // endOthers at work: it uses the vCPUs
+
 	mu     sync.Mutex
 	vcpus  []*processor
 	live   int  // vCPU threads that have not ended
@@ -230,6 +232,7 @@ func (m *Machine) load() error {
 // Close gives everything back. The vCPUs' threads must have ended.
 func (m *Machine) Close() error {
 	var errs []error
+	m.ender.Wait()
 	if m.kernel != nil {
 		m.kernel.Close()
 	}

@@ -183,7 +183,9 @@ func (m *Machine) endOthers() {
 	if alone {
 		return
 	}
+	m.ender.Add(1)
 	go func() {
+		defer m.ender.Done()
 		m.kernel.End()
 		for {
 			p, err := m.set.Stop(stopLimit)

@@ -3,6 +3,9 @@ package main
 import (
 	"strings"
 	"testing"
+
+	"github.com/cloister-vmm/cloister/internal/testenv"
+	"github.com/cloister-vmm/cloister/isolation/breaks"
 )
 
 // threaded are the two C libraries' builds of testdata/programs/threads.c.
@@ -37,6 +40,36 @@ func TestThreadBomb(t *testing.T) {
 		r := b.do(process{argv: b.guest(prog, "bomb")})
 		if want := "63 more threads, then Resource temporarily unavailable\n" + strings.Repeat("the last one\n", 3); r.status != 0 || r.out != want {
 			t.Errorf("%s: %+v, want %q", libc, r, want)
+		}
+	}
+}
+
+// One thread is sealed and leaves the guest zero times, while two others write, allocate, and make threads.
+func TestSealedBesideHelpers(t *testing.T) {
+	b := newBox(t, testenv.CPUs(2))
+	for libc, prog := range threaded(t) {
+		for range 3 {
+			r, rep := b.reported("--cpu", "1", "--budget", "user=0,syscall=0", "--", prog, "sealed")
+			if r.status != 0 || r.out != "done\n" {
+				t.Fatalf("%s: %+v", libc, r)
+			}
+			s := rep.VCPUs[0]
+			for cause, c := range s.Sealed.ByCause {
+				if cause != breaks.HostInterrupt.String() {
+					t.Errorf("%s: sealed, %d of %s", libc, c.Count, cause)
+				}
+			}
+			if s.Seals != 1 || s.SealedNS == 0 || rep.Budget == nil || !rep.Budget.OK {
+				t.Errorf("%s: %+v, budget %+v", libc, s, rep.Budget)
+			}
+			if len(rep.VCPUs) < 3 {
+				t.Errorf("%s: %d vCPUs in the report", libc, len(rep.VCPUs))
+			}
+			for _, v := range rep.VCPUs[1:] {
+				if v.Breaks.ByCause[breaks.Syscall.String()].Count == 0 {
+					t.Errorf("%s: vCPU %d made no system call", libc, v.ID)
+				}
+			}
 		}
 	}
 }
