@@ -48,7 +48,7 @@ func (f *FS) Mkdir(at *Dir, path string, mode uint32) unix.Errno {
 }
 
 // Mknod is mknod(2) for regular files and FIFOs. Devices and sockets are EPERM: the first would be a way
-// to the host's hardware for others, the second is of no use without bind(2).
+// to the host's hardware for others, the second is made by bind(2) (Bind).
 func (f *FS) Mknod(at *Dir, path string, mode uint32, dev uint64) unix.Errno {
 	switch mode & unix.S_IFMT {
 	case 0, unix.S_IFREG, unix.S_IFIFO:

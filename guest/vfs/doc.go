@@ -20,8 +20,8 @@
 //  4. No device node below a mount is opened (EACCES, as on a nodev mount) and none is made (EPERM).
 //     Sockets answer ENXIO to open(2), as everywhere.
 //  5. No operation changes anything through a mount that is not Writable: EROFS, whether by name, by
-//     directory or by an open File. This includes writing into a FIFO, which Linux would
-//     allow: --ro promises that the host's processes hear nothing.
+//     directory or by an open File. This includes writing into a FIFO and connecting to a socket, which
+//     Linux would allow: --ro promises that the host's processes hear nothing.
 //     Mode, owner and times of an adopted stream are never changed (EPERM), nor those of a device
 //     (EROFS): on a privileged VMM they would be the host's /dev/null and terminals.
 //  6. A mount point, and any directory above one, cannot be removed, renamed or replaced (EBUSY).
