@@ -26,6 +26,7 @@ type Config struct {
 	Args     []string // argv, with argv[0]
 	Env      []string
 	Mounts   []vfs.Mount
+	Net      bool   // sockets on the host's network
 	Cwd      string // guest path
 	Builtin  bool   // one of our own workloads: may provoke exits, its TSC need not be asked for
 	CPU      int    // host core to own, -1: none

@@ -25,7 +25,10 @@
 //     block, where every wait is, and in outside, around host calls that may take long. Nothing that was
 //     looked at before one of the two holds behind it, but a description that is held (hold).
 //     The counters that other goroutines read (Unknown) have a lock of their own.
-//  8. The engine ignores SIGXFSZ and SIGPIPE (os/signal.Ignore): the host raises them for what the
+//  8. A host socket that the guest opened is O_NONBLOCK for as long as it lives; one that it was handed
+//     (a standard stream, SCM_RIGHTS) is only used by calls that take MSG_DONTWAIT. A host descriptor
+//     that arrives in control data is adopted or closed before the call returns.
+//  9. The engine ignores SIGXFSZ and SIGPIPE (os/signal.Ignore): the host raises them for what the
 //     guest writes, and the Go runtime ends a process on SIGXFSZ. The guest gets its own, from here.
 //
 // Alternatives rejected: passing system calls through to the host with translated pointers (the guest

@@ -30,6 +30,7 @@ type description struct {
 	// fresh marks a FIFO opened for reading without O_NONBLOCK. The open that would wait for a writer
 	// is not made to wait (it could not be cut); the first read does.
 	fresh bool
+	sock  *socket // set when the guest may use it as one
 }
 
 func (d *description) nonblock() bool { return d.flags&unix.O_NONBLOCK != 0 }
@@ -178,6 +179,9 @@ func (k *Kernel) openStream(guest, fd int) unix.Errno {
 		return errno
 	}
 	d.made = false
+	if mode == unix.S_IFSOCK && k.cfg.Net {
+		d.sock = handedSocket(own)
+	}
 	return k.fds.set(uint64(guest), d, false)
 }
 
@@ -344,23 +348,4 @@ func sysPipe2(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	}
 	_ = k.fds.close(rfd) // the same
 	return 0, errno
-}
-
-// sysNotSocket serves the calls on sockets. Programs ask (bash: is my input a network connection?), so
-// the answer is given without a word.
-func sysNotSocket(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	if _, errno := k.fds.io(a[0]); errno != 0 {
-		return 0, errno
-	}
-	return 0, unix.ENOTSOCK
-}
-
-// sysSocket refuses. The socket by which every glibc looks for a name service daemon before it reads
-// /etc/passwd (nscd/nscd_helper.c) is counted and not worth a line.
-func sysSocket(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	k.countUnknown(unix.SYS_SOCKET)
-	if a[0] != unix.AF_UNIX || a[1] != unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK {
-		k.warn("system call socket (41) refused with EAFNOSUPPORT: " + noNet)
-	}
-	return 0, unix.EAFNOSUPPORT
 }

@@ -14,7 +14,10 @@ const current = -1
 const pipeBuf = 4096
 
 // read fills vec from d at off, as far as one host call does.
-func (k *Kernel) read(d *description, vec [][]byte, off int64, flags int) (uint64, unix.Errno) {
+func (k *Kernel) read(t *Task, d *description, vec [][]byte, off int64, flags int) (uint64, unix.Errno) {
+	if d.sock != nil {
+		return k.readSocket(t, d, vec, flags)
+	}
 	if d.fd < 0 {
 		return k.readSynthetic(d, vec, off)
 	}
@@ -71,6 +74,9 @@ func (k *Kernel) readSynthetic(d *description, vec [][]byte, off int64) (uint64,
 // write writes all of vec to d at off, as far as Linux would: a blocking pipe takes everything, a
 // regular file what fits. EPIPE raises SIGPIPE.
 func (k *Kernel) write(t *Task, d *description, vec [][]byte, off int64, flags int) (uint64, unix.Errno) {
+	if d.sock != nil {
+		return k.writeSocket(t, d, vec, flags)
+	}
 	total, errno := k.writeAll(d, vec, off, flags)
 	switch {
 	case errno == unix.EPIPE:
@@ -175,7 +181,7 @@ func (k *Kernel) writer(fd uint64) (*description, unix.Errno) {
 	return d, errno
 }
 
-func sysRead(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
+func sysRead(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	d, errno := k.reader(a[0])
 	if errno != 0 {
 		return 0, errno
@@ -184,7 +190,7 @@ func sysRead(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	if errno != 0 {
 		return 0, errno
 	}
-	return k.read(d, one(p), current, 0)
+	return k.read(t, d, one(p), current, 0)
 }
 
 func sysWrite(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
@@ -208,7 +214,7 @@ func (d *description) seekable() unix.Errno {
 	return 0
 }
 
-func sysPread(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
+func sysPread(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	if int64(a[3]) < 0 {
 		return 0, unix.EINVAL
 	}
@@ -226,7 +232,7 @@ func sysPread(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	if errno != 0 {
 		return 0, errno
 	}
-	return k.read(d, one(p), int64(a[3]), 0)
+	return k.read(t, d, one(p), int64(a[3]), 0)
 }
 
 func sysPwrite(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
@@ -250,8 +256,8 @@ func sysPwrite(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	return k.write(t, d, one(p), int64(a[3]), 0)
 }
 
-func sysReadv(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	return k.vectored(nil, a, current, 0, false)
+func sysReadv(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
+	return k.vectored(t, a, current, 0, false)
 }
 
 func sysWritev(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
@@ -283,7 +289,7 @@ func (k *Kernel) vectored(t *Task, a args, off int64, flags int, write bool) (ui
 	if write {
 		return k.write(t, d, vec, off, flags)
 	}
-	return k.read(d, vec, off, flags)
+	return k.read(t, d, vec, off, flags)
 }
 
 func sysPreadv(k *Kernel, t *Task, a args) (uint64, unix.Errno)  { return k.positioned(t, a, false) }

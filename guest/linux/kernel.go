@@ -20,6 +20,8 @@ type Config struct {
 	Args []string
 	Env  []string
 	Exe  string
+	// Net gives the guest sockets on the host's network, and Unix sockets in its files.
+	Net bool
 	// Hostname is what uname answers; empty: the host's.
 	Hostname string
 	// CPUs is the number of processors that the guest sees, 1 to 1024; 0 means 1.
@@ -111,6 +113,7 @@ type Kernel struct {
 	sig  signalState
 	lim  limits
 	proc process
+	net  netState
 
 	mu      sync.Mutex // guards warned and unknown, which other goroutines read
 	warned  map[string]bool

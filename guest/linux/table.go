@@ -35,7 +35,7 @@ type call struct {
 const tableSize = 512
 
 // byNumber is the table in the order of its numbers, and own the few that are out of it.
-var byNumber, own = index(fileCalls, processCalls, refusedCalls)
+var byNumber, own = index(fileCalls, socketCalls, processCalls, refusedCalls)
 
 func index(parts ...[]call) ([tableSize]*call, map[uint64]*call) {
 	var table [tableSize]*call

@@ -36,7 +36,7 @@ func TestDocument(t *testing.T) {
 func TestTable(t *testing.T) {
 	seen := map[uint64]string{}
 	names := map[string]bool{}
-	for _, part := range [][]call{fileCalls, processCalls, refusedCalls} {
+	for _, part := range [][]call{fileCalls, socketCalls, processCalls, refusedCalls} {
 		for _, c := range part {
 			if seen[c.nr] != "" || names[c.name] {
 				t.Errorf("%d %s: twice", c.nr, c.name)

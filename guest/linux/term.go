@@ -70,6 +70,11 @@ func sysIoctl(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 		}
 		return 0, k.drain(d)
 	}
+	if d.sock != nil {
+		if ok, errno := k.socketIoctl(d, req, a[2]); ok {
+			return 0, errno
+		}
+	}
 	known, ok := ioctls[req]
 	if !ok {
 		k.warn(fmt.Sprintf("ioctl %#x is not served: answered ENOTTY", req))

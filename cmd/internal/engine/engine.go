@@ -379,7 +379,7 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 		cwd = "/"
 	}
 	m, err := vmm.New(vmm.Config{
-		Program: o.program, ExecFn: e.execFn, ELF: int(e.elf.Fd()), ELFSize: st.Size(), Args: o.args, Env: environ(), Mounts: o.mounts, Cwd: cwd,
+		Program: o.program, ExecFn: e.execFn, ELF: int(e.elf.Fd()), ELFSize: st.Size(), Args: o.args, Env: environ(), Mounts: o.mounts, Net: o.net == "host", Cwd: cwd,
 		Builtin: strings.HasPrefix(o.program, "@"), CPU: o.cpu, FIFO: o.fifo, Memory: o.memory, Huge: o.hugepages,
 		Lock: !o.noLock, OwnClock: e.ownClock(), Seal: vmm.SealPolicy(o.seal), Ledgers: e.ledger, Guest: e.guest, Stamp: e.stamp,
 		CPUs: append(o.dedicated(), e.keep...), Housekeeping: e.keep, Place: o.placeOf, Thread: e.thread,

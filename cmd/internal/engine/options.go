@@ -28,6 +28,7 @@ type options struct {
 	hugepages  bool
 	noLock     bool
 	mounts     []vfs.Mount
+	net        string
 	seal       string
 	budget     string
 	onBreak    string
@@ -76,6 +77,7 @@ func runFlags(o *options) *flag.FlagSet {
 	}
 	f.Func("ro", "let the program read `DIR[:GUESTDIR]`; may be repeated", mount(false))
 	f.Func("rw", "let the program read and write `DIR[:GUESTDIR]`; may be repeated", mount(true))
+	f.StringVar(&o.net, "net", "none", "`host|none`: sockets on the host's network, and Unix sockets below --rw")
 	f.BoolVar(&o.ownClock, "own-clock", false, "give the program Cloister's own clock even where the host's can be shared")
 	f.StringVar(&o.seal, "seal", "call", "isolation begins at `start|first-write|call`")
 	f.StringVar(&o.budget, "budget", "", "what may be spent while sealed: `CLAUSES` such as total=0 or syscall<=10/s,page-fault=0")
@@ -151,6 +153,9 @@ func parseRun(args []string) (*options, error) {
 			return nil, fmt.Errorf("--cpu %d and --place main=%d: choose one core for the first thread", o.cpu, main)
 		}
 		o.cpu = max(o.cpu, main)
+	}
+	if o.net != "none" && o.net != "host" {
+		return nil, fmt.Errorf("--net %q: choose host or none", o.net)
 	}
 	if o.fifo < 0 || o.fifo > 99 {
 		return nil, fmt.Errorf("--fifo %d: a priority is 1 to 99", o.fifo)
