@@ -331,6 +331,7 @@ func TestSameSockets(t *testing.T) {
 			t.Errorf("step %d: the host: %s; the guest: %s", i, line, logs[1][min(i, len(logs[1])-1)])
 		}
 	}
+	t.Logf("%d steps", len(logs[0]))
 	if len(logs[0]) < 200 {
 		t.Errorf("only %d steps", len(logs[0]))
 	}
