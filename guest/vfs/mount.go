@@ -62,6 +62,8 @@ type mount struct {
 type FS struct {
 	opt       Options
 	ns        *node // the root of the synthetic tree; fixed after New
+	self      *node // /proc/PID
+	bootID    string
 	mounts    []*mount
 	procfd    int // O_PATH on the VMM's own /proc/self/fd, to open what a handle holds
 	protected bool
@@ -88,6 +90,7 @@ func New(mounts []Mount, o Options) (*FS, error) {
 		f.limit = DefaultHandles
 	}
 	f.opt.fill()
+	f.bootID = newBootID()
 	f.ns = f.synthetic()
 	f.root = &Dir{fs: f, p: &place{node: f.ns, fd: -1, refs: 1}}
 	f.cwd = f.root

@@ -31,12 +31,15 @@ type Options struct {
 	Release  string // /proc/sys/kernel/osrelease; empty means the host's
 	Version  string // /proc/sys/kernel/version; empty means the host's
 
-	Maps       func() string // /proc/self/maps, lines as in proc(5)
-	Status     func() string // /proc/self/status; nil gives a minimal one
-	Stat       func() string // /proc/self/stat; nil gives a minimal one
-	Auxv       func() []byte // /proc/self/auxv
-	FreeMemory func() uint64 // bytes, for /proc/meminfo; nil means Memory
-	Getcwd     func() string // /proc/self/cwd; nil means Cwd
+	Maps       func() string   // /proc/self/maps, lines as in proc(5)
+	Status     func() string   // /proc/self/status; nil gives a minimal one
+	Stat       func() string   // /proc/self/stat; nil gives a minimal one
+	Statm      func() string   // /proc/self/statm, in pages; nil gives zeros
+	Limits     func() string   // /proc/self/limits; nil gives an empty file
+	Threads    func() []Thread // /proc/self/task; nil means one, with the program's name
+	Auxv       func() []byte   // /proc/self/auxv
+	FreeMemory func() uint64   // bytes, for /proc/meminfo; nil means Memory
+	Getcwd     func() string   // /proc/self/cwd; nil means Cwd
 
 	// FDs lists the guest's open descriptors and File returns the one called fd, nil if it is closed:
 	// /proc/self/fd, /dev/fd, /dev/stdin and its companions. Both or none.
@@ -103,36 +106,15 @@ func (f *FS) addDev(dev *node) {
 	}
 }
 
-func (f *FS) addSys(sys *node) {
-	sys.opaque = true
-	cpus := "0"
-	if f.opt.CPUs > 1 {
-		cpus = "0-" + strconv.Itoa(f.opt.CPUs-1)
-	}
-	cpu := sys.dir("devices/system/cpu")
-	for _, name := range []string{"online", "possible", "present"} {
-		cpu.add(name, fixedText(cpus+"\n"))
-	}
-	for i := range f.opt.CPUs {
-		cpu.dir("cpu" + strconv.Itoa(i))
-	}
-}
-
 func (f *FS) addProc(proc *node) {
 	o := &f.opt
 	proc.opaque, proc.sealed = true, true
 	pid := strconv.Itoa(o.PID)
 	proc.add("self", linkTo(pid))
 	proc.add("thread-self", linkTo(pid+"/task/"+pid))
-	self := proc.dir(pid)
-	f.addSelf(self)
-	task := proc.dir(pid + "/task/" + pid)
-	for _, name := range self.list() {
-		if c := self.children[name]; name != "task" {
-			alias := *c
-			task.add(name, &alias)
-		}
-	}
+	f.self = proc.dir(pid)
+	f.addSelf(f.self)
+	f.self.add("task", &node{kind: nodeDir, mode: 0o555, names: f.taskNames, entry: f.taskEntry})
 	proc.add("mounts", linkTo("self/mounts"))
 	proc.add("cpuinfo", text(f.cpuinfo))
 	proc.add("meminfo", text(f.meminfo))
@@ -144,14 +126,7 @@ func (f *FS) addProc(proc *node) {
 	proc.add("loadavg", text(func() string { return fmt.Sprintf("0.00 0.00 0.00 1/1 %d\n", o.PID) }))
 	proc.add("version", text(func() string { return fmt.Sprintf("Linux version %s (cloister) %s\n", o.Release, o.Version) }))
 	proc.add("filesystems", fixedText("nodev\tproc\nnodev\tsysfs\nnodev\ttmpfs\n"))
-	kernel := proc.dir("sys/kernel")
-	for name, value := range map[string]string{
-		"osrelease": o.Release, "hostname": o.Hostname, "ostype": "Linux", "version": o.Version,
-		"domainname": "(none)", "pid_max": "32768", "cap_last_cap": "40", "ngroups_max": "65536",
-	} {
-		kernel.add(name, fixedText(value+"\n"))
-	}
-	proc.dir("sys/vm").add("overcommit_memory", fixedText("0\n"))
+	f.addSysctl(proc.dir("sys"))
 }
 
 // addSelf fills /proc/PID from what the caller says of the program; nothing comes from the VMM's own.
@@ -170,11 +145,8 @@ func (f *FS) addSelf(self *node) {
 		}
 		return f.cwd.Path()
 	}})
-	name := path.Base(o.Exe)
-	if len(name) > 15 {
-		name = name[:15] // TASK_COMM_LEN less its NUL
-	}
-	self.add("comm", fixedText(name+"\n"))
+	name := f.programName()
+	self.add("comm", text(f.comm))
 	self.add("cmdline", fixedText(nulTerminated(o.Args)))
 	environ := fixedText(nulTerminated(o.Env))
 	environ.mode = 0o400
@@ -207,8 +179,28 @@ func (f *FS) addSelf(self *node) {
 		// proc_pid_stat(5) has 52 fields: six are said here, the rest is 0.
 		return fmt.Sprintf("%d (%s) R 0 %d %d", o.PID, name, o.PID, o.PID) + strings.Repeat(" 0", 46) + "\n"
 	}))
+	self.add("statm", text(func() string {
+		if o.Statm != nil {
+			return o.Statm()
+		}
+		return "0 0 0 0 0 0 0\n"
+	}))
+	self.add("limits", text(func() string {
+		if o.Limits != nil {
+			return o.Limits()
+		}
+		return ""
+	}))
+	self.add("cgroup", fixedText("0::/\n")) // cgroups(7): the root of the only hierarchy
+	self.add("mountinfo", text(f.mountInfo))
 	self.add("mounts", text(f.mountTable))
 	self.add("fd", &node{kind: nodeDir, mode: 0o500, names: f.fdNames, entry: f.fdEntry})
+}
+
+// programName is the name that execve(2) gives the first thread.
+func (f *FS) programName() string {
+	name := path.Base(f.opt.Exe)
+	return name[:min(len(name), 15)] // TASK_COMM_LEN less its NUL
 }
 
 func nulTerminated(list []string) string {
