@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"encoding/binary"
 	"strings"
 	"time"
 
@@ -219,6 +220,26 @@ func sysStatx(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 const direntMax = 256 << 10
 
 func sysGetdents64(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
+	return k.getdents(a, func([]byte) {})
+}
+
+// sysGetdents serves struct linux_dirent, whose records are as long as those of linux_dirent64: the name
+// begins one byte earlier, and the type is the last byte (fs/readdir.c: filldir).
+func sysGetdents(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
+	const reclen, kind, name = 16, 18, 19
+	return k.getdents(a, func(list []byte) {
+		for len(list) > 0 {
+			n := binary.LittleEndian.Uint16(list[reclen:])
+			r := list[:n]
+			t := r[kind]
+			copy(r[kind:], r[name:])
+			r[n-1] = t
+			list = list[n:]
+		}
+	})
+}
+
+func (k *Kernel) getdents(a args, change func(list []byte)) (uint64, unix.Errno) {
 	d, errno := k.fds.io(a[0])
 	if errno != 0 {
 		return 0, errno
@@ -237,6 +258,7 @@ func sysGetdents64(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	if errno != 0 {
 		return 0, errno
 	}
+	change(raw[:n])
 	return uint64(n), k.copyOut(a[1], raw[:n])
 }
 

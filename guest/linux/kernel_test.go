@@ -68,6 +68,8 @@ func newGuest(t testing.TB, mod func(*Config)) *guest {
 		PID: os.Getpid(), Maps: g.mem.Maps, Cwd: g.dir,
 		FDs: func() []int { return g.k.FDs() }, File: func(fd int) *vfs.File { return g.k.File(fd) },
 		Getcwd: func() string { return g.k.Getcwd() },
+		Status: func() string { return g.k.Status() }, Stat: func() string { return g.k.Stat() },
+		Statm: func() string { return g.k.Statm() }, Limits: func() string { return g.k.Limits() },
 	}
 	fs, err := vfs.New([]vfs.Mount{{Host: g.dir, Writable: true}}, opt)
 	if err != nil {

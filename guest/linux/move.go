@@ -113,7 +113,8 @@ func sysSendfile(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	if errno != 0 {
 		return 0, errno
 	}
-	if in.fd < 0 || out.fd < 0 || in.wait != waitNever {
+	// sendfile(2) has no MSG_DONTWAIT: into a socket that others may have made blocking it is not made.
+	if in.fd < 0 || out.fd < 0 || in.wait != waitNever || out.wait == waitSocket {
 		return 0, unix.EINVAL // programs fall back on read and write
 	}
 	if int64(a[3]) < 0 {

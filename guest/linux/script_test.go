@@ -132,6 +132,24 @@ func script(r *runner) {
 		}
 	}
 	r.saw("names", []byte(fmt.Sprint(names)))
+	// The old call: the same names, with the type at the end of each record.
+	r.do(unix.SYS_LSEEK, dir, 0, 0)
+	old := map[string]bool{}
+	for {
+		n := r.call(unix.SYS_GETDENTS, dir, buf, 200)
+		if n <= 0 {
+			r.saw("getdents", []byte(result64(n)))
+			break
+		}
+		for p := r.bytes(buf, uint64(n)); len(p) > 0; p = p[binary.LittleEndian.Uint16(p[16:]):] {
+			size := binary.LittleEndian.Uint16(p[16:])
+			name, _, _ := strings.Cut(string(p[18:size-1]), "\x00")
+			old[fmt.Sprint(name, p[size-1])] = true
+		}
+	}
+	r.saw("old names", []byte(fmt.Sprint(old, len(old) == len(names))))
+	r.do(unix.SYS_GETDENTS, dir, buf, 10)
+	r.do(unix.SYS_GETDENTS, a, buf, 100)
 	r.do(unix.SYS_GETDENTS64, open(".", unix.O_DIRECTORY, 0), buf, 10)
 	for _, fd := range []uint64{a, b, c, t, dir} {
 		r.do(unix.SYS_CLOSE, fd)

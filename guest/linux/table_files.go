@@ -28,6 +28,7 @@ var fileCalls = []call{
 	{75, "fdatasync", Full, sysFdatasync, 0, ""},
 	{76, "truncate", Full, sysTruncate, 0, ""},
 	{77, "ftruncate", Full, sysFtruncate, 0, ""},
+	{78, "getdents", Full, sysGetdents, 0, ""},
 	{79, "getcwd", Full, sysGetcwd, 0, ""},
 	{80, "chdir", Full, sysChdir, 0, ""},
 	{81, "fchdir", Full, sysFchdir, 0, ""},

@@ -35,7 +35,6 @@ var refusedCalls = []call{
 	{69, "msgsnd", Refused, nil, unix.ENOSYS, noIPC},
 	{70, "msgrcv", Refused, nil, unix.ENOSYS, noIPC},
 	{71, "msgctl", Refused, nil, unix.ENOSYS, noIPC},
-	{78, "getdents", Refused, nil, unix.ENOSYS, obsolete},
 	{101, "ptrace", Refused, nil, unix.EPERM, noOthers},
 	{103, "syslog", Refused, nil, unix.EPERM, noPrivilege},
 	{116, "setgroups", Refused, nil, unix.EPERM, noPrivilege},
