@@ -30,6 +30,7 @@ type Machine struct {
 	space   *mem.Space
 	image   *elf.Image
 	bias    uint64
+	auxv    []byte // the program's, for /proc/self/auxv
 	kernel  *linux.Kernel
 	files   *vfs.FS
 	main    *processor

@@ -3,6 +3,7 @@ package vmm
 import (
 	"bufio"
 	"crypto/rand"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
@@ -216,11 +217,43 @@ func (m *Machine) firstStack(entries []firmware.Entry) (uint64, error) {
 	if _, err := rand.Read(s.Random[:]); err != nil {
 		return 0, fmt.Errorf("random bytes for AT_RANDOM: %w", err)
 	}
-	rsp, err := m.image.Stack(s, abi.StackTop, memoryWriter{m})
+	var stack stackCopy
+	rsp, err := m.image.Stack(s, abi.StackTop, &stack)
+	if err == nil {
+		_, err = memoryWriter{m}.WriteAt(stack.text, stack.at)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("%s: arguments and environment: %w", m.cfg.Program, err)
 	}
+	m.auxv = stack.auxv()
 	return rsp, nil
+}
+
+// stackCopy keeps the first stack as it is written, for what /proc shows of it.
+type stackCopy struct {
+	text []byte
+	at   int64
+}
+
+func (c *stackCopy) WriteAt(p []byte, off int64) (int, error) {
+	c.text, c.at = append([]byte(nil), p...), off
+	return len(p), nil
+}
+
+// auxv is the auxiliary vector, AT_NULL included: what follows argc, the arguments and the environment,
+// each list ended by a null pointer.
+func (c *stackCopy) auxv() []byte {
+	p := c.text[8:]
+	for lists := 2; lists > 0; p = p[8:] {
+		if binary.LittleEndian.Uint64(p) == 0 {
+			lists--
+		}
+	}
+	for n := 0; ; n += 16 {
+		if binary.LittleEndian.Uint64(p[n:]) == 0 {
+			return p[:n+16]
+		}
+	}
 }
 
 // area is one of the kernel's own mappings in this process.
@@ -303,10 +336,14 @@ func (m *Machine) makeLinux() error {
 	}
 	if m.files, err = vfs.New(m.cfg.Mounts, vfs.Options{
 		Exe: m.cfg.Program, ExeFD: m.cfg.ELF, Args: m.cfg.Args, Env: m.cfg.Env, Cwd: m.cfg.Cwd, CPUs: m.cpus(), Memory: m.cfg.Memory,
-		PID: os.Getpid(), Maps: m.space.Maps, Hostname: host,
-		FDs:    func() []int { return m.kernel.FDs() },
-		File:   func(fd int) *vfs.File { return m.kernel.File(fd) },
-		Getcwd: func() string { return m.kernel.Getcwd() },
+		PID: os.Getpid(), Maps: m.space.Maps, Hostname: host, Auxv: func() []byte { return m.auxv },
+		Status: func() string { return m.kernel.Status() }, Stat: func() string { return m.kernel.Stat() },
+		Statm: func() string { return m.kernel.Statm() }, Limits: func() string { return m.kernel.Limits() },
+		FreeMemory: func() uint64 { used, _ := m.space.Usage(); return m.cfg.Memory - min(used, m.cfg.Memory) },
+		FDs:        func() []int { return m.kernel.FDs() },
+		File:       func(fd int) *vfs.File { return m.kernel.File(fd) },
+		Threads:    func() []vfs.Thread { return m.kernel.Tasks() },
+		Getcwd:     func() string { return m.kernel.Getcwd() },
 	}); err != nil {
 		return err
 	}

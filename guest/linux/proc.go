@@ -87,7 +87,7 @@ func (k *Kernel) Status() string {
 		{"Uid", fmt.Sprintf("%d\t%d\t%[2]d\t%[2]d", p.uid, p.euid)}, {"Gid", fmt.Sprintf("%d\t%d\t%[2]d\t%[2]d", p.gid, p.egid)},
 		{"FDSize", max(64, (len(k.fds.e)+63)&^63)}, {"VmPeak", kB(size)}, {"VmSize", kB(size)}, {"VmLck", kB(0)}, {"VmPin", kB(0)},
 		{"VmHWM", kB(rss)}, {"VmRSS", kB(rss)}, {"RssAnon", kB(rss)}, {"RssFile", kB(0)}, {"RssShmem", kB(0)}, {"VmData", kB(rss)}, {"VmSwap", kB(0)},
-		{"Threads", max(1, p.tasks)}, {"SigPnd", "0000000000000000"}, {"ShdPnd", fmt.Sprintf("%016x", k.sig.pending)},
+		{"Threads", len(k.tasks)}, {"SigPnd", "0000000000000000"}, {"ShdPnd", fmt.Sprintf("%016x", k.sig.pending)},
 		{"SigIgn", fmt.Sprintf("%016x", ignored)}, {"SigCgt", fmt.Sprintf("%016x", caught)}, {"NoNewPrivs", p.noNewPrivs}, {"Seccomp", 0},
 		{"Cpus_allowed_list", cpus}, {"Mems_allowed_list", "0"},
 	} {
@@ -108,7 +108,7 @@ func (k *Kernel) Stat() string {
 	name := base(k.cfg.Exe)
 	f := make([]any, 0, 52)
 	f = append(f, k.cfg.PID, "("+name[:min(len(name), 15)]+")", "R", k.cfg.PPID, k.proc.pgid, k.proc.sid, 0, -1, 0, 0, 0, 0, 0,
-		ticks, 0, 0, 0, 20, 0, max(1, k.proc.tasks), 0, 0, size, rss/(pageMask+1), uint64(k.lim.r[unix.RLIMIT_RSS].Cur))
+		ticks, 0, 0, 0, 20, 0, len(k.tasks), 0, 0, size, rss/(pageMask+1), uint64(k.lim.r[unix.RLIMIT_RSS].Cur))
 	for len(f) < cap(f) {
 		f = append(f, 0)
 	}

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cloister-vmm/cloister/guest/vfs"
 )
 
 // Registers are the general registers of a task as its program sees them: at a system call RIP lies behind the SYSCALL
@@ -105,13 +107,13 @@ func (k *Kernel) task(id uint64) *Task {
 	return nil
 }
 
-// Tasks lists the numbers of the tasks that live, for /proc/self/task: to be called while a call is served.
-func (k *Kernel) Tasks() []int {
-	var ids []int
+// Tasks lists the tasks that live, for vfs.Options.Threads: to be called while a call is served.
+func (k *Kernel) Tasks() []vfs.Thread {
+	var list []vfs.Thread
 	for _, t := range k.tasks {
-		ids = append(ids, t.ID)
+		list = append(list, vfs.Thread{ID: t.ID, Name: t.Name()})
 	}
-	return ids
+	return list
 }
 
 // notify makes t look at what has changed for it: a wait ends, or it is taken out of the guest. The caller has the lock.
