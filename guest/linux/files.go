@@ -43,15 +43,15 @@ func (k *Kernel) place(dirfd, addr uint64) (*vfs.Dir, string, unix.Errno) {
 const cwd = ^uint64(99)
 
 func sysOpen(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	return k.open(cwd, a[0], int(uint32(a[1])), uint32(a[2]))
+	return k.open(cwd, a[0], int(uint32(a[1])), uint32(a[2]), 0)
 }
 
 func sysCreat(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	return k.open(cwd, a[0], unix.O_CREAT|unix.O_WRONLY|unix.O_TRUNC, uint32(a[1]))
+	return k.open(cwd, a[0], unix.O_CREAT|unix.O_WRONLY|unix.O_TRUNC, uint32(a[1]), 0)
 }
 
 func sysOpenat(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	return k.open(a[0], a[1], int(uint32(a[2])), uint32(a[3]))
+	return k.open(a[0], a[1], int(uint32(a[2])), uint32(a[3]), 0)
 }
 
 // validOpen are the flags that open(2) knows (VALID_OPEN_FLAGS, include/linux/fcntl.h); it ignores
@@ -59,6 +59,9 @@ func sysOpenat(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 const validOpen = unix.O_ACCMODE | unix.O_CREAT | unix.O_EXCL | unix.O_NOCTTY | unix.O_TRUNC | unix.O_APPEND |
 	unix.O_NONBLOCK | unix.O_SYNC | unix.O_DSYNC | unix.O_ASYNC | unix.O_DIRECT | largeFile | unix.O_DIRECTORY |
 	unix.O_NOFOLLOW | unix.O_NOATIME | unix.O_CLOEXEC | unix.O_PATH | unix.O_TMPFILE
+
+// resolveCached is RESOLVE_CACHED (include/uapi/linux/openat2.h).
+const resolveCached = 0x20
 
 func sysOpenat2(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	var how unix.OpenHow
@@ -83,16 +86,25 @@ func sysOpenat2(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 		how.Mode != 0 && how.Flags&(unix.O_CREAT|unix.O_TMPFILE&^unix.O_DIRECTORY) == 0 {
 		return 0, unix.EINVAL
 	}
-	if how.Resolve != 0 {
-		k.warn("openat2: RESOLVE_ flags are not served: answered EINVAL")
+	const known = vfs.Resolves | unix.RESOLVE_NO_XDEV | resolveCached
+	switch {
+	case how.Resolve&^known != 0, how.Resolve&unix.RESOLVE_BENEATH != 0 && how.Resolve&unix.RESOLVE_IN_ROOT != 0:
+		return 0, unix.EINVAL
+	case how.Resolve&resolveCached != 0:
+		return 0, unix.EAGAIN // openat2(2): then the caller asks again without it
+	case how.Resolve&unix.RESOLVE_NO_XDEV != 0:
+		k.warn("openat2: RESOLVE_NO_XDEV is not served: answered EINVAL; leave it out, mounts are the guest's own")
 		return 0, unix.EINVAL
 	}
-	return k.open(a[0], a[1], int(how.Flags), uint32(how.Mode))
+	return k.open(a[0], a[1], int(how.Flags), uint32(how.Mode), how.Resolve)
 }
 
-func (k *Kernel) open(dirfd, addr uint64, flags int, mode uint32) (uint64, unix.Errno) {
+func (k *Kernel) open(dirfd, addr uint64, flags int, mode uint32, resolve uint64) (uint64, unix.Errno) {
 	flags &= validOpen
 	dir, path, errno := k.place(dirfd, addr)
+	if errno == 0 && resolve&unix.RESOLVE_IN_ROOT != 0 {
+		dir, errno = k.at(dirfd, "") // an absolute path begins there, too
+	}
 	if errno != 0 {
 		return 0, errno
 	}
@@ -100,7 +112,7 @@ func (k *Kernel) open(dirfd, addr uint64, flags int, mode uint32) (uint64, unix.
 	if _, errno = k.fds.free(0, k.lim.nofile()); errno != 0 {
 		return 0, errno
 	}
-	f, errno := k.openFile(dir, path, flags, mode&0o7777)
+	f, errno := k.openFile(dir, path, flags, mode&0o7777, resolve)
 	if errno != 0 {
 		return 0, errno
 	}
@@ -109,12 +121,12 @@ func (k *Kernel) open(dirfd, addr uint64, flags int, mode uint32) (uint64, unix.
 
 // openFile opens without ever blocking: a FIFO always as with O_NONBLOCK (which means nothing to
 // other files). Opening one for writing then fails until there is a reader, and is tried again.
-func (k *Kernel) openFile(dir *vfs.Dir, path string, flags int, mode uint32) (*vfs.File, unix.Errno) {
+func (k *Kernel) openFile(dir *vfs.Dir, path string, flags int, mode uint32, resolve uint64) (*vfs.File, unix.Errno) {
 	if flags&unix.O_PATH != 0 {
-		return k.fs.Open(dir, path, flags, mode)
+		return k.fs.OpenResolve(dir, path, flags, mode, resolve)
 	}
 	for {
-		f, errno := k.fs.Open(dir, path, flags|unix.O_NONBLOCK, mode)
+		f, errno := k.fs.OpenResolve(dir, path, flags|unix.O_NONBLOCK, mode, resolve)
 		if errno != unix.ENXIO || flags&unix.O_NONBLOCK != 0 || flags&unix.O_ACCMODE != unix.O_WRONLY {
 			return f, errno
 		}

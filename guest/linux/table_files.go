@@ -98,7 +98,7 @@ var fileCalls = []call{
 	{328, "pwritev2", Full, sysPwritev2, 0, ""},
 	{332, "statx", Full, sysStatx, 0, ""},
 	{436, "close_range", Full, sysCloseRange, 0, ""},
-	{437, "openat2", Partial, sysOpenat2, 0, "no RESOLVE_ flags"},
+	{437, "openat2", Partial, sysOpenat2, 0, "no RESOLVE_NO_XDEV; RESOLVE_CACHED answers EAGAIN"},
 	{439, "faccessat2", Full, sysFaccessat2, 0, ""},
 	{441, "epoll_pwait2", Partial, sysEpollPwait2, 0, "the signal mask is checked and has no effect until signals are delivered"},
 	{452, "fchmodat2", Full, sysFchmodat2, 0, ""},

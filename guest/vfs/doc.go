@@ -41,6 +41,8 @@
 //   - A mount point hides what has its *name* in the directory above, so on a
 //     case-insensitive file system the same directory may be reached under another case, with the
 //     rights of the mount above.
+//   - /proc/self/cwd, root and exe are plain links: RESOLVE_NO_MAGICLINKS does not refuse them (exe: where
+//     Options.ExeFD is not given).
 //   - inotify, fanotify, name_to_handle_at and mount(2) do not exist here.
 //
 // Not promised: a program that runs under a privileged VMM with a writable mount can leave a set-uid

@@ -23,6 +23,28 @@ const (
 // Open opens path as open(2) does. mode is used when the file is made. at is used for relative paths; nil is
 // the root. Errors are those of open(2), and ENFILE when Options.Handles is used up.
 func (f *FS) Open(at *Dir, path string, flags int, mode uint32) (*File, unix.Errno) {
+	return f.OpenResolve(at, path, flags, mode, 0)
+}
+
+// Resolves are the RESOLVE_ flags of openat2(2) that OpenResolve serves.
+const Resolves = unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_BENEATH | unix.RESOLVE_IN_ROOT
+
+// OpenResolve is Open with flags of Resolves. Errors are those of openat2(2); EINVAL for other flags, and
+// for RESOLVE_BENEATH with RESOLVE_IN_ROOT. Names cannot race with a walk here, so EAGAIN does not occur.
+func (f *FS) OpenResolve(at *Dir, path string, flags int, mode uint32, resolve uint64) (*File, unix.Errno) {
+	const both = unix.RESOLVE_BENEATH | unix.RESOLVE_IN_ROOT
+	if resolve&^Resolves != 0 || resolve&both == both {
+		return nil, unix.EINVAL
+	}
+	var scope want
+	for _, r := range [...]struct {
+		flag uint64
+		w    want
+	}{{unix.RESOLVE_NO_SYMLINKS, noLinks}, {unix.RESOLVE_NO_MAGICLINKS, noMagic}, {unix.RESOLVE_BENEATH, beneath}, {unix.RESOLVE_IN_ROOT, inRoot}} {
+		if resolve&r.flag != 0 {
+			scope |= r.w
+		}
+	}
 	if flags&unix.O_PATH != 0 {
 		flags &= unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	}
@@ -33,7 +55,7 @@ func (f *FS) Open(at *Dir, path string, flags int, mode uint32) (*File, unix.Err
 		return nil, unix.EINVAL
 	}
 	for range openTries {
-		file, again, e := f.open(at, path, flags, mode)
+		file, again, e := f.open(at, path, flags, mode, scope)
 		if !again {
 			return file, e
 		}
@@ -45,10 +67,9 @@ func (f *FS) Open(at *Dir, path string, flags int, mode uint32) (*File, unix.Err
 // only, counts.
 func writes(flags int) bool { return flags&unix.O_ACCMODE != unix.O_RDONLY }
 
-func (f *FS) open(at *Dir, path string, flags int, mode uint32) (file *File, again bool, e unix.Errno) {
+func (f *FS) open(at *Dir, path string, flags int, mode uint32, w want) (file *File, again bool, e unix.Errno) {
 	create := flags&unix.O_CREAT != 0
 	exclusive := create && flags&unix.O_EXCL != 0
-	var w want
 	if flags&unix.O_NOFOLLOW == 0 && !exclusive {
 		w |= follow
 	}

@@ -13,13 +13,21 @@ const (
 )
 
 // want says what a walk has to deliver.
-type want uint8
+type want uint16
 
 const (
 	follow   want = 1 << iota // follow a symbolic link at the end
 	keep                      // a directory must come as a place
 	parent                    // stop before the last component
 	creating                  // for O_CREAT: a trailing slash is EISDIR, and absence is an answer
+
+	// The RESOLVE_ flags of openat2(2).
+	noLinks
+	noMagic // no entry of /proc/self/fd and its like
+	beneath // nothing above the start: EXDEV
+	inRoot  // the start is the root
+
+	scoped = beneath | inRoot
 )
 
 // lastKind is the last component's nature, for calls that treat ".", ".." and "/" apart (LAST_NORM
@@ -109,7 +117,19 @@ func (f *FS) walk(at *Dir, name string, w want) (o object, e unix.Errno) {
 	if e := checkPath(name); e != 0 {
 		return object{}, e
 	}
-	cur, e := f.at(at, name)
+	begin := name
+	var start *place // where a scoped walk began, with a reference of its own
+	if w&scoped != 0 {
+		if w&beneath != 0 && strings.HasPrefix(name, "/") {
+			return object{}, unix.EXDEV
+		}
+		begin = ""
+		if start, e = f.at(at, begin); e != 0 {
+			return object{}, e
+		}
+		defer f.drop(start)
+	}
+	cur, e := f.at(at, begin)
 	if e != 0 {
 		return object{}, e
 	}
@@ -141,7 +161,12 @@ func (f *FS) walk(at *Dir, name string, w want) (o object, e unix.Errno) {
 				if w&parent != 0 && last {
 					return f.here(cur, kind)
 				}
-				cur = f.up(cur)
+				switch {
+				case cur != start:
+					cur = f.up(cur)
+				case w&beneath != 0:
+					return object{}, unix.EXDEV
+				}
 			}
 			rest = rem
 			continue
@@ -169,6 +194,12 @@ func (f *FS) walk(at *Dir, name string, w want) (o object, e unix.Errno) {
 				return object{dir: cur, name: comp, node: child, fd: -1, kind: lastName}, 0
 			}
 			if child.file != nil {
+				switch {
+				case w&(noMagic|noLinks) != 0:
+					return object{}, unix.ELOOP
+				case w&scoped != 0:
+					return object{}, unix.EXDEV
+				}
 				next, o, e := f.jump(cur, child, comp, last, slash)
 				if e != 0 {
 					return object{}, e
@@ -235,14 +266,21 @@ func (f *FS) walk(at *Dir, name string, w want) (o object, e unix.Errno) {
 				return object{dir: cur, name: comp, fd: fd, own: true, mnt: cur.mnt, st: st, kind: lastName}, 0
 			}
 		}
-		if links++; links > maxLinks {
+		if links++; links > maxLinks || w&noLinks != 0 {
 			return object{}, unix.ELOOP
 		}
 		if target == "" {
 			return object{}, unix.ENOENT
 		}
 		if strings.HasPrefix(target, "/") {
-			root, e := f.at(f.root, "/")
+			if w&beneath != 0 {
+				return object{}, unix.EXDEV
+			}
+			from := f.root
+			if w&inRoot != 0 {
+				from = at
+			}
+			root, e := f.at(from, "")
 			if e != 0 {
 				return object{}, e
 			}
