@@ -84,6 +84,7 @@ type control struct {
 	regs    kvm.Regs  // ansState
 	sregs   kvm.Sregs // ansState, and the buffer of handOp
 	xsave   kvm.XSave // the buffer of handOp
+	msr     kvm.MSRBlock
 
 	// Answers that never change, given on the vCPU's own thread.
 	constOK  [constants]uint8

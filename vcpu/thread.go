@@ -294,6 +294,19 @@ func (x *Exit) SetXSave(s *kvm.XSave) error {
 	return x.ioctl(kvm.IoSetXSave, x.t.c.xsaveAddr(), "KVM_SET_XSAVE")
 }
 
+// SetMSR writes one model-specific register of the vCPU.
+func (x *Exit) SetMSR(index uint32, value uint64) error {
+	c := x.t.c
+	c.msr = kvm.MSRBlock{N: 1, MSR: kvm.MSR{Index: index, Value: value}}
+	if err := x.ioctl(kvm.IoSetMSRs, c.msrAddr(), "KVM_SET_MSRS"); err != nil {
+		return err
+	}
+	if c.opRet != 1 {
+		return fmt.Errorf("KVM_SET_MSRS on vCPU %d: register %#x refused", x.t.cfg.ID, index)
+	}
+	return nil
+}
+
 // Idle closes the break that is being served, and what follows is idle time until the answer: the vCPU has
 // no thread of the guest. The vCPU's thread goes on obeying stops.
 func (x *Exit) Idle() error { return x.ioctl(opIdle, 0, "idle") }

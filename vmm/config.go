@@ -36,6 +36,8 @@ type Config struct {
 	Lock     bool   // lock guest memory
 	OwnClock bool   // our own vDSO even where the host's clock is the TSC
 	Seal     SealPolicy
+	// RingCalls lets the system calls of sealed threads go to a housekeeping core without an exit.
+	RingCalls bool
 	// Ledgers gives the ledger of vCPU i, 0 to breaks.MaxVCPUs-1.
 	Ledgers func(i int) (*breaks.VCPU, error)
 	// CPUs are the host's CPUs that the program sees as 0, 1, …; those in Housekeeping are shared. Empty: one

@@ -57,7 +57,7 @@ func (p *processor) exception(x *vcpu.Exit) vcpu.Answer {
 			if rip >= stub.TouchRead {
 				entry = stub.TouchRead
 			}
-			p.routine.queue = append([]touch{{entry, next, r.RSI}}, p.routine.queue...)
+			p.routine.queue = append([]touch{{entry: entry, from: next, to: r.RSI}}, p.routine.queue...)
 		}
 		return p.routineDone()
 	}

@@ -52,3 +52,6 @@ func lockOnFault(b []byte) error {
 func unmap(b []byte) error {
 	return unix.MunmapPtr(unsafe.Pointer(unsafe.SliceData(b)), uintptr(len(b)))
 }
+
+// word64 is the word at the beginning of b, which must be aligned.
+func word64(b []byte) *uint64 { return (*uint64)(unsafe.Pointer(unsafe.SliceData(b))) }

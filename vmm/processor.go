@@ -33,6 +33,7 @@ type processor struct {
 	stats   *kvm.Stats
 	statAt  []uint64
 
+	ring       *ring // while sealed, with RingCalls
 	x          *vcpu.Exit
 	routine    *routine
 	later      bool // a signal came while a routine ran

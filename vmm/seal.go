@@ -25,7 +25,10 @@ const (
 )
 
 // touch is one run of a supervisor routine: an entry point and its RDI, RSI.
-type touch struct{ entry, from, to uint64 }
+type touch struct {
+	entry, from, to uint64
+	kernel          bool // at CPL 0
+}
 
 // routine is a list of supervisor routines that the vCPU executes between two instructions of the
 // program. Each leaves by stub.Done.
@@ -106,14 +109,20 @@ func (m *Machine) setFlag(v uint32) { binary.LittleEndian.PutUint32(m.sup[stub.F
 
 // touches lists every page range of the program, so that the second-stage tables are filled before the
 // program is sealed: no first touch is left for it to pay.
-func (m *Machine) touches() []touch {
+func (p *processor) touches() []touch {
+	m := p.m
 	q := slices.Clone(m.clock)
+	if p.ring != nil {
+		page, code := abi.SupVA+stub.RingPage(p.id), abi.SupVA+stub.RingCode(p.id)
+		q = append(q, touch{entry: stub.TouchWrite, from: page, to: page + abi.Page, kernel: !p.x.StaysAtCPL3()},
+			touch{entry: stub.TouchRead, from: code, to: code + abi.Page})
+	}
 	m.space.Ranges(func(start, end uint64, write bool) {
 		entry := uint64(stub.TouchRead)
 		if write {
 			entry = stub.TouchWrite
 		}
-		q = append(q, touch{entry, start, end})
+		q = append(q, touch{entry: entry, from: start, to: end})
 	})
 	return q
 }
@@ -129,7 +138,7 @@ func (m *Machine) populate() {
 // the registers to begin with.
 func (p *processor) sealBeforeStart(entry *kvm.Regs, s *kvm.Sregs) *kvm.Regs {
 	p.m.populate()
-	r := &routine{queue: p.m.touches(), finish: p.seal, saved: *entry, sregs: *s}
+	r := &routine{queue: p.touches(), finish: p.seal, saved: *entry, sregs: *s}
 	p.routine = r
 	regs, _ := p.next()
 	return &regs
@@ -142,7 +151,7 @@ func (p *processor) next() (kvm.Regs, kvm.Sregs) {
 	r.queue = r.queue[1:]
 	regs, sregs := r.saved, r.sregs
 	regs.RIP, regs.RDI, regs.RSI, regs.RFLAGS = t.entry, t.from, t.to, rflagsUser
-	if r.kernel {
+	if r.kernel || t.kernel {
 		sregs.CS, sregs.SS = kernelCS, kernelSS
 		regs.RSP, regs.RFLAGS = stub.RSP0(p.id)-64, 2
 	}
@@ -151,8 +160,13 @@ func (p *processor) next() (kvm.Regs, kvm.Sregs) {
 
 // sealNow populates and touches all memory, then seals, then lets the system call return ret.
 func (p *processor) sealNow(ret uint64) vcpu.Answer {
+	if p.wantsRing() {
+		if err := p.openRing(); err != nil {
+			return p.broken("--syscalls=ring: " + err.Error())
+		}
+	}
 	p.m.populate()
-	return p.startRoutine(&routine{queue: p.m.touches(), finish: p.seal}, ret)
+	return p.startRoutine(&routine{queue: p.touches(), finish: p.seal}, ret)
 }
 
 func (p *processor) startProvoke(ret uint64) vcpu.Answer {
@@ -227,6 +241,9 @@ func (p *processor) unseal() {
 	p.border(1)
 	if p.x.SetSealed(false) {
 		p.closeSeal()
+	}
+	if err := p.closeRing(); err != nil {
+		p.m.cfg.Warn("--syscalls=ring: " + err.Error())
 	}
 }
 

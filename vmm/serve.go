@@ -73,6 +73,9 @@ func (p *processor) syscall(x *vcpu.Exit) vcpu.Answer {
 	r := x.Regs()
 	nr := r.RAX
 	p.want = wantNothing
+	if p.ring != nil {
+		p.ring.byExit.Store(false) // ORDER(none): advice; no call is on the ring now
+	}
 	out := p.m.kernel.Syscall(p.task, nr, [6]uint64{r.RDI, r.RSI, r.RDX, r.R10, r.R8, r.R9})
 	if out.Kind != linux.Return {
 		return p.outcome(out)
@@ -88,6 +91,11 @@ func (p *processor) syscall(x *vcpu.Exit) vcpu.Answer {
 		p.unseal()
 	case wantProvoke:
 		return p.startProvoke(out.Ret)
+	}
+	if p.ledger.Sealed != 0 && p.wantsRing() { // sealed from the start: this is the first call
+		if err := p.openRing(); err != nil {
+			return p.broken("--syscalls=ring: " + err.Error())
+		}
 	}
 	a := vcpu.Answer{Kind: vcpu.AnswerRAX, RAX: out.Ret}
 	if p.sregsDirty {
@@ -120,6 +128,10 @@ func (p *processor) enterProgram() vcpu.Answer {
 	s := p.fetch()
 	s.CS, s.SS = userCS, userSS
 	regs := kvm.Regs(*p.Registers())
+	if regs.RIP >= 1<<47 { // a processor refuses to enter there; natively it is a fault at the return
+		return p.end(Result{Signal: int(unix.SIGSEGV), Ended: "signal"})
+	}
+	regs.RFLAGS = regs.RFLAGS&rflagsKeep | rflagsUser
 	p.x.Load(&regs, s)
 	return vcpu.Answer{Kind: vcpu.AnswerState}
 }
@@ -134,6 +146,10 @@ func (p *processor) attend(x *vcpu.Exit) vcpu.Answer {
 		return resume
 	case r.RIP-stub.Exception < abi.Page:
 		return resume
+	case p.inRing(r.RIP):
+		if !p.attendRing(r.RIP) {
+			return resume
+		}
 	case r.RIP == stub.SyscallEntry && x.InGuest():
 		// SYSCALL was executed and its OUT was not: it is executed again.
 		p.regs, p.haveRegs = linux.Registers(*r), true

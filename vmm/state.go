@@ -29,6 +29,8 @@ const (
 	msrFMASK = 0xc0000084
 
 	rflagsUser = 0x202 // IF and the bit that is always one
+	// What the program may have set: CF, PF, AF, ZF, SF, TF, DF, OF, RF, AC, ID (arch/x86/kernel/signal.c, FIX_EFLAGS).
+	rflagsKeep = 0x250dd5
 )
 
 // The segments that a change of privilege loads.
@@ -185,7 +187,7 @@ func (m *Machine) mapOwnClock() (uint64, error) {
 		return 0, fmt.Errorf("clock of the guest: %w", err)
 	}
 	m.Info.Clock = OwnClock
-	m.clock = []touch{{stub.TouchRead, data, image + vdso.ImageSize}}
+	m.clock = []touch{{entry: stub.TouchRead, from: data, to: image + vdso.ImageSize}}
 	return image, nil
 }
 
@@ -307,7 +309,7 @@ func (m *Machine) mapClock() (uint64, error) {
 	base := list[0].start
 	// What a clock reading touches: the time data, which is the first page of [vvar], and the code. Other
 	// pages of [vvar] may have nothing behind them.
-	m.clock = []touch{{stub.TouchRead, abi.VDSOBase, abi.VDSOBase + abi.Page}}
+	m.clock = []touch{{entry: stub.TouchRead, from: abi.VDSOBase, to: abi.VDSOBase + abi.Page}}
 	for _, a := range list {
 		at := abi.VDSOBase + a.start - base
 		if _, err := m.vm.AddMemory(at, a.end-a.start, uintptr(a.start), true); err != nil {
@@ -316,7 +318,7 @@ func (m *Machine) mapClock() (uint64, error) {
 		prot, name := mem.Read, "[vvar]"
 		if a.exec {
 			prot, name = mem.Read|mem.Exec, "[vdso]"
-			m.clock = append(m.clock, touch{stub.TouchRead, at, at + a.end - a.start})
+			m.clock = append(m.clock, touch{entry: stub.TouchRead, from: at, to: at + a.end - a.start})
 		}
 		if err := m.space.MapForeign(at, at+a.end-a.start, prot, name); err != nil {
 			return 0, err

@@ -50,6 +50,7 @@ type Task struct {
 	wake       int      // eventfd: ends the task's wait
 	blocked    bool     // waits in the host, without the kernel's lock
 	inGuest    bool     // executes the program, or is about to
+	onRing     bool     // its call came by the ring: it may not wait
 	resumed    bool     // a handler has set all registers itself
 	done       *Outcome // set by a handler that ends the program
 	again      bool     // the previous call was Interrupted

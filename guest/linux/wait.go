@@ -36,7 +36,7 @@ func (k *Kernel) block(fds []unix.PollFd, deadline time.Time, done func() bool) 
 		}
 		signalled := k.signalled(t)
 		var ts *unix.Timespec
-		if signalled {
+		if signalled || t.onRing {
 			ts = &unix.Timespec{} // what is ready comes first, as natively
 		} else if !deadline.IsZero() {
 			left := unix.NsecToTimespec(max(0, int64(time.Until(deadline))))
@@ -68,7 +68,7 @@ func (k *Kernel) block(fds []unix.PollFd, deadline time.Time, done func() bool) 
 			return 0, 0
 		case over:
 			return 0, 0
-		case stop.Revents != 0 || signalled || k.over:
+		case stop.Revents != 0 || signalled || k.over || t.onRing:
 			return 0, eRestart
 		}
 	}
@@ -104,7 +104,7 @@ func (k *Kernel) await(fd int, events int16, deadline time.Time) unix.Errno {
 
 // interrupted says whether Interrupt is readable now or a signal waits; long loops ask it between their steps.
 func (k *Kernel) interrupted() bool {
-	if k.over || k.signalled(k.cur) {
+	if k.over || k.cur.onRing || k.signalled(k.cur) {
 		return true
 	}
 	p := []unix.PollFd{{Fd: int32(k.cfg.Interrupt), Events: unix.POLLIN}}

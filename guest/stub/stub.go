@@ -12,15 +12,15 @@ const (
 	IDT        = 0x1000
 	Exceptions = 0x3000
 	User       = 0x4000
-	PerVCPU    = 0x10000 // a TSS page and a stack page for each vCPU
-	Tables     = PerVCPU + MaxVCPUs*2*abi.Page
+	PerVCPU    = 0x10000 // for each vCPU: TSS, stack, ring page, ring stub
+	Tables     = PerVCPU + MaxVCPUs*4*abi.Page
 )
 
 // MaxVCPUs is how many vCPUs the block has room for.
 const MaxVCPUs = 64
 
 // TSS is the offset of vCPU i's task state segment, i from 0 to MaxVCPUs-1.
-func TSS(i int) uint64 { return PerVCPU + uint64(i)*2*abi.Page }
+func TSS(i int) uint64 { return PerVCPU + uint64(i)*4*abi.Page }
 
 // Stack is the offset of the page of its supervisor stack.
 func Stack(i int) uint64 { return TSS(i) + abi.Page }

@@ -132,7 +132,7 @@ func TestEntriesMatchListings(t *testing.T) {
 	if abi.SupVA+User+0xc0 != Done || done != fmt.Sprintf("+%#x", uint64(Done-abi.SupVA)) {
 		t.Errorf("Done is %#x", uint64(Done))
 	}
-	if len(UserPage()) != abi.Page || len(ExceptionPage()) != abi.Page || RSP0(1) != abi.SupVA+Stack(1)+abi.Page || TSS(1) != StackTop(0) || StackTop(MaxVCPUs-1) != Tables {
+	if len(UserPage()) != abi.Page || len(ExceptionPage()) != abi.Page || RSP0(1) != abi.SupVA+Stack(1)+abi.Page || TSS(1) != RingCode(0)+abi.Page || RingCode(MaxVCPUs-1)+abi.Page != Tables {
 		t.Error("a page is not a page")
 	}
 }

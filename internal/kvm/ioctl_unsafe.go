@@ -34,6 +34,7 @@ const (
 	IoGetSregs      = ioGetSregs
 	IoSetSregs      = ioSetSregs
 	IoSetGuestDebug = ioSetGuestDebug
+	IoSetMSRs       = ioSetMSRs
 	IoGetXSave      = 0x9000aea4
 	IoSetXSave      = 0x5000aea5
 )
@@ -102,6 +103,12 @@ type MSR struct {
 	Index uint32
 	_     uint32
 	Value uint64
+}
+
+// MSRBlock is struct kvm_msrs with one entry.
+type MSRBlock struct {
+	N, _ uint32
+	MSR  MSR
 }
 
 // SetMSRs is KVM_SET_MSRS; it fails naming the first register that the kernel did not take.

@@ -45,6 +45,7 @@ type Ledger struct {
 	// NoStatistics says why KVM's statistics are not in this ledger; empty: they are.
 	NoStatistics string
 	Threads      Threads
+	Ring         *Ring // of the calls that Counts.RingCalls counts; nil: not known
 }
 
 // backend is how the ledger's statistics are to be read; empty: not at all.
@@ -174,7 +175,28 @@ func (r *Report) addVCPU(f *Facts, l *Ledger, several bool) {
 	v.Sealed = bookReport(f, &c.Book[Sealed], &kernel[Sealed], c.TSCHz, backend)
 	v.Breaks = bookReport(f, &whole, &wholeKernel, c.TSCHz, backend)
 	v.GuestNS = v.Breaks.GuestNS
+	v.Ring = ringReport(f, l)
 	r.VCPUs = append(r.VCPUs, v)
+}
+
+// ringReport is nil for a vCPU whose calls all were exits.
+func ringReport(f *Facts, l *Ledger) *RingReport {
+	c := &l.Counts
+	if c.RingCalls+c.RingHanded == 0 {
+		return nil
+	}
+	out := &RingReport{Calls: c.RingCalls, Handed: c.RingHanded, Histogram: []Bucket{}, Syscalls: []SyscallCount{}}
+	if l.Ring == nil {
+		return out
+	}
+	out.WaitedNS, out.MaxNS = Nanoseconds(l.Ring.Waited, c.TSCHz), Nanoseconds(l.Ring.Longest, c.TSCHz)
+	out.Histogram = buckets(l.Ring.Hist[:], c.TSCHz)
+	for nr, n := range l.Ring.Syscall {
+		if n.Count != 0 {
+			out.Syscalls = append(out.Syscalls, SyscallCount{Nr: nr, Name: f.syscallName(nr), Count: n.Count, LostNS: Nanoseconds(n.Lost, c.TSCHz)})
+		}
+	}
+	return out
 }
 
 // checkBook tests invariant 1 of the package on the raw book, in cycles.

@@ -92,7 +92,7 @@ func endings(b *Book) uint64 {
 // The border of the sealed interval makes exits too, in a book that does not hold its return:
 // use Counts.KernelCauses for a half of a whole ledger.
 func KernelCauses(b *Book, backend string) (counts [NCause]uint64, ok bool, why string) {
-	return kernelCauses(b, backend, b.Cause[Seal].Count, endings(b))
+	return kernelCauses(b, backend, b.Cause[Seal].Count, endings(b), 0)
 }
 
 // KernelCauses is the function of the same name for one half (Open or Sealed) of a ledger.
@@ -111,9 +111,9 @@ func (c *Counts) KernelCauses(half int, backend string) (counts [NCause]uint64, 
 	}
 	unseals = min(unseals, seals)
 	if half == Sealed {
-		return kernelCauses(&c.Book[Sealed], backend, unseals, endings(&c.Book[Sealed]))
+		return kernelCauses(&c.Book[Sealed], backend, unseals, endings(&c.Book[Sealed]), c.RingCalls)
 	}
-	return kernelCauses(&c.Book[Open], backend, seals-unseals, endings(&c.Book[Open]))
+	return kernelCauses(&c.Book[Open], backend, seals-unseals, endings(&c.Book[Open]), 0)
 }
 
 // kernelCauses solves
@@ -121,8 +121,8 @@ func (c *Counts) KernelCauses(half int, backend string) (counts [NCause]uint64, 
 //	exits = returns that are exits + their transits + irq_exits + pf_fixed + emulation + other
 //
 // for the last term; the others are counted. seals and ends are the returns by Seal and by an ending system call whose exits
-// are in b.Kernel.
-func kernelCauses(b *Book, backend string, seals, ends uint64) (counts [NCause]uint64, ok bool, why string) {
+// are in b.Kernel; rings the system calls that the ring answered: on pvm SYSCALL itself is a transit of its.
+func kernelCauses(b *Book, backend string, seals, ends, rings uint64) (counts [NCause]uint64, ok bool, why string) {
 	if backend == "" {
 		return counts, false, "KVM's statistics were not read: exits that the kernel served itself are not known"
 	}
@@ -141,6 +141,9 @@ func kernelCauses(b *Book, backend string, seals, ends uint64) (counts [NCause]u
 		returns = add(returns, n*t[c].exits) // n times 0 or 1
 		emulated = add(emulated, n*t[c].emulated)
 		transits = add(transits, n*t[c].transits)
+	}
+	if backend == BackendPVM {
+		transits = add(transits, rings)
 	}
 	var maybe uint64
 	for _, c := range perhaps {

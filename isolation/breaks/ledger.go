@@ -92,6 +92,16 @@ type VCPU struct {
 	Sites  [NSite]Site
 	Stacks [NStack][StackWords]uint64
 	Events [NEvent]Event
+	Ring   Ring
+}
+
+// Ring is the system calls of a vCPU that came by the ring: no breaks, for the vCPU stayed in the guest. Its one writer is
+// the ring's server; a reader may see a call counted whose time is not in yet.
+type Ring struct {
+	Waited  uint64 // cycles from posting to answer, of Counts.RingCalls
+	Longest uint64
+	Hist    [NHist]uint64
+	Syscall [NSyscall]Numbered
 }
 
 // Counts is the part of a ledger that a reader copies whole (about 35 KiB).
@@ -116,6 +126,10 @@ type Counts struct {
 	StackNext uint64
 	EventNext uint64 // events written so far; the index is EventNext % NEvent
 	Kicks     uint64 // stop requests acknowledged
+
+	// System calls while sealed that came by the ring: answered there, or handed on to be made by an exit, which is a
+	// break. Their one writer is the ring's server.
+	RingCalls, RingHanded uint64
 
 	Idle   uint64 // cycles, between Start and End, in which the vCPU had no thread of the guest to run
 	IdleAt uint64 // TSC since when it has none; 0: it has one

@@ -123,6 +123,18 @@ type VCPUReport struct {
 	IdleNS         uint64        `json:"idle_ns"`
 	Threads        []GuestThread `json:"threads"`
 	ThreadsNotKept uint64        `json:"threads_not_kept"`
+	Ring           *RingReport   `json:"ring"` // null: every system call was an exit
+}
+
+// RingReport is the system calls of a sealed vCPU that a housekeeping core made for it: no breaks, for the vCPU stayed in
+// the guest and waited there.
+type RingReport struct {
+	Calls     uint64         `json:"calls"`     // answered
+	Handed    uint64         `json:"handed"`    // posted, but made by an exit after all: those are breaks
+	WaitedNS  uint64         `json:"waited_ns"` // from posting to answer, of Calls
+	MaxNS     uint64         `json:"max_ns"`
+	Histogram []Bucket       `json:"histogram"`
+	Syscalls  []SyscallCount `json:"syscalls"` // LostNS is the time waited
 }
 
 // BookReport is one book. Total and LostNS are the sums over ByCause; what belongs to the run's own

@@ -33,6 +33,7 @@ func (r *Report) WriteText(w io.Writer, o TextOptions) error {
 	} else if len(r.VCPUs) == 1 {
 		p.vcpu(&r.VCPUs[0], r.TopSites)
 	}
+	p.rings(r.VCPUs)
 	p.sites(r.TopSites, o.Sites)
 	for i := range r.GapRecords {
 		p.gap(&r.GapRecords[i])
@@ -505,4 +506,27 @@ func inBrackets(s string) string {
 		return ""
 	}
 	return " (" + s + ")"
+}
+
+// rings tells of the system calls that were no breaks.
+func (p *page) rings(list []VCPUReport) {
+	first := true
+	for _, v := range list {
+		r := v.Ring
+		if r == nil {
+			continue
+		}
+		if first {
+			p.line("")
+			first = false
+		}
+		text := fmt.Sprintf("%s without an exit", plural(r.Calls, "system call"))
+		if r.Calls > 0 {
+			text += fmt.Sprintf(", answered in %s on average, %s at most", duration(r.WaitedNS/r.Calls), duration(r.MaxNS))
+		}
+		if r.Handed > 0 {
+			text += fmt.Sprintf("; %d more had to be made by an exit", r.Handed)
+		}
+		p.line("  %s of vCPU %d: %s", p.paint(bold, "ring"), v.ID, text)
+	}
 }

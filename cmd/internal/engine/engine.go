@@ -381,7 +381,7 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 	m, err := vmm.New(vmm.Config{
 		Program: o.program, ExecFn: e.execFn, ELF: int(e.elf.Fd()), ELFSize: st.Size(), Args: o.args, Env: environ(), Mounts: o.mounts, Net: o.net == "host", Cwd: cwd,
 		Builtin: strings.HasPrefix(o.program, "@"), CPU: o.cpu, FIFO: o.fifo, Memory: o.memory, Huge: o.hugepages,
-		Lock: !o.noLock, OwnClock: e.ownClock(), Seal: vmm.SealPolicy(o.seal), Ledgers: e.ledger, Guest: e.guest, Stamp: e.stamp,
+		Lock: !o.noLock, OwnClock: e.ownClock(), Seal: vmm.SealPolicy(o.seal), RingCalls: o.syscalls == "ring", Ledgers: e.ledger, Guest: e.guest, Stamp: e.stamp,
 		CPUs: append(o.dedicated(), e.keep...), Housekeeping: e.keep, Place: o.placeOf, Thread: e.thread,
 		Warn:      func(s string) { e.tell(session.Message{Warn: s}) },
 		GapRecord: func(a uint64) { e.tell(session.Message{Gap: &a}) },

@@ -30,6 +30,7 @@ type options struct {
 	mounts     []vfs.Mount
 	net        string
 	seal       string
+	syscalls   string
 	budget     string
 	onBreak    string
 	report     string
@@ -80,6 +81,7 @@ func runFlags(o *options) *flag.FlagSet {
 	f.StringVar(&o.net, "net", "none", "`host|none`: sockets on the host's network, and Unix sockets below --rw")
 	f.BoolVar(&o.ownClock, "own-clock", false, "give the program Cloister's own clock even where the host's can be shared")
 	f.StringVar(&o.seal, "seal", "call", "isolation begins at `start|first-write|call`")
+	f.StringVar(&o.syscalls, "syscalls", "exit", "how sealed threads make system calls: by an `exit|ring` to a housekeeping core (docs/threads.md)")
 	f.StringVar(&o.budget, "budget", "", "what may be spent while sealed: `CLAUSES` such as total=0 or syscall<=10/s,page-fault=0")
 	f.StringVar(&o.onBreak, "on-break", "report", "when the budget is broken: `report|stop|kill|signal=N`")
 	f.StringVar(&o.report, "report", "", "write the report as JSON to `FILE`")
@@ -153,6 +155,9 @@ func parseRun(args []string) (*options, error) {
 			return nil, fmt.Errorf("--cpu %d and --place main=%d: choose one core for the first thread", o.cpu, main)
 		}
 		o.cpu = max(o.cpu, main)
+	}
+	if o.syscalls != "exit" && o.syscalls != "ring" {
+		return nil, fmt.Errorf("--syscalls %q: choose exit or ring", o.syscalls)
 	}
 	if o.net != "none" && o.net != "host" {
 		return nil, fmt.Errorf("--net %q: choose host or none", o.net)
