@@ -71,7 +71,7 @@ func sysEpollWait(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 }
 
 func sysEpollPwait(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
-	if errno := k.checkMask(a[4], a[5]); errno != 0 {
+	if errno := k.tempMask(t, a[4], a[5]); errno != 0 {
 		return 0, errno
 	}
 	return sysEpollWait(k, t, a)
@@ -82,7 +82,7 @@ func sysEpollPwait2(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	if errno != 0 {
 		return 0, errno
 	}
-	if errno = k.checkMask(a[4], a[5]); errno != 0 {
+	if errno = k.tempMask(t, a[4], a[5]); errno != 0 {
 		return 0, errno
 	}
 	return k.epollWait(a, deadline)

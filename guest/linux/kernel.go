@@ -44,6 +44,8 @@ type Config struct {
 	Interrupt int
 	// CPUTime is the time that the guest has run; nil: the host process's own CPU time.
 	CPUTime func() time.Duration
+	// XFeatures is the guest's XCR0: the components of a task's XState. 0: what each area says for itself.
+	XFeatures uint64
 	// Kick takes a task out of the guest and has Attend called for it; nil: nobody executes beside the caller.
 	// It is called with the kernel's lock held and must not wait for that lock.
 	Kick func(*Task)
@@ -105,15 +107,16 @@ type Kernel struct {
 	over  bool // the program has ended: nobody enters the guest again
 	queue map[uint64][]*waiter
 
-	cfg  Config
-	mem  Memory
-	fs   *vfs.FS
-	cwd  *vfs.Dir
-	fds  fdTable
-	sig  signalState
-	lim  limits
-	proc process
-	net  netState
+	cfg    Config
+	mem    Memory
+	fs     *vfs.FS
+	cwd    *vfs.Dir
+	fds    fdTable
+	sig    signalState
+	timers timers
+	lim    limits
+	proc   process
+	net    netState
 
 	mu      sync.Mutex // guards warned and unknown, which other goroutines read
 	warned  map[string]bool
@@ -257,8 +260,12 @@ func (k *Kernel) syscall(t *Task, nr uint64, a args) Outcome {
 		if t.done != nil {
 			return Outcome{}
 		}
+		if errno != eRestart {
+			k.ownMask(t) // before signals are looked at: the call was not cut
+		}
 		if errno == eRestart && (k.over || !k.signalled(t)) {
 			// Interrupt: the run is being stopped.
+			k.ownMask(t)
 			t.again, t.last = true, now
 			return Outcome{Ret: negate(unix.EINTR), Kind: Interrupted}
 		}
@@ -272,6 +279,7 @@ func (k *Kernel) syscall(t *Task, nr uint64, a args) Outcome {
 			}
 		}
 		if errno == eRestart {
+			k.ownMask(t)
 			continue // what came needs no handler: the call goes on
 		}
 		t.deadline, t.hasEntered = time.Time{}, false

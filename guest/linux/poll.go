@@ -70,30 +70,18 @@ func sysPpoll(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	if errno != 0 {
 		return 0, errno
 	}
-	if errno = k.checkMask(a[3], a[4]); errno != 0 {
+	if errno = k.tempMask(t, a[3], a[4]); errno != 0 {
 		return 0, errno
 	}
 	n, errno := k.poll(a[0], a[1], deadline)
 	return n, k.leftover(a[2], deadline, errno)
 }
 
-// checkMask validates the temporary signal mask of ppoll, pselect6 and epoll_pwait. It has no other
-// effect until signals are delivered.
-func (k *Kernel) checkMask(addr, size uint64) unix.Errno {
-	if addr == 0 {
-		return 0
-	}
-	if size != 8 {
-		return unix.EINVAL
-	}
-	_, errno := k.load64(addr)
-	return errno
-}
-
-// leftover writes the time that is left of a timeout back, as ppoll and pselect6 do. A timeout in
+// leftover writes the time that is left of a timeout back, as ppoll and pselect6 do, also when a signal cut them
+// (a call that is made again keeps its deadline). A timeout in
 // read-only memory is no error (fs/select.c: poll_select_finish).
 func (k *Kernel) leftover(addr uint64, deadline time.Time, errno unix.Errno) unix.Errno {
-	if addr != 0 && errno != eRestart && !deadline.IsZero() {
+	if addr != 0 && !deadline.IsZero() {
 		left := unix.NsecToTimespec(max(0, int64(time.Until(deadline))))
 		_ = put(k, addr, &left) // no error, as said above
 	}
@@ -176,7 +164,7 @@ func sysSelect(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 		deadline = t.until(span(&ts))
 	}
 	n, errno := k.selectFDs(a, deadline)
-	if a[4] != 0 && errno != eRestart {
+	if a[4] != 0 {
 		left := unix.NsecToTimeval(max(0, int64(time.Until(deadline))))
 		_ = put(k, a[4], &left) // as with ppoll, no error
 	}
@@ -194,7 +182,7 @@ func sysPselect6(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	if errno != 0 {
 		return 0, errno
 	}
-	if errno = k.checkMask(sig[0], sig[1]); errno != 0 {
+	if errno = k.tempMask(t, sig[0], sig[1]); errno != 0 {
 		return 0, errno
 	}
 	n, errno := k.selectFDs(a, deadline)

@@ -133,14 +133,19 @@ func trace(argv []string, dir string, stdio [3]*os.File, warn func(string)) (int
 	for i, f := range stdio {
 		std[i] = int(f.Fd())
 	}
-	k, err = New(Config{Memory: mem, FS: fs, Args: argv, Exe: argv[0], Stdio: &std, Warn: warn, Interrupt: -1, CPUs: runtime.NumCPU()})
+	k, err = New(Config{Memory: mem, FS: fs, Args: argv, Exe: argv[0], Stdio: &std, Warn: warn, Interrupt: -1, CPUs: runtime.NumCPU(),
+		Kick: func(*Task) { _ = unix.Kill(pid, unix.SIGSTOP) }})
 	if err != nil {
 		return 0, err
 	}
 	defer k.Close()
-	task, err := k.NewTask(&fakeCPU{})
+	cpu := &traceeCPU{pid: pid}
+	task, err := k.NewTask(cpu)
 	if err != nil {
 		return 0, err
+	}
+	if _, _, e := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_SETOPTIONS, uintptr(pid), 0, unix.PTRACE_O_TRACESYSGOOD, 0, 0); e != 0 {
+		return 0, e
 	}
 	step := func(request uintptr) error {
 		if _, _, e := unix.Syscall6(unix.SYS_PTRACE, request, uintptr(pid), 0, 0, 0, 0); e != 0 {
@@ -153,13 +158,21 @@ func trace(argv []string, dir string, stdio [3]*os.File, warn func(string)) (int
 		if err := step(ptraceSysemu); err != nil {
 			return 0, err
 		}
-		if !ws.Stopped() || ws.StopSignal() != unix.SIGTRAP {
-			return 0, fmt.Errorf("the program stopped by %v", ws.StopSignal())
+		if !ws.Stopped() {
+			return 0, fmt.Errorf("the program ended by itself: %#x", ws)
 		}
-		var regs unix.PtraceRegs
-		if err := unix.PtraceGetRegs(pid, &regs); err != nil {
+		if err := cpu.load(); err != nil {
 			return 0, err
 		}
+		if sig := ws.StopSignal(); sig != unix.SIGTRAP|0x80 {
+			status, ended, err := cpu.stopped(k, task, sig)
+			mem.flush()
+			if ended || err != nil {
+				return status, err
+			}
+			continue
+		}
+		regs := cpu.host
 		nr := regs.Orig_rax
 		if ownCalls[nr] {
 			regs.Rip -= 2 // the SYSCALL instruction, once more and for real
@@ -184,8 +197,10 @@ func trace(argv []string, dir string, stdio [3]*os.File, warn func(string)) (int
 		case Kill:
 			return 128 + int(out.Value), nil
 		}
-		regs.Rax = out.Ret
-		if err := unix.PtraceSetRegs(pid, &regs); err != nil {
+		if out.Kind != Resume {
+			cpu.regs.RAX = out.Ret
+		}
+		if err := cpu.store(); err != nil {
 			return 0, err
 		}
 	}

@@ -2,44 +2,45 @@ package linux
 
 import (
 	"fmt"
-	"math/bits"
 
 	"golang.org/x/sys/unix"
 )
 
-// Signals are recorded with the kernel's own checks. Delivery to a handler is not here yet: such a
-// signal stays pending. Default actions are: ignore, or end the program by a Kill outcome.
-
 const (
 	sigDFL, sigIGN = 0, 1
 	maxSignal      = 64
-	ssOnStack      = 1       // SS_ONSTACK
-	ssDisable      = 2       // SS_DISABLE
-	ssAutodisarm   = 1 << 31 // SS_AUTODISARM
-	minSigStack    = 2048    // MINSIGSTKSZ of x86-64
+	firstRealTime  = 32 // SIGRTMIN of the kernel: from here on signals queue
 )
 
-// unblockable are SIGKILL and SIGSTOP.
-const unblockable = 1<<(unix.SIGKILL-1) | 1<<(unix.SIGSTOP-1)
+// sa_flags (include/uapi/asm-generic/signal-defs.h, arch/x86/include/uapi/asm/signal.h).
+const (
+	saSiginfo  = 0x4
+	saRestorer = 0x4000000
+	saOnStack  = 0x8000000
+	saRestart  = 0x10000000
+	saNoDefer  = 0x40000000
+	saOneShot  = 0x80000000
+	// saKnown is UAPI_SA_FLAGS with SA_RESTORER (include/linux/signal_types.h): the kernel clears the other bits, so
+	// that programs can probe them. 0x1 is SA_NOCLDSTOP, 0x2 SA_NOCLDWAIT, 0x800 SA_EXPOSE_TAGBITS.
+	saKnown = 0x1 | 0x2 | 0x800 | saSiginfo | saRestorer | saOnStack | saRestart | saNoDefer | saOneShot
+)
+
+// unblockable are SIGKILL and SIGSTOP, stopping all signals that stop by default.
+const (
+	unblockable = 1<<(unix.SIGKILL-1) | 1<<(unix.SIGSTOP-1)
+	stopping    = 1<<(unix.SIGSTOP-1) | 1<<(unix.SIGTSTP-1) | 1<<(unix.SIGTTIN-1) | 1<<(unix.SIGTTOU-1)
+)
 
 // sigaction is struct kernel_sigaction of x86-64 (arch/x86/include/uapi/asm/signal.h).
 type sigaction struct {
-	handler, flags uint64
-	restorer       uint64 //lint:ignore U1000 copied in and out with the rest; delivery will use it
-	mask           uint64
-}
-
-// sigaltstack is stack_t of x86-64.
-type sigaltstack struct {
-	sp    uint64
-	flags uint32
-	_     uint32
-	size  uint64
+	handler, flags, restorer, mask uint64
 }
 
 type signalState struct {
-	action  [maxSignal + 1]sigaction
-	pending uint64 // of the process and of its only thread
+	action [maxSignal + 1]sigaction
+	shared sigQueue       // of the process: whoever does not block it takes it
+	queued uint64         // entries in all queues, which RLIMIT_SIGPENDING bounds
+	fds    []*description // the signalfds
 }
 
 func sigBit(sig uint64) uint64 { return 1 << (sig - 1) }
@@ -53,43 +54,178 @@ func defaultIgnored(sig uint64) bool {
 	return false
 }
 
-func defaultStops(sig uint64) bool {
-	switch unix.Signal(sig) {
-	case unix.SIGSTOP, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU:
-		return true
-	}
-	return false
+func defaultStops(sig uint64) bool { return stopping&sigBit(sig) != 0 }
+
+// ignores says whether an unblocked sig has no effect.
+func (k *Kernel) ignores(sig uint64) bool {
+	h := k.sig.action[sig].handler
+	return h == sigIGN || h == sigDFL && defaultIgnored(sig)
 }
 
-// raise makes sig pending for t, unless it is ignored.
+// raise sends t a signal that its own call caused.
 func (k *Kernel) raise(t *Task, sig unix.Signal) {
-	n := uint64(sig)
-	h := k.sig.action[n].handler
-	if h == sigIGN || h == sigDFL && defaultIgnored(n) {
-		if t.mask&sigBit(n) == 0 {
+	// Sent by the kernel, it shows the sender as kill does (SEND_SIG_NOINFO), and can always be sent.
+	_ = k.post(sigEntry{sig: uint64(sig), info: k.sentInfo(uint64(sig), siUser)}, t, false)
+}
+
+// post makes a signal pending: for t alone or for the process (shared), where t is the one to have it if it can. EAGAIN
+// when it has to be queued and the queue is full.
+func (k *Kernel) post(e sigEntry, t *Task, shared bool) unix.Errno {
+	if t == nil {
+		return 0 // every task has ended
+	}
+	bit := sigBit(e.sig)
+	switch {
+	case stopping&bit != 0:
+		k.discard(sigBit(uint64(unix.SIGCONT)))
+	case e.sig == uint64(unix.SIGCONT):
+		k.discard(stopping)
+	}
+	if k.ignores(e.sig) && (t.mask|t.waits)&bit == 0 {
+		return 0
+	}
+	q := &t.pending
+	if shared {
+		q = &k.sig.shared
+	}
+	if e.timer == nil {
+		standard := e.sig < firstRealTime
+		full := k.sig.queued >= min(k.lim.r[unix.RLIMIT_SIGPENDING].Cur, maxQueued)
+		switch {
+		case standard && q.set&bit != 0:
+			return 0
+		case full && !standard && e.info.code != siUser:
+			return unix.EAGAIN
+		case full && (!standard || e.info.code < 0):
+			q.set |= bit // it comes, without its siginfo
+			k.awaken(e.sig, t, shared)
+			return 0
+		}
+	}
+	q.add(e)
+	k.sig.queued++
+	k.awaken(e.sig, t, shared)
+	return 0
+}
+
+// maxQueued bounds the queues where RLIMIT_SIGPENDING does not.
+const maxQueued = 1 << 16
+
+// awaken tells a task that takes sig, t first (kernel/signal.c: complete_signal).
+func (k *Kernel) awaken(sig uint64, t *Task, shared bool) {
+	k.levelSignalFDs()
+	takes := func(t *Task) bool { return (t.mask&^unblockable&^t.waits)&sigBit(sig) == 0 }
+	if takes(t) {
+		k.notify(t)
+		return
+	}
+	for _, other := range k.tasks {
+		if shared && takes(other) {
+			k.notify(other)
 			return
 		}
 	}
-	k.sig.pending |= sigBit(n)
 }
 
-// signalled says whether a signal waits that t has to act on now.
-func (k *Kernel) signalled(t *Task) bool {
-	for ready := k.sig.pending &^ (t.mask &^ unblockable); ready != 0; ready &= ready - 1 {
-		sig := uint64(bits.TrailingZeros64(ready)) + 1
-		switch h := k.sig.action[sig].handler; {
-		case h == sigIGN || h == sigDFL && defaultIgnored(sig):
-			k.sig.pending &^= sigBit(sig)
-		case h == sigDFL && defaultStops(sig):
-			k.sig.pending &^= sigBit(sig)
-			k.warn(fmt.Sprintf("%s: stopping a guest by a signal is not served: ignored", unix.SignalName(unix.Signal(sig))))
-		case h == sigDFL:
-			return true
-		default:
-			k.warn(fmt.Sprintf("signal %d: handlers are not run yet: it stays pending", sig))
+// leader is the task that signals of the process go to first.
+func (k *Kernel) leader() *Task {
+	for _, t := range k.tasks {
+		if t.ID == k.cfg.PID {
+			return t
 		}
 	}
-	return false
+	if len(k.tasks) > 0 {
+		return k.tasks[0]
+	}
+	return nil
+}
+
+// discard drops what is pending of set, everywhere.
+func (k *Kernel) discard(set uint64) {
+	k.discardFrom(&k.sig.shared, set)
+	for _, t := range k.tasks {
+		k.discardFrom(&t.pending, set)
+	}
+	k.levelSignalFDs()
+}
+
+func (k *Kernel) discardFrom(q *sigQueue, set uint64) {
+	for set &= q.set; set != 0; set &= q.set {
+		k.takeFrom(q, nextSignal(set))
+	}
+}
+
+func (k *Kernel) takeFrom(q *sigQueue, sig uint64) sigEntry {
+	e, queued := q.take(sig)
+	if queued {
+		k.sig.queued--
+	}
+	if e.timer != nil {
+		e.timer.taken(k, &e.info)
+	}
+	if sig == uint64(unix.SIGALRM) {
+		k.timers.rearmReal(k)
+	}
+	return e
+}
+
+// dequeue takes the first signal of set that is pending for t.
+func (k *Kernel) dequeue(t *Task, set uint64) (sigEntry, bool) {
+	q := &t.pending
+	if q.set&set == 0 {
+		q = &k.sig.shared
+	}
+	if q.set&set == 0 {
+		return sigEntry{}, false
+	}
+	e := k.takeFrom(q, nextSignal(q.set&set))
+	k.levelSignalFDs()
+	return e, true
+}
+
+func (k *Kernel) pendingFor(t *Task) uint64 { return t.pending.set | k.sig.shared.set }
+
+// setMask blocks exactly set. What was the process's and is now blocked here is another task's to take.
+func (k *Kernel) setMask(t *Task, set uint64) {
+	set &^= unblockable
+	orphans := k.sig.shared.set & set &^ t.mask
+	t.mask = set
+	k.retarget(t, orphans)
+}
+
+// retarget tells other tasks of signals of the process that t will not take (retarget_shared_pending).
+func (k *Kernel) retarget(t *Task, orphans uint64) {
+	for _, other := range k.tasks {
+		if taken := orphans &^ other.mask; other != t && taken != 0 {
+			orphans &^= taken
+			k.notify(other)
+		}
+	}
+}
+
+// signalled says whether a signal waits that t has to act on now: by a handler or by ending the program. What it does not
+// have to act on is dropped.
+func (k *Kernel) signalled(t *Task) bool {
+	for {
+		ready := k.pendingFor(t) &^ (t.mask &^ unblockable)
+		if ready == 0 {
+			return false
+		}
+		// All of them are looked at, not only the first one: a stop signal may hide a handler's.
+		var idle uint64
+		for set := ready; set != 0; set &= set - 1 {
+			if sig := nextLowest(set); k.ignores(sig) || k.sig.action[sig].handler == sigDFL && defaultStops(sig) {
+				idle |= sigBit(sig)
+			}
+		}
+		if idle == 0 {
+			return true
+		}
+		e, _ := k.dequeue(t, idle)
+		if !k.ignores(e.sig) {
+			k.warn(fmt.Sprintf("%s: stopping a guest by a signal is not served: ignored", unix.SignalName(unix.Signal(e.sig))))
+		}
+	}
 }
 
 // returning is a system call that is about to return.
@@ -102,228 +238,120 @@ type returning struct {
 
 // act acts on the signals that wait for t. It reports true when it has set all of t's registers, so that the
 // call, if there is one, must not.
-func (k *Kernel) act(t *Task, _ *returning) bool {
-	for ready := k.sig.pending &^ (t.mask &^ unblockable); ready != 0; ready &= ready - 1 {
-		sig := uint64(bits.TrailingZeros64(ready)) + 1
-		if k.sig.action[sig].handler == sigDFL {
-			k.sig.pending &^= sigBit(sig)
-			t.done = &Outcome{Kind: Kill, Value: sig}
-			return false
-		}
+func (k *Kernel) act(t *Task, r *returning) bool {
+	regs := t.CPU.Registers()
+	set := t.resumed
+	if t.resumed {
+		r = nil // it has set its registers itself
 	}
-	return t.resumed
-}
-
-func sysRtSigaction(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	sig := uint64(uint32(a[0]))
-	if a[3] != 8 {
-		return 0, unix.EINVAL
-	}
-	var act sigaction
-	if a[1] != 0 {
-		if errno := get(k, a[1], &act); errno != 0 {
-			return 0, errno
-		}
-	}
-	if sig < 1 || sig > maxSignal || a[1] != 0 && unblockable&sigBit(sig) != 0 {
-		return 0, unix.EINVAL
-	}
-	old := k.sig.action[sig]
-	if a[1] != 0 {
-		act.mask &^= unblockable
-		act.flags &= knownSaFlags
-		k.sig.action[sig] = act
-		// POSIX: setting "ignore" discards what is pending, blocked or not.
-		if act.handler == sigIGN || act.handler == sigDFL && defaultIgnored(sig) {
-			k.sig.pending &^= sigBit(sig)
-		}
-	}
-	if a[2] != 0 {
-		return 0, put(k, a[2], &old)
-	}
-	return 0, 0
-}
-
-// knownSaFlags is UAPI_SA_FLAGS with SA_RESTORER (include/linux/signal_types.h): the kernel clears the
-// other bits, so that programs can probe them.
-const knownSaFlags = 0x1 | 0x2 | 0x4 | 0x8000000 | 0x10000000 | 0x40000000 | 0x80000000 | 0x800 | 0x4000000
-
-func sysRtSigprocmask(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
-	if a[3] != 8 {
-		return 0, unix.EINVAL
-	}
-	old := t.mask
-	if a[1] != 0 {
-		set, errno := k.load64(a[1])
-		if errno != 0 {
-			return 0, errno
-		}
-		set &^= unblockable
-		switch int32(a[0]) {
-		case unix.SIG_BLOCK:
-			t.mask |= set
-		case unix.SIG_UNBLOCK:
-			t.mask &^= set
-		case unix.SIG_SETMASK:
-			t.mask = set
-		default:
-			return 0, unix.EINVAL
-		}
-	}
-	if a[2] != 0 {
-		return 0, k.store64(a[2], old)
-	}
-	return 0, 0
-}
-
-func sysRtSigpending(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
-	if a[1] > 8 {
-		return 0, unix.EINVAL
-	}
-	pending := k.sig.pending & t.mask
-	return 0, k.copyOut(a[0], bytesOf(&pending)[:a[1]])
-}
-
-func sysSigaltstack(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
-	var ss sigaltstack
-	if a[0] != 0 {
-		if errno := get(k, a[0], &ss); errno != 0 {
-			return 0, errno
-		}
-	}
-	old := t.altSP
-	if a[0] != 0 {
-		switch mode := ss.flags &^ ssAutodisarm; mode {
-		case ssDisable:
-			ss.sp, ss.size = 0, 0
-		case 0, ssOnStack:
-			if ss.size < minSigStack {
-				return 0, unix.ENOMEM
+	t.resumed = false
+	for {
+		for k.signalled(t) {
+			e, _ := k.dequeue(t, ^(t.mask &^ unblockable))
+			action := &k.sig.action[e.sig]
+			if action.handler == sigDFL {
+				t.done = &Outcome{Kind: Kill, Value: e.sig}
+				return false
 			}
-		default:
-			return 0, unix.EINVAL
-		}
-		t.altSP = ss
-	}
-	if a[1] != 0 {
-		old.flags &= ssDisable | ssAutodisarm
-		return 0, put(k, a[1], &old)
-	}
-	return 0, 0
-}
-
-// send is the check and the effect of kill, tkill and tgkill once the target is known to be us.
-func (k *Kernel) send(t *Task, sig uint64) unix.Errno {
-	if sig > maxSignal {
-		return unix.EINVAL
-	}
-	if sig != 0 {
-		k.raise(t, unix.Signal(sig))
-	}
-	return 0
-}
-
-func sysKill(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
-	sig := uint64(uint32(a[1]))
-	if sig > maxSignal {
-		return 0, unix.EINVAL
-	}
-	switch pid := int(int32(a[0])); {
-	case pid == k.cfg.PID, pid == 0, pid == -k.proc.pgid && pid != -1:
-		// Others in the process group are the host's, which the guest does not see. -1 is all others.
-		return 0, k.send(t, sig)
-	}
-	return 0, unix.ESRCH
-}
-
-func sysTkill(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
-	tid, sig := int(int32(a[0])), uint64(uint32(a[1]))
-	if tid <= 0 || sig > maxSignal {
-		return 0, unix.EINVAL
-	}
-	if tid != t.ID {
-		return 0, unix.ESRCH
-	}
-	return 0, k.send(t, sig)
-}
-
-func sysTgkill(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
-	if int32(a[0]) <= 0 || int32(a[1]) <= 0 || uint32(a[2]) > maxSignal {
-		return 0, unix.EINVAL
-	}
-	if int(int32(a[0])) != k.cfg.PID {
-		return 0, unix.ESRCH
-	}
-	return sysTkill(k, t, args{a[1], a[2]})
-}
-
-func sysRtSigqueueinfo(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
-	var info [128]byte
-	if errno := k.copyIn(a[2], info[:]); errno != 0 {
-		return 0, errno
-	}
-	return sysKill(k, t, a)
-}
-
-func sysRtTgsigqueueinfo(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
-	var info [128]byte
-	if errno := k.copyIn(a[3], info[:]); errno != 0 {
-		return 0, errno
-	}
-	return sysTgkill(k, t, a)
-}
-
-// sysPause and sysRtSigsuspend wait for a signal that only the program itself could send: until the
-// VMM stops them.
-func sysPause(k *Kernel, t *Task, _ args) (uint64, unix.Errno) {
-	k.warn("pause: no signal reaches a guest from outside yet: it waits until it is stopped")
-	_, errno := k.ppoll(nil, t.deadline)
-	return 0, errno
-}
-
-func sysRtSigsuspend(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
-	if a[1] != 8 {
-		return 0, unix.EINVAL
-	}
-	set, errno := k.load64(a[0])
-	if errno != 0 {
-		return 0, errno
-	}
-	old := t.mask
-	t.mask = set &^ unblockable
-	_, errno = sysPause(k, t, a)
-	t.mask = old
-	return 0, errno
-}
-
-// sysRtSigtimedwait takes a pending signal of the set, or waits for one until the time is up.
-func sysRtSigtimedwait(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
-	if a[3] != 8 {
-		return 0, unix.EINVAL
-	}
-	set, errno := k.load64(a[0])
-	if errno != 0 {
-		return 0, errno
-	}
-	deadline, errno := k.timeout(t, a[2])
-	if errno != 0 {
-		return 0, errno
-	}
-	for sig := uint64(1); sig <= maxSignal; sig++ {
-		if k.sig.pending&set&^unblockable&sigBit(sig) == 0 {
-			continue
-		}
-		k.sig.pending &^= sigBit(sig)
-		if a[1] != 0 {
-			info := [32]uint32{0: uint32(sig), 4: uint32(k.cfg.PID), 5: uint32(k.proc.uid)} // SI_USER
-			if errno := put(k, a[1], &info); errno != 0 {
-				return 0, errno
+			now := *action
+			if action.flags&saOneShot != 0 {
+				action.handler = sigDFL
+			}
+			if r != nil {
+				r.settle(regs, now.flags&saRestart != 0)
+				r = nil
+			}
+			set = true
+			if !k.enter(t, regs, &e, &now) {
+				k.force(t, kernelInfo(uint64(unix.SIGSEGV)), e.sig == uint64(unix.SIGSEGV))
 			}
 		}
-		return sig, 0
+		if !set || canonical(regs.RIP) {
+			return set
+		}
+		// Natively the return to the program faults: #GP, as from an instruction of its own.
+		t.trap.vector, t.trap.err = trapGP, 0
+		k.force(t, kernelInfo(uint64(unix.SIGSEGV)), false)
 	}
-	if _, errno := k.ppoll(nil, deadline); errno != 0 {
-		return 0, errno
+}
+
+// settle leaves the result of a call in the registers as the handler's frame has to hold them.
+func (r *returning) settle(regs *Registers, restart bool) {
+	regs.RCX, regs.R11 = regs.RIP, regs.RFLAGS // what SYSCALL itself leaves there
+	switch class := restartClass(r.nr, r.a); {
+	case r.errno == 0:
+		regs.RAX = r.ret
+	case r.errno != eRestart:
+		regs.RAX = negate(r.errno)
+	case class == restartAlways || class == restartIfAsked && restart:
+		regs.RAX = r.nr
+		regs.RIP -= 2
+	default:
+		regs.RAX = negate(unix.EINTR)
 	}
-	return 0, unix.EAGAIN
+}
+
+// force sends t a signal that it cannot avoid: the default action takes the place of "ignored" and of a handler that is
+// blocked (kernel/signal.c: force_sig_info_to_task). fatal: it must not be handled at all.
+func (k *Kernel) force(t *Task, info siginfo, fatal bool) {
+	sig := uint64(info.signo)
+	if a := &k.sig.action[sig]; fatal || t.mask&sigBit(sig) != 0 || a.handler == sigIGN {
+		a.handler = sigDFL
+		t.mask &^= sigBit(sig)
+	}
+	_ = k.post(sigEntry{sig: sig, info: info}, t, false) // a standard signal of the kernel's can always be sent
+}
+
+// Fault is an exception that an instruction of the program raised.
+type Fault struct {
+	// Signal, Code and Addr are si_signo, si_code and si_addr; Signal is a standard one.
+	Signal unix.Signal
+	Code   int32
+	Addr   uint64
+	// Trap is the vector (Intel SDM vol. 3, table 6-1) and Err the error code of the exception.
+	Trap uint64
+	Err  uint64
+}
+
+const trapGP, trapPF = 13, 14
+
+// trapState is what sigcontext says of the last exception of a task.
+type trapState struct{ vector, err, cr2 uint64 }
+
+// Fault delivers an exception of t's program. CPU.Registers are those of the instruction that raised it.
+func (k *Kernel) Fault(t *Task, f Fault) Outcome {
+	k.big.Lock()
+	defer k.big.Unlock()
+	return k.serve(t, func() Outcome {
+		t.trap.vector, t.trap.err = f.Trap, f.Err
+		if f.Trap == trapPF {
+			t.trap.cr2 = f.Addr
+		}
+		info := siginfo{signo: int32(f.Signal), code: f.Code}
+		copy(info.fields[:8], bytesOf(&f.Addr))
+		k.force(t, info, false)
+		if !k.act(t, nil) {
+			return Outcome{Kind: Continue}
+		}
+		return Outcome{Kind: Resume}
+	})
+}
+
+// Raise offers the program a signal from outside. It reports whether it is the program's: handled, blocked or ignored. If
+// not, nothing has happened and the default action is the caller's to carry out.
+func (k *Kernel) Raise(sig int) bool {
+	k.big.Lock()
+	defer k.big.Unlock()
+	n := uint64(sig)
+	if sig < 1 || sig > maxSignal || unblockable&sigBit(n) != 0 || k.over || len(k.tasks) == 0 {
+		return false
+	}
+	if k.sig.action[n].handler == sigDFL && !defaultIgnored(n) {
+		for _, t := range k.tasks {
+			if (t.mask|t.waits)&sigBit(n) == 0 {
+				return false
+			}
+		}
+	}
+	return k.post(sigEntry{sig: n, info: kernelInfo(n)}, k.leader(), true) == 0
 }

@@ -23,7 +23,6 @@ const (
 
 // refusedCalls answer one errno.
 var refusedCalls = []call{
-	{15, "rt_sigreturn", Refused, nil, unix.ENOSYS, noSignals},
 	{29, "shmget", Refused, nil, unix.ENOSYS, noIPC},
 	{30, "shmat", Refused, nil, unix.ENOSYS, noIPC},
 	{31, "shmctl", Refused, nil, unix.ENOSYS, noIPC},

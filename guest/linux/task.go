@@ -27,8 +27,9 @@ type CPU interface {
 	SetGSBase(uint64)
 	// Registers are the general registers; a change takes effect if the outcome is Resume.
 	Registers() *Registers
-	// XState is the XSAVE area in the standard format (Intel SDM vol. 1, 13.4), good until the next call.
-	// SetXState loads one; EINVAL when the processor would refuse it.
+	// XState is the XSAVE area in the standard format (Intel SDM vol. 1, 13.4), good until the next call. Its length,
+	// at least 576 bytes, is what a signal frame takes: that of the components in XCR0 (CPUID leaf 0DH, EBX).
+	// SetXState loads one of the same length; EINVAL when the processor would refuse it.
 	XState() ([]byte, unix.Errno)
 	SetXState([]byte) unix.Errno
 }
@@ -40,23 +41,27 @@ type Task struct {
 	// Data is the VMM's own record of the task; the kernel carries it.
 	Data any
 
-	mask       uint64 // blocked signals, bit n-1 for signal n
-	pending    uint64 // sent to this task alone
-	altSP      sigaltstack
-	clearTID   uint64
-	robust     uint64
-	name       [16]byte
-	sched      schedule
-	wake       int      // eventfd: ends the task's wait
-	blocked    bool     // waits in the host, without the kernel's lock
-	inGuest    bool     // executes the program, or is about to
-	onRing     bool     // its call came by the ring: it may not wait
-	resumed    bool     // a handler has set all registers itself
-	done       *Outcome // set by a handler that ends the program
-	again      bool     // the previous call was Interrupted
-	last       [7]uint64
-	deadline   time.Time // of the interrupted call, zero when it has none
-	hasEntered bool
+	mask        uint64   // blocked signals, bit n-1 for signal n
+	pending     sigQueue // sent to this task alone
+	savedMask   uint64   // t's own mask while it has one for a single call (restoreMask)
+	restoreMask bool
+	waits       uint64 // signals that it waits for in sigtimedwait or signalfd, blocked or not
+	altSP       sigaltstack
+	trap        trapState
+	clearTID    uint64
+	robust      uint64
+	name        [16]byte
+	sched       schedule
+	wake        int      // eventfd: ends the task's wait
+	blocked     bool     // waits in the host, without the kernel's lock
+	inGuest     bool     // executes the program, or is about to
+	onRing      bool     // its call came by the ring: it may not wait
+	resumed     bool     // a handler has set all registers itself
+	done        *Outcome // set by a handler that ends the program
+	again       bool     // the previous call was Interrupted
+	last        [7]uint64
+	deadline    time.Time // of the interrupted call, zero when it has none
+	hasEntered  bool
 }
 
 // Name is what prctl(PR_SET_NAME) left, at most 15 bytes of the guest's choice.
@@ -79,6 +84,7 @@ func (k *Kernel) NewTask(cpu CPU) (*Task, error) {
 	}
 	t.CPU = cpu
 	copy(t.name[:15], base(k.cfg.Exe))
+	t.altSP.flags = 0 // a thread begins with SS_DISABLE, a process without
 	t.sched = k.lim.start
 	return t, nil
 }
@@ -142,6 +148,9 @@ func (k *Kernel) remove(t *Task) bool {
 			break
 		}
 	}
+	k.sig.queued -= t.pending.entries()
+	t.pending = sigQueue{}
+	k.retarget(t, k.sig.shared.set&^t.mask)
 	if t.wake >= 0 {
 		_ = unix.Close(t.wake) // an eventfd has nothing to flush
 		t.wake = -1
