@@ -31,6 +31,9 @@ type description struct {
 	// is not made to wait (it could not be cut); the first read does.
 	fresh bool
 	sock  *socket // set when the guest may use it as one
+	// Of a signalfd: the signals that it shows, and whether its eventfd says that there is one.
+	signalfd, ready bool
+	signals         uint64
 }
 
 func (d *description) nonblock() bool { return d.flags&unix.O_NONBLOCK != 0 }

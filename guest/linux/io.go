@@ -21,6 +21,12 @@ func (k *Kernel) read(t *Task, d *description, vec [][]byte, off int64, flags in
 	if d.fd < 0 {
 		return k.readSynthetic(d, vec, off)
 	}
+	if d.signalfd {
+		if off != current {
+			return 0, unix.ESPIPE
+		}
+		return k.readSignals(d, vec)
+	}
 	if d.fresh && d.wait == waitAgain && !d.nonblock() {
 		if errno := k.await(d.fd, unix.POLLIN, time.Time{}); errno != 0 {
 			return 0, errno
@@ -76,6 +82,9 @@ func (k *Kernel) readSynthetic(d *description, vec [][]byte, off int64) (uint64,
 func (k *Kernel) write(t *Task, d *description, vec [][]byte, off int64, flags int) (uint64, unix.Errno) {
 	if d.sock != nil {
 		return k.writeSocket(t, d, vec, flags)
+	}
+	if d.signalfd {
+		return 0, unix.EINVAL // the eventfd behind it is ours
 	}
 	total, errno := k.writeAll(d, vec, off, flags)
 	switch {

@@ -167,6 +167,7 @@ func New(cfg Config) (*Kernel, error) {
 
 // Close releases every host descriptor that the guest still holds. The kernel serves nothing after it.
 func (k *Kernel) Close() {
+	k.timers.close(k)
 	for len(k.tasks) > 0 {
 		k.remove(k.tasks[0])
 	}

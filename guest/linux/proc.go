@@ -87,7 +87,7 @@ func (k *Kernel) Status() string {
 		{"Uid", fmt.Sprintf("%d\t%d\t%[2]d\t%[2]d", p.uid, p.euid)}, {"Gid", fmt.Sprintf("%d\t%d\t%[2]d\t%[2]d", p.gid, p.egid)},
 		{"FDSize", max(64, (len(k.fds.e)+63)&^63)}, {"VmPeak", kB(size)}, {"VmSize", kB(size)}, {"VmLck", kB(0)}, {"VmPin", kB(0)},
 		{"VmHWM", kB(rss)}, {"VmRSS", kB(rss)}, {"RssAnon", kB(rss)}, {"RssFile", kB(0)}, {"RssShmem", kB(0)}, {"VmData", kB(rss)}, {"VmSwap", kB(0)},
-		{"Threads", len(k.tasks)}, {"SigPnd", "0000000000000000"}, {"ShdPnd", fmt.Sprintf("%016x", k.sig.pending)},
+		{"Threads", len(k.tasks)}, {"SigPnd", "0000000000000000"}, {"ShdPnd", fmt.Sprintf("%016x", k.sig.shared.set)},
 		{"SigIgn", fmt.Sprintf("%016x", ignored)}, {"SigCgt", fmt.Sprintf("%016x", caught)}, {"NoNewPrivs", p.noNewPrivs}, {"Seccomp", 0},
 		{"Cpus_allowed_list", cpus}, {"Mems_allowed_list", "0"},
 	} {

@@ -82,7 +82,10 @@ func (c *traceeCPU) stopped(k *Kernel, task *Task, sig unix.Signal) (status int,
 		f := Fault{Signal: sig, Code: info.code, Addr: order.Uint64(info.fields[:])}
 		switch {
 		case sig == unix.SIGSEGV && info.code != siKernel:
-			f.Trap, f.Err = trapPF, 4 // the programs here fault by reading what is not mapped
+			f.Trap, f.Err = trapPF, 4 // the programs here read where nothing is mapped, and write where they may not
+			if info.code == 2 {
+				f.Err = 6
+			}
 		case sig == unix.SIGSEGV:
 			f.Trap = trapGP
 		case sig == unix.SIGILL:

@@ -140,6 +140,11 @@ func trace(argv []string, dir string, stdio [3]*os.File, warn func(string)) (int
 	}
 	defer k.Close()
 	cpu := &traceeCPU{pid: pid}
+	area, errno := cpu.XState()
+	if errno != 0 {
+		return 0, errno
+	}
+	k.cfg.XFeatures = order.Uint64(area[swBytes:]) // ptrace says XCR0 there
 	task, err := k.NewTask(cpu)
 	if err != nil {
 		return 0, err

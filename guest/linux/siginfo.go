@@ -3,6 +3,7 @@ package linux
 import (
 	"encoding/binary"
 	"math/bits"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -118,6 +119,21 @@ func (q *sigQueue) take(sig uint64) (e sigEntry, queued bool) {
 		q.list[sig] = list[1:]
 	}
 	return e, true
+}
+
+// drop removes the entry of a timer.
+func (q *sigQueue) drop(t *timer) bool {
+	list := q.list[t.sig]
+	i := slices.IndexFunc(list, func(e sigEntry) bool { return e.timer == t })
+	if i < 0 {
+		return false
+	}
+	q.list[t.sig] = slices.Delete(slices.Clone(list), i, i+1)
+	if len(q.list[t.sig]) == 0 {
+		delete(q.list, t.sig)
+		q.set &^= sigBit(t.sig)
+	}
+	return true
 }
 
 func (q *sigQueue) entries() (n uint64) {

@@ -102,6 +102,9 @@ func (k *Kernel) post(e sigEntry, t *Task, shared bool) unix.Errno {
 			return 0
 		}
 	}
+	if e.timer != nil {
+		e.timer.waiting = true
+	}
 	q.add(e)
 	k.sig.queued++
 	k.awaken(e.sig, t, shared)
@@ -111,20 +114,31 @@ func (k *Kernel) post(e sigEntry, t *Task, shared bool) unix.Errno {
 // maxQueued bounds the queues where RLIMIT_SIGPENDING does not.
 const maxQueued = 1 << 16
 
-// awaken tells a task that takes sig, t first (kernel/signal.c: complete_signal).
+// awaken tells a task that takes sig, t first (kernel/signal.c: complete_signal); all that take it if it ends the program.
 func (k *Kernel) awaken(sig uint64, t *Task, shared bool) {
 	k.levelSignalFDs()
 	takes := func(t *Task) bool { return (t.mask&^unblockable&^t.waits)&sigBit(sig) == 0 }
+	fatal := k.sig.action[sig].handler == sigDFL && !defaultStops(sig)
 	if takes(t) {
-		k.notify(t)
-		return
-	}
-	for _, other := range k.tasks {
-		if shared && takes(other) {
-			k.notify(other)
+		k.tell(t)
+		if !fatal {
 			return
 		}
 	}
+	for _, other := range k.tasks {
+		if shared && other != t && takes(other) {
+			k.tell(other)
+			if !fatal {
+				return
+			}
+		}
+	}
+}
+
+// tell makes t look at its signals. A task that was not told leaves those of the process to the one that was.
+func (k *Kernel) tell(t *Task) {
+	t.told = true
+	k.notify(t)
 }
 
 // leader is the task that signals of the process go to first.
@@ -190,6 +204,7 @@ func (k *Kernel) setMask(t *Task, set uint64) {
 	set &^= unblockable
 	orphans := k.sig.shared.set & set &^ t.mask
 	t.mask = set
+	t.told = true
 	k.retarget(t, orphans)
 }
 
@@ -198,7 +213,7 @@ func (k *Kernel) retarget(t *Task, orphans uint64) {
 	for _, other := range k.tasks {
 		if taken := orphans &^ other.mask; other != t && taken != 0 {
 			orphans &^= taken
-			k.notify(other)
+			k.tell(other)
 		}
 	}
 }
@@ -206,10 +221,11 @@ func (k *Kernel) retarget(t *Task, orphans uint64) {
 // signalled says whether a signal waits that t has to act on now: by a handler or by ending the program. What it does not
 // have to act on is dropped.
 func (k *Kernel) signalled(t *Task) bool {
-	for {
+	for t.told {
 		ready := k.pendingFor(t) &^ (t.mask &^ unblockable)
 		if ready == 0 {
-			return false
+			t.told = false
+			break
 		}
 		// All of them are looked at, not only the first one: a stop signal may hide a handler's.
 		var idle uint64
@@ -226,6 +242,7 @@ func (k *Kernel) signalled(t *Task) bool {
 			k.warn(fmt.Sprintf("%s: stopping a guest by a signal is not served: ignored", unix.SignalName(unix.Signal(e.sig))))
 		}
 	}
+	return false
 }
 
 // returning is a system call that is about to return.

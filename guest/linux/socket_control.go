@@ -211,8 +211,8 @@ func (k *Kernel) controlOut(s *socket, raw []byte, cloexec bool) (guest []byte, 
 	return guest[:min(len(guest), len(raw))], lost || errno != 0
 }
 
-// discard closes the host descriptors in control data that the guest does not get.
-func (k *Kernel) discard(raw []byte) {
+// discardControl closes the host descriptors in control data that the guest does not get.
+func (k *Kernel) discardControl(raw []byte) {
 	_ = eachControl(raw, func(c cmsg) unix.Errno { // the host's own list: well formed
 		if c.level == unix.SOL_SOCKET && (c.kind == unix.SCM_RIGHTS || c.kind == scmPidfd) {
 			for i := 0; i+4 <= len(c.data); i += 4 {

@@ -174,7 +174,7 @@ func (k *Kernel) receive(t *Task, d *description, m *message, short bool, flags 
 		total += n
 		m.control, m.flags = got.control, got.flags
 		if short && got.flags&unix.MSG_TRUNC != 0 && !s.stream() {
-			k.discard(got.control)
+			k.discardControl(got.control)
 			m.control = nil
 			return 0, unix.EFAULT // the rest of the datagram had no place
 		}

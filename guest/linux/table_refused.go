@@ -10,7 +10,6 @@ const (
 	noPrivilege = "it would change the machine or its namespaces, which are not the guest's"
 	noXattr     = "extended attributes are not shared with the guest"
 	noAsync     = "use blocking calls"
-	noSignals   = "signals are not delivered yet"
 	noThreads   = "futex serves it"
 	noWatch     = "files cannot be watched; poll with stat"
 	noKeys      = "there is no key ring"
@@ -93,13 +92,8 @@ var refusedCalls = []call{
 	{214, "epoll_ctl_old", Refused, nil, unix.ENOSYS, obsolete},
 	{215, "epoll_wait_old", Refused, nil, unix.ENOSYS, obsolete},
 	{216, "remap_file_pages", Refused, nil, unix.ENOSYS, noMemory},
-	{219, "restart_syscall", Refused, nil, unix.ENOSYS, noSignals},
+	{219, "restart_syscall", Refused, nil, unix.EINTR, "a call that is made again is made as it was"},
 	{220, "semtimedop", Refused, nil, unix.ENOSYS, noIPC},
-	{222, "timer_create", Refused, nil, unix.ENOSYS, noSignals},
-	{223, "timer_settime", Refused, nil, unix.ENOSYS, noSignals},
-	{224, "timer_gettime", Refused, nil, unix.ENOSYS, noSignals},
-	{225, "timer_getoverrun", Refused, nil, unix.ENOSYS, noSignals},
-	{226, "timer_delete", Refused, nil, unix.ENOSYS, noSignals},
 	{227, "clock_settime", Refused, nil, unix.EPERM, noPrivilege},
 	{236, "vserver", Refused, nil, unix.ENOSYS, obsolete},
 	{237, "mbind", Refused, nil, unix.ENOSYS, noNUMA},
@@ -123,8 +117,6 @@ var refusedCalls = []call{
 	{256, "migrate_pages", Refused, nil, unix.ENOSYS, noNUMA},
 	{272, "unshare", Refused, nil, unix.EPERM, noPrivilege},
 	{279, "move_pages", Refused, nil, unix.ENOSYS, noNUMA},
-	{282, "signalfd", Refused, nil, unix.ENOSYS, noSignals},
-	{289, "signalfd4", Refused, nil, unix.ENOSYS, noSignals},
 	{294, "inotify_init1", Refused, nil, unix.ENOSYS, noWatch},
 	{298, "perf_event_open", Refused, nil, unix.EPERM, noPrivilege},
 	{300, "fanotify_init", Refused, nil, unix.EPERM, noPrivilege},

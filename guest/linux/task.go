@@ -48,6 +48,7 @@ type Task struct {
 	waits       uint64 // signals that it waits for in sigtimedwait or signalfd, blocked or not
 	altSP       sigaltstack
 	trap        trapState
+	told        bool // may have a signal to act on (TIF_SIGPENDING)
 	clearTID    uint64
 	robust      uint64
 	name        [16]byte
