@@ -30,6 +30,11 @@
 //     that arrives in control data is adopted or closed before the call returns.
 //  9. The engine ignores SIGXFSZ and SIGPIPE (os/signal.Ignore): the host raises them for what the
 //     guest writes, and the Go runtime ends a process on SIGXFSZ. The guest gets its own, from here.
+//  9. A signal is acted on where a task enters the kernel or is attended to, and only by a task that was told of it
+//     (tell). What a handler's frame says on the way back is the program's to forge: it is copied once, checked as
+//     Linux and XRSTOR check it, and a virtual CPU never gets what it would refuse.
+// 10. Timers that raise signals are served by one goroutine, which lives from the first that is armed until Close and
+//     holds the lock only while it raises.
 //
 // Alternatives rejected: passing system calls through to the host with translated pointers (the guest
 // would act with the engine's whole authority, and could block it for ever); a goroutine per blocking

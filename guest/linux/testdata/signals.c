@@ -99,8 +99,10 @@ static void repair(int sig, siginfo_t *si, void *uc) {
 }
 
 // registers: every register survives a handler that spoils them all.
+static uint32_t fresh_csr;
 static void spoil(int sig, siginfo_t *si, void *uc) {
 	(void)sig, (void)si, (void)uc;
+	__asm__ volatile("stmxcsr %0" : "=m"(fresh_csr));
 	__asm__ volatile("vpxor %%ymm0,%%ymm0,%%ymm0\nvpcmpeqd %%ymm7,%%ymm7,%%ymm7\nvpcmpeqd %%ymm15,%%ymm15,%%ymm15\nfninit\nfldpi\n" ::: "xmm0", "xmm7", "xmm15");
 	hits++;
 }
@@ -123,7 +125,7 @@ static void registers(void) {
 		: "rbx", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "xmm0", "xmm7", "memory", "cc");
 	printf("kill %ld:", ret);
 	for (int i = 0; i < 9; i++) printf(" %lu", r[i]);
-	printf(" DF %d ymm %lu %lu %lu %lu csr %x cw %x hits %d\n", (int)(r[9] >> 10 & 1), o0[0], o0[3], o7[1], o7[2], csr2, cw2, hits);
+	printf(" DF %d ymm %lu %lu %lu %lu csr %x cw %x hits %d handler %x\n", (int)(r[9] >> 10 & 1), o0[0], o0[3], o7[1], o7[2], csr2, cw2, hits, fresh_csr);
 	__asm__ volatile("fninit");
 	csr = 0x1f80;
 	__asm__ volatile("ldmxcsr %0" ::"m"(csr));
@@ -202,7 +204,7 @@ static void forge(int sig, siginfo_t *si, void *ucp) {
 	case 9: *(uint32_t *)(uc->fpstate + sw[4]) = 0; *(uint32_t *)(uc->fpstate + 24) = 0x5f80; break;
 	case 10: break;
 	case 11: uc->gregs[REG_EFL] = 0x3fffff & ~0x100ul & ~0x400ul & ~0x40000ul; break;
-	case 12: sw[2] = 1; sw[3] = 0; break;
+	case 12: sw[2] = 1; sw[3] = 0; *(uint32_t *)(uc->fpstate + 24) = 0x5f80; break;
 	case 13: sw[4] = 0x7fffffff; break;
 	}
 }
