@@ -33,13 +33,13 @@ static void arm(int flags) {
 	sigaction(SIGALRM, &sa, 0);
 	rings = 0;
 	most = 2;
-	struct itimerval it = {{0, 20000}, {0, 20000}};
+	struct itimerval it = {{0, 100000}, {0, 100000}};
 	setitimer(ITIMER_REAL, &it, 0);
 }
 static void disarm(const char *what, long r, int e) {
 	struct itimerval off = {{0, 0}, {0, 0}};
 	setitimer(ITIMER_REAL, &off, 0);
-	printf("%s: %ld %s after %s\n", what, r, r < 0 ? strerror(e) : "", rings >= 2 ? "more" : rings ? "one" : "none");
+	printf("%s: %ld %s after %s\n", what, r, r < 0 ? strerror(e) : "", rings >= 2 && r >= 0 ? "more" : rings ? "some" : "none");
 }
 
 static void queued(int sig, siginfo_t *si, void *uc) {
