@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"github.com/cloister-vmm/cloister/guest/abi"
+	"github.com/cloister-vmm/cloister/guest/linux"
 	"github.com/cloister-vmm/cloister/guest/stub"
 	"github.com/cloister-vmm/cloister/internal/kvm"
 	"github.com/cloister-vmm/cloister/vcpu"
@@ -64,7 +65,83 @@ func (p *processor) exception(x *vcpu.Exit) vcpu.Answer {
 	if word(32)&3 != 3 {
 		return p.broken("exception in the supervisor: " + e.name)
 	}
-	return p.end(Result{Signal: int(e.signal), Ended: "signal", Fault: f})
+	p.regs = linux.Registers(*x.Regs())
+	p.regs.RIP, p.regs.RFLAGS, p.regs.RSP = f.Regs["rip"], f.Regs["rflags"], f.Regs["rsp"]
+	p.haveRegs = true
+	code, addr := p.signalCode(v, f)
+	return p.deliver(f, linux.Fault{Signal: e.signal, Code: code, Addr: addr, Trap: uint64(v), Err: f.Error})
+}
+
+// Codes of siginfo (include/uapi/asm-generic/siginfo.h).
+const (
+	siKernel                                                         = 0x80
+	segvMapErr, segvAccErr                                           = 1, 2
+	busAdrAln, busAdrErr                                             = 1, 2
+	illIllOpn, trapTrace                                             = 2, 2
+	fpeIntDiv, fpeFltDiv, fpeFltOvf, fpeFltUnd, fpeFltRes, fpeFltInv = 1, 3, 4, 5, 6, 7
+)
+
+// signalCode is si_code and si_addr of an exception (arch/x86/kernel/traps.c, arch/x86/mm/fault.c).
+func (p *processor) signalCode(vector int, f *Fault) (int32, uint64) {
+	rip := f.Regs["rip"]
+	switch vector {
+	case 0:
+		return fpeIntDiv, rip
+	case 1:
+		return trapTrace, rip
+	case 6:
+		return illIllOpn, rip
+	case 14:
+		if p.m.space.Mapped(f.Address) {
+			return segvAccErr, f.Address
+		}
+		return segvMapErr, f.Address
+	case 16, 19:
+		return p.floatCode(vector), rip
+	case 17:
+		return busAdrAln, 0
+	}
+	return siKernel, 0
+}
+
+// floatCode is fpu__exception_code of the kernel (arch/x86/kernel/fpu/core.c).
+func (p *processor) floatCode(vector int) int32 {
+	area, errno := p.XState()
+	if errno != 0 {
+		return 0
+	}
+	word := binary.LittleEndian.Uint16
+	raised := word(area[2:]) &^ word(area[0:]) // status and control of the x87
+	if vector == 19 {
+		mxcsr := binary.LittleEndian.Uint32(area[24:])
+		raised = uint16(mxcsr &^ (mxcsr >> 7))
+	}
+	switch {
+	case raised&1 != 0:
+		return fpeFltInv
+	case raised&4 != 0:
+		return fpeFltDiv
+	case raised&8 != 0:
+		return fpeFltOvf
+	case raised&0x12 != 0:
+		return fpeFltUnd
+	case raised&0x20 != 0:
+		return fpeFltRes
+	}
+	return 0
+}
+
+// deliver gives the program the signal of an exception; one that it does not handle ends the run.
+func (p *processor) deliver(f *Fault, s linux.Fault) vcpu.Answer {
+	out := p.m.kernel.Fault(p.task, s)
+	if out.Kind == linux.Kill {
+		r := Result{Signal: int(out.Value), Ended: "signal"}
+		if out.Value == uint64(s.Signal) {
+			r.Fault = f
+		}
+		return p.end(r)
+	}
+	return p.outcome(out)
 }
 
 // fault ends the program for an exit that is not an exception of the guest's CPU.
@@ -73,7 +150,11 @@ func (p *processor) fault(x *vcpu.Exit, sig unix.Signal, vector int) vcpu.Answer
 	if gpa, _ := x.MMIO(); x.Cause.String() == "mmio" {
 		f.Address, f.HasAddress = gpa, true
 	}
-	return p.end(Result{Signal: int(sig), Ended: "signal", Fault: f})
+	code := int32(siKernel)
+	if sig == unix.SIGBUS {
+		code = busAdrErr
+	}
+	return p.deliver(f, linux.Fault{Signal: sig, Code: code, Addr: f.Address, Trap: uint64(max(0, vector))})
 }
 
 func registers(r *kvm.Regs) map[string]uint64 {

@@ -39,6 +39,7 @@ type Machine struct {
 	stopper int              // eventfd: readable = blocking calls of the guest end
 	entries []firmware.Entry // CPUID, once a vCPU has taken it
 	xcr0    uint64
+	xsize   int     // bytes of the XSAVE area for it
 	clock   []touch // what reading the clock touches
 
 	Info Info

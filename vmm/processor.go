@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"encoding/binary"
 	"fmt"
 	"time"
 
@@ -211,7 +212,11 @@ func (p *processor) XState() ([]byte, unix.Errno) {
 	if err != nil {
 		return nil, unix.EIO
 	}
-	return s[:], 0
+	// KVM gives PKRU even where the guest has no XCR0 bit for it (fpu_copy_guest_fpstate_to_uabi).
+	const xstateBV = 512
+	have := p.m.xcr0 | 3
+	binary.LittleEndian.PutUint64(s[xstateBV:], binary.LittleEndian.Uint64(s[xstateBV:])&have)
+	return s[:p.m.xsize], 0
 }
 
 // SetXState loads an XSAVE area.

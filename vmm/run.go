@@ -63,6 +63,9 @@ func (m *Machine) Stop(reason string, sig int) error {
 	return nil
 }
 
+// Raise offers the program a signal from outside. It reports whether it is the program's; if not, nothing has happened.
+func (m *Machine) Raise(sig int) bool { return m.kernel.Raise(sig) }
+
 // Pause stops the machine; the result lets it go on.
 func (m *Machine) Pause(limit time.Duration) (*vcpu.Stopped, error) { return m.set.Stop(limit) }
 

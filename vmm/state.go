@@ -54,6 +54,8 @@ func (m *Machine) setState() error {
 	if err != nil {
 		return err
 	}
+	m.kernel.SetXFeatures(m.xcr0)
+	m.xsize = xsaveSize(m.entries, m.xcr0)
 	m.Info.TSCHz = p.cpu.TSCkHz() * 1000
 	if m.Info.TSCHz == 0 {
 		return fmt.Errorf("KVM_GET_TSC_KHZ: unknown: Cloister needs a TSC of known frequency")
@@ -150,6 +152,17 @@ func (p *processor) setCPUID() error {
 		}
 	}
 	return err
+}
+
+// xsaveSize is the length of the XSAVE area in the standard format for the components of mask (Intel SDM vol. 1, 13.5).
+func xsaveSize(entries []firmware.Entry, mask uint64) int {
+	size := uint32(512 + 64) // legacy region and header
+	for _, e := range entries {
+		if e.Function == 0xd && e.Index >= 2 && e.Index < 63 && mask>>e.Index&1 != 0 {
+			size = max(size, e.EAX+e.EBX)
+		}
+	}
+	return min(int(size), len(kvm.XSave{}))
 }
 
 func cpuidList(entries []firmware.Entry) []kvm.CPUIDEntry {
@@ -353,7 +366,7 @@ func (m *Machine) makeLinux() error {
 		Memory: m.space, FS: m.files, Hostname: host, CPUTime: m.guestTime, Args: m.cfg.Args, Env: m.cfg.Env, Exe: m.cfg.Program, CPUs: m.cpus(),
 		MemoryLimit: m.cfg.Memory, Net: m.cfg.Net, Warn: m.cfg.Warn, Interrupt: m.stopper,
 		Isolate: m.isolate, GapRecord: m.gapRecord, Provoke: m.provoke,
-		Kick: m.kick, Spawn: m.spawn, Renamed: m.renamed, Move: m.move, CPUOf: m.cpuOf, Barrier: m.barrier,
+		Kick: m.kick, Seen: m.seen, Spawn: m.spawn, Renamed: m.renamed, Move: m.move, CPUOf: m.cpuOf, Barrier: m.barrier,
 	})
 	if err != nil {
 		return err

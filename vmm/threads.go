@@ -159,6 +159,9 @@ func (m *Machine) kick(t *linux.Task) {
 	}
 }
 
+// seen is linux.Config.Seen.
+func (m *Machine) seen(t *linux.Task) { t.Data.(*processor).x.Seen() }
+
 // barrier is linux.Config.Barrier: a stop, after which every vCPU serialises before it enters the guest.
 func (m *Machine) barrier() {
 	p, err := m.set.Stop(stopLimit)

@@ -33,7 +33,7 @@
 //  9. A signal is acted on where a task enters the kernel or is attended to, and only by a task that was told of it
 //     (tell). What a handler's frame says on the way back is the program's to forge: it is copied once, checked as
 //     Linux and XRSTOR check it, and a virtual CPU never gets what it would refuse.
-// 10. Timers that raise signals are served by one goroutine, which lives from the first that is armed until Close and
+//  10. Timers that raise signals are served by one goroutine, which lives from the first that is armed until Close and
 //     holds the lock only while it raises.
 //
 // Alternatives rejected: passing system calls through to the host with translated pointers (the guest

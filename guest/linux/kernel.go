@@ -44,11 +44,14 @@ type Config struct {
 	Interrupt int
 	// CPUTime is the time that the guest has run; nil: the host process's own CPU time.
 	CPUTime func() time.Duration
-	// XFeatures is the guest's XCR0: the components of a task's XState. 0: what each area says for itself.
+	// XFeatures is the guest's XCR0: the components of a task's XState. 0: what each area says for itself. It may be
+	// set by SetXFeatures, too.
 	XFeatures uint64
 	// Kick takes a task out of the guest and has Attend called for it; nil: nobody executes beside the caller.
 	// It is called with the kernel's lock held and must not wait for that lock.
 	Kick func(*Task)
+	// Seen takes Kick back: the task has been served since.
+	Seen func(*Task)
 	// Spawn makes a vCPU for a new task, which begins with these registers; EAGAIN when there is none to be had.
 	// A nil hook refuses every thread. It is called with the lock held, as the next three.
 	Spawn func(child *Task, regs *Registers, fsBase uint64) unix.Errno
@@ -232,12 +235,19 @@ func (k *Kernel) serve(t *Task, call func() Outcome) Outcome {
 		out = *t.done
 		t.done = nil
 	}
+	if t.kicked {
+		t.kicked = false
+		k.cfg.Seen(t)
+	}
 	switch out.Kind {
 	case Return, Resume, Continue:
 		t.inGuest = true
 	}
 	return out
 }
+
+// SetXFeatures is for a VMM that knows Config.XFeatures late; no task may run yet.
+func (k *Kernel) SetXFeatures(mask uint64) { k.cfg.XFeatures = mask }
 
 // End ends every wait: the program is over, and every call to come is Interrupted.
 func (k *Kernel) End() {

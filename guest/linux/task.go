@@ -56,6 +56,7 @@ type Task struct {
 	wake        int      // eventfd: ends the task's wait
 	blocked     bool     // waits in the host, without the kernel's lock
 	inGuest     bool     // executes the program, or is about to
+	kicked      bool     // Config.Kick was called, and it was not served since
 	onRing      bool     // its call came by the ring: it may not wait
 	resumed     bool     // a handler has set all registers itself
 	done        *Outcome // set by a handler that ends the program
@@ -130,6 +131,7 @@ func (k *Kernel) notify(t *Task) {
 	case t.blocked:
 		t.poke()
 	case t.inGuest && k.cfg.Kick != nil:
+		t.kicked = k.cfg.Seen != nil
 		k.cfg.Kick(t)
 	}
 }

@@ -305,6 +305,14 @@ func (s *Space) prefix(a, n uint64, any int) []byte {
 	return s.cfg.Window[a:min(end, a+n):min(end, a+n)]
 }
 
+// Mapped reports whether anything is mapped at a, accessible or not.
+func (s *Space) Mapped(a uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := s.find(a)
+	return i < len(s.regions) && s.regions[i].start <= a
+}
+
 // Usage is what is committed now, and the limit, bytes.
 func (s *Space) Usage() (rss, total uint64) {
 	s.mu.Lock()

@@ -462,6 +462,9 @@ func (e *engine) wait() {
 			e.stop(over, 0)
 		case s := <-e.signals:
 			sig := s.(unix.Signal)
+			if e.machine.Raise(int(sig)) {
+				continue // the program's: it handles, blocks or ignores it
+			}
 			e.stop(unix.SignalName(sig), int(sig))
 		}
 	}

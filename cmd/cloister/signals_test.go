@@ -1,0 +1,52 @@
+package main
+
+import (
+	"regexp"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// components are the sizes and the mask of the XSAVE area in a frame: the guest's processor has what it was given.
+var components = regexp.MustCompile(`sw ([0-9a-f]+) \d+ [0-9a-f]+ \d+`)
+
+// Signal handlers, frames, masks, stacks, timers and cut calls are what they are natively, on the vCPU as under the
+// package's own runner: guest/linux has the programs.
+func TestSignals(t *testing.T) {
+	b := newBox(t)
+	for _, tool := range []string{"gcc", "musl-gcc"} {
+		for _, name := range []string{"signals", "waits"} {
+			t.Run(tool+" "+name, func(t *testing.T) {
+				b.t = t
+				p := process{argv: []string{compile(t, tool, name+"-"+tool, "../../../../guest/linux/testdata/"+name+".c", "-static", "-O1")}}
+				native := b.do(p)
+				guest := b.do(process{argv: b.guest(p.argv...)})
+				native.out, guest.out = components.ReplaceAllString(native.out, "sw $1"), components.ReplaceAllString(guest.out, "sw $1")
+				b.compare(p.argv, native, guest)
+			})
+		}
+	}
+	b.t = t
+	b.same(process{argv: []string{compile(t, "gcc", "delivery", "delivery.c", "-static", "-O1", "-pthread")}}, nil)
+}
+
+// A signal from outside is the program's if it handles it, and ends the run if it does not.
+func TestSignalFromOutside(t *testing.T) {
+	b := newBox(t)
+	prog := compile(t, "gcc", "outside", "outside.c", "-static", "-O1")
+	for _, c := range []struct {
+		mode, out string
+		status    int
+	}{{"handles", "ready\ngot 15\n", 7}, {"spins", "ready\ngot 15\n", 7}, {"default", "ready\n", 143}} {
+		p := b.started("run", "--quiet", "--", prog, c.mode)
+		p.running()
+		if err := p.cmd.Process.Signal(unix.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		r := p.wait()
+		if r.status != c.status || !strings.HasPrefix(r.out, c.out) {
+			t.Errorf("%s: %+v, want status %d and %q", c.mode, r, c.status, c.out)
+		}
+	}
+}
