@@ -17,6 +17,7 @@
 //  1. No call enters the Go scheduler: raw system calls only, so sealing costs one break and no more.
 //  2. The calls are made on the calling thread and speak of its vCPU only.
 //
-// Alternatives rejected: a type with Seal and Unseal methods (there is no state to hold); a function that
-// runs a callback sealed (hides that the thread must be locked and what the callback may do).
+// [Sealed] does all that a loop of Go code needs in a program whose other goroutines go on.
+//
+// Alternatives rejected: a type with Seal and Unseal methods (there is no state to hold).
 package cloister

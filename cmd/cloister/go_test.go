@@ -1,0 +1,58 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/cloister-vmm/cloister/internal/testenv"
+	"github.com/cloister-vmm/cloister/isolation/breaks"
+)
+
+// goProgram builds testdata/NAME.
+func goProgram(t *testing.T, name string) string {
+	t.Helper()
+	testenv.Need(t, testenv.Tool("go"))
+	out := filepath.Join(t.TempDir(), name)
+	c := exec.Command("go", "build", "-buildvcs=false", "-o", out, "./testdata/"+name)
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if b, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, b)
+	}
+	return out
+}
+
+// A Go program with its collector, its scheduler and its SIGURG works at any number of threads.
+func TestGoProgram(t *testing.T) {
+	b := newBox(t)
+	prog := goProgram(t, "busygo")
+	for _, n := range []int{1, 2, 4, 8} {
+		b.same(process{argv: []string{prog}, extra: []string{fmt.Sprint("GOMAXPROCS=", n)}}, nil)
+	}
+}
+
+// One goroutine's thread is sealed and computes, while others log and allocate: no break of the user's.
+func TestSealedGo(t *testing.T) {
+	b := newBox(t, testenv.CPUs(2))
+	prog := goProgram(t, "sealedgo")
+	for range 3 {
+		r, rep := b.reported("--cpu", "1", "--budget", "user=0", "--", prog)
+		if r.status != 0 || r.out != "true true <nil>\n" {
+			t.Fatalf("%+v, %+v", r, rep.Budget)
+		}
+		seals := uint64(0)
+		for _, v := range rep.VCPUs {
+			seals += v.Seals
+			for cause, c := range v.Sealed.ByCause {
+				if cause != breaks.HostInterrupt.String() {
+					t.Errorf("vCPU %d: sealed, %d of %s", v.ID, c.Count, cause)
+				}
+			}
+		}
+		if seals != 1 || rep.Budget.State != breaks.Kept {
+			t.Errorf("%d seals, budget %+v", seals, rep.Budget)
+		}
+	}
+}
