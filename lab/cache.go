@@ -47,6 +47,15 @@ type Package struct {
 	Version string // as in the file's name
 }
 
+// ErrUnavailable marks the errors that say that this machine cannot have the emulator or a package:
+// no apt, no network to the mirror, no right to install. It is nobody's fault in the tree.
+var ErrUnavailable = errors.New("unavailable")
+
+type unavailable struct{ error }
+
+func (u unavailable) Is(target error) bool { return target == ErrUnavailable }
+func (u unavailable) Unwrap() error        { return u.error }
+
 // DefaultCacheDir is where the cache is unless CacheVar says otherwise.
 func DefaultCacheDir() (string, error) {
 	if dir := os.Getenv(CacheVar); dir != "" {
@@ -117,7 +126,7 @@ func (c *Cache) Fetch(ctx context.Context, name string) (p Package, err error) {
 		if err != nil {
 			old, oldErr := c.recorded(name)
 			if oldErr != nil {
-				return fmt.Errorf("package %s is not in the cache and apt does not know it: %w; run apt-get update as root, with the network, on Debian 12", name, err)
+				return unavailable{fmt.Errorf("package %s is not in the cache and apt does not know it: %w; run apt-get update as root, with the network, on Debian 12", name, err)}
 			}
 			c.note("apt cannot be asked for %s (%v); using %s from the cache", name, err, old.File)
 			p = old
@@ -131,7 +140,8 @@ func (c *Cache) Fetch(ctx context.Context, name string) (p Package, err error) {
 		}
 		if err := c.download(ctx, tmp, p); err != nil {
 			if !errors.Is(bad, fs.ErrNotExist) {
-				err = fmt.Errorf("%w; and %w", bad, err)
+				// Not "unavailable": the cache is this machine's, and broken.
+				err = fmt.Errorf("%w; and %v", bad, err)
 			}
 			return err
 		}
@@ -243,6 +253,9 @@ func verifyFile(path, want string) (err error) {
 	return nil
 }
 
+// impatient keeps apt from waiting for minutes for a mirror that nobody answers for.
+var impatient = []string{"-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=30", "-o", "Acquire::https::Timeout=30"}
+
 func (c *Cache) download(ctx context.Context, tmp string, p Package) error {
 	if err := needSpace(tmp, p.Size*2); err != nil {
 		return err
@@ -250,9 +263,12 @@ func (c *Cache) download(ctx context.Context, tmp string, p Package) error {
 	c.note("downloading %s (%d MB)", p.File, p.Size>>20)
 	// apt checks the hash too; ours is what later runs compare with. The sandbox
 	// user of a root apt could not write below a private directory.
-	if _, err := apt(ctx, tmp, "apt-get", "download", "-q", "-o", "APT::Sandbox::User=root",
-		"-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=30", p.Name+"="+p.Version); err != nil {
-		return fmt.Errorf("download %s: %w; check the network and the package mirror, or copy the file into %s", p.File, err, filepath.Join(c.dir, "packages"))
+	args := append(append([]string{"download", "-q", "-o", "APT::Sandbox::User=root"}, impatient...), p.Name+"="+p.Version)
+	if _, err := apt(ctx, tmp, "apt-get", args...); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return unavailable{fmt.Errorf("download %s: %w; check the network and the package mirror, or copy the file into %s", p.File, err, filepath.Join(c.dir, "packages"))}
 	}
 	f := filepath.Join(tmp, p.File)
 	if err := verifyFile(f, p.SHA256); err != nil {
@@ -276,16 +292,19 @@ func needSpace(dir string, bytes int64) error {
 // apt runs a command of apt in dir and returns its standard output; its complaint
 // becomes the error.
 func apt(ctx context.Context, dir, name string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, name, args...)
+	return aptOutput(command(ctx, name, args...), dir)
+}
+
+func aptOutput(cmd *exec.Cmd, dir string) (string, error) {
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")
 	var out, complaint bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &complaint
 	if err := cmd.Run(); err != nil {
 		if errors.Is(err, exec.ErrNotFound) {
-			return "", fmt.Errorf("%s is not in PATH; the lab takes its kernels from Debian packages", name)
+			return "", fmt.Errorf("%s is not in PATH; the lab takes its kernels from Debian packages", cmd.Args[0])
 		}
-		return "", fmt.Errorf("%s: %w: %s", name, err, complaints(complaint.String()))
+		return "", fmt.Errorf("%s: %w: %s", cmd.Args[0], err, complaints(complaint.String()))
 	}
 	return out.String(), nil
 }
@@ -323,17 +342,21 @@ func Install(ctx context.Context, note func(string, ...any), commands, packages 
 	}
 	remedy := "apt-get install --no-install-recommends " + strings.Join(packages, " ")
 	if os.Geteuid() != 0 {
-		return fmt.Errorf("%s is not in PATH and this is not root; run: sudo %s", strings.Join(missing, ", "), remedy)
+		return unavailable{fmt.Errorf("%s is not in PATH and this is not root; run: sudo %s", strings.Join(missing, ", "), remedy)}
 	}
 	note("installing %s", strings.Join(packages, " "))
-	args := append([]string{"install", "-y", "-q", "--no-install-recommends"}, packages...)
-	if _, err := apt(ctx, "/", "apt-get", args...); err != nil {
+	args := append(append([]string{"install", "-y", "-q", "--no-install-recommends"}, impatient...), packages...)
+	if _, err := aptOutput(installer(ctx, "apt-get", args...), "/"); err != nil {
 		// A machine whose lists are older than the mirror's files.
-		if _, uerr := apt(ctx, "/", "apt-get", "update", "-q"); uerr != nil {
-			return fmt.Errorf("%w; and %w", err, uerr)
+		_, uerr := aptOutput(installer(ctx, "apt-get", append([]string{"update", "-q"}, impatient...)...), "/")
+		if uerr == nil {
+			_, err = aptOutput(installer(ctx, "apt-get", args...), "/")
 		}
-		if _, err := apt(ctx, "/", "apt-get", args...); err != nil {
-			return fmt.Errorf("%w; run by hand: %s", err, remedy)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			return unavailable{fmt.Errorf("%s is not in PATH and cannot be installed: %w; check the network and the package mirror, or run by hand: %s", strings.Join(missing, ", "), err, remedy)}
 		}
 	}
 	for _, c := range missing {

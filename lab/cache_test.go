@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -52,12 +53,12 @@ func TestFetch(t *testing.T) {
 
 	fakeApt(t, "good", false, false)
 	_, err := c.Fetch(ctx, "x")
-	if err == nil || !strings.Contains(err.Error(), "run apt-get update") || !strings.Contains(err.Error(), "E: Could not resolve mirror") {
+	if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "run apt-get update") || !strings.Contains(err.Error(), "E: Could not resolve mirror") {
 		t.Errorf("empty cache, apt without lists: %v", err)
 	}
 	fakeApt(t, "good", true, false)
 	_, err = c.Fetch(ctx, "x")
-	if err == nil || !strings.Contains(err.Error(), "check the network") {
+	if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "check the network") {
 		t.Errorf("empty cache, no network: %v", err)
 	}
 	fakeApt(t, "good", true, true)
@@ -85,7 +86,7 @@ func TestFetch(t *testing.T) {
 	}
 	fakeApt(t, "good", true, false)
 	_, err = c.Fetch(ctx, "x")
-	if err == nil || !strings.Contains(err.Error(), "is corrupt") || !strings.Contains(err.Error(), "check the network") {
+	if err == nil || errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "is corrupt") || !strings.Contains(err.Error(), "check the network") {
 		t.Errorf("corrupt, no network: %v", err)
 	}
 	fakeApt(t, "good", true, true)
@@ -223,7 +224,7 @@ func TestInstall(t *testing.T) {
 	if testenv.Has(testenv.Root) {
 		want = "E: Could not resolve mirror"
 	}
-	if err == nil || !strings.Contains(err.Error(), want) {
+	if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), want) {
 		t.Errorf("Install = %v, want %q in it", err, want)
 	}
 }
@@ -244,14 +245,14 @@ func TestScratch(t *testing.T) {
 	if err := os.MkdirAll(dead, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	a, releaseA, err := scratch(cache)
+	a, releaseA, err := scratch(cache, 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(dead); err == nil {
 		t.Error("the directory of a dead run is still there")
 	}
-	b, releaseB, err := scratch(cache)
+	b, releaseB, err := scratch(cache, 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -39,8 +40,14 @@ var (
 // qemu returns the command of an SVM machine. Its monitor is on standard input and
 // output; in a shell it shares the terminal with the console (Ctrl-a c).
 func (b boot) qemu() *exec.Cmd {
+	// One thread for all CPUs unless the machine is for what needs them side by side: with a thread for
+	// each, QEMU before 8.1 may run kernel text as it was while another CPU patched it (docs/backends.md).
+	thread := "single"
+	if b.machine.Parallel {
+		thread = "multi"
+	}
 	args := []string{
-		"-accel", "tcg,thread=multi", "-cpu", "max", "-M", "q35",
+		"-accel", "tcg,thread=" + thread, "-cpu", "max", "-M", "q35",
 		"-smp", strconv.Itoa(b.machine.CPUs), "-m", strconv.Itoa(b.machine.MemMB),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", b.kernel, "-initrd", b.initrd, "-append", b.machine.cmdline(),
@@ -128,7 +135,7 @@ func (b boot) iso() (string, error) {
 		}
 	}
 	iso := filepath.Join(b.dir, "lab.iso")
-	out, err := exec.Command("genisoimage", "-quiet", "-o", iso, "-b", "isolinux/isolinux.bin", "-c", "isolinux/boot.cat",
+	out, err := command(context.Background(), "genisoimage", "-quiet", "-o", iso, "-b", "isolinux/isolinux.bin", "-c", "isolinux/boot.cat",
 		"-no-emul-boot", "-boot-load-size", "4", "-boot-info-table", root).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("genisoimage: %w: %s", err, strings.TrimSpace(string(out)))

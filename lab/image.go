@@ -10,7 +10,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path"
 	"path/filepath"
 	"strings"
@@ -155,7 +154,7 @@ func (a *initramfs) userland(ctx context.Context, busybox string) {
 	if a.err != nil {
 		return
 	}
-	list, err := exec.CommandContext(ctx, busybox, "--list").Output()
+	list, err := command(ctx, busybox, "--list").Output()
 	if err != nil {
 		a.err = fmt.Errorf("%s --list: %w", busybox, err)
 		return

@@ -13,7 +13,6 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
-	"os/exec"
 	"path"
 	"path/filepath"
 	"slices"
@@ -131,7 +130,7 @@ func verifySums(dir string, sums map[string]string) error {
 // the container and its compressions; the tar stream is read here, so that
 // only what is wanted touches the disk.
 func unpackDeb(ctx context.Context, deb, dir string, want func(string) bool) (sums map[string]string, err error) {
-	cmd := exec.CommandContext(ctx, "dpkg-deb", "--fsys-tarfile", deb)
+	cmd := command(ctx, "dpkg-deb", "--fsys-tarfile", deb)
 	var complaint bytes.Buffer
 	cmd.Stderr = &complaint
 	pipe, err := cmd.StdoutPipe()

@@ -25,6 +25,11 @@ type Machine struct {
 	Lane    testenv.Lane
 	CPUs    int
 	MemMB   int
+
+	// Parallel: the CPUs run at the same time, as threads of the emulator, and not in turns. Nothing there
+	// may switch tracepoints: QEMU can hang on it.
+	Parallel bool
+
 	Kernel  string   // Debian package; a metapackage stands for its newest kernel
 	Cmdline []string // added to what the back end needs
 	KVM     string   // the vendor module
@@ -50,6 +55,10 @@ var machines = []Machine{
 	{ // shadow paging: a stale translation shows here, which TCG's NPT hides
 		Name: "svm-shadow", Backend: SVM, Lane: testenv.LaneLab, CPUs: 4, MemMB: 2048, Kernel: "linux-image-amd64",
 		Cmdline: quietCores, KVM: "kvm_amd", KVMArgs: "npt=0", Extra: qemuModules,
+	},
+	{ // several CPUs really at once, for races and for what starves
+		Name: "svm-parallel", Backend: SVM, Lane: testenv.LaneLab, CPUs: 4, MemMB: 2048, Kernel: "linux-image-amd64",
+		Cmdline: quietCores, KVM: "kvm_amd", Extra: qemuModules, Parallel: true,
 	},
 	{ // nothing isolated at boot: for what isolates cores at run time
 		Name: "svm-plain", Backend: SVM, Lane: testenv.LaneNone, CPUs: 4, MemMB: 2048, Kernel: "linux-image-amd64",
@@ -108,8 +117,9 @@ func (m Machine) cmdline() string {
 		// Bochs' timers are too far from real time for delay calibration.
 		c = append(c, "nokaslr", "lpj=4000000")
 	} else {
-		// The default under TCG is the HPET, whose vDSO makes system calls.
-		c = append(c, "clocksource=tsc")
+		// The default under TCG is the HPET, whose vDSO makes system calls. Stacks are printed at levels
+		// that "quiet" hides, and a panic (our NMI) prints those of all CPUs: a hang is judged by them.
+		c = append(c, "clocksource=tsc", "loglevel=5", "panic_print=0x40", "sysctl.kernel.softlockup_all_cpu_backtrace=1")
 	}
 	return strings.Join(append(c, m.Cmdline...), " ")
 }

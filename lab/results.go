@@ -3,6 +3,7 @@ package lab
 import (
 	"archive/tar"
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,13 +20,23 @@ import (
 // results turns the lines of test binaries into events of go test -json, as they
 // come, and shows them.
 type results struct {
-	out    *json.Encoder // events; nil: nobody keeps them
-	raw    io.Writer     // every line as it comes; nil: only what failed
+	out    eventFile // events as JSON; nil: nobody keeps them
+	raw    io.Writer // every line as it comes; nil: only what failed
 	show   *lanes.Show
 	tasks  []wire.Task
 	conv   *converter
 	last   lanes.Event // the package's verdict, held until the status is known
 	failed bool
+
+	running    int           // the task that has begun and not ended, plus one
+	first      []lanes.Event // what another try starts with: the header, and the tries before it
+	testFailed bool          // a test has said so, though its package may not have ended
+}
+
+// eventFile is what another try needs: it begins again. *os.File is one.
+type eventFile interface {
+	io.WriteSeeker
+	Truncate(size int64) error
 }
 
 // converter is a running `go tool test2json`, the only program that knows how to
@@ -39,14 +50,41 @@ type converter struct {
 }
 
 func (r *results) header(lane, kernel string, backend Backend) error {
-	return r.keep(lanes.Header(lane, kernel, string(backend)))
+	e := lanes.Header(lane, kernel, string(backend))
+	r.first = []lanes.Event{e}
+	return r.keep(e)
+}
+
+// again forgets what the last boot said and starts over, with one more event that says why.
+func (r *results) again(why string) error {
+	if err := r.settle(); err != nil {
+		return err
+	}
+	r.running = 0
+	r.show.Forget()
+	r.first = append(r.first, lanes.Event{Action: lanes.Retry, Output: why})
+	if r.out == nil {
+		return nil
+	}
+	if err := r.out.Truncate(0); err != nil {
+		return err
+	}
+	if _, err := r.out.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	for _, e := range r.first {
+		if err := r.keep(e); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (r *results) keep(e lanes.Event) error {
 	if r.out == nil {
 		return nil
 	}
-	return r.out.Encode(e)
+	return json.NewEncoder(r.out).Encode(e)
 }
 
 func (r *results) start(task int) error {
@@ -56,7 +94,7 @@ func (r *results) start(task int) error {
 	if task < 0 || task >= len(r.tasks) {
 		return fmt.Errorf("the guest started task %d of %d", task, len(r.tasks))
 	}
-	cmd := exec.Command("go", "tool", "test2json", "-t", "-p", r.tasks[task].Name)
+	cmd := command(context.Background(), "go", "tool", "test2json", "-t", "-p", r.tasks[task].Name)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -83,7 +121,7 @@ func (r *results) start(task int) error {
 		}
 		c.err = lines.Err()
 	}()
-	r.conv, r.last = c, lanes.Event{}
+	r.conv, r.last, r.running = c, lanes.Event{}, task+1
 	return nil
 }
 
@@ -123,6 +161,7 @@ func (r *results) event(e lanes.Event) error {
 		r.last = e
 		return nil
 	}
+	r.testFailed = r.testFailed || e.Action == "fail"
 	if err := r.keep(e); err != nil {
 		return err
 	}
@@ -135,20 +174,15 @@ func (r *results) event(e lanes.Event) error {
 // end closes the running task. The status outranks what the output says: a
 // binary that prints PASS and then dies has failed.
 func (r *results) end(status int, why string) error {
-	c := r.conv
-	if c == nil {
+	if err := r.settle(); err != nil {
+		return err
+	}
+	if r.running == 0 {
 		return nil
 	}
-	r.conv = nil
-	err := c.in.Close()
-	for e := range c.events {
-		err = errors.Join(err, r.event(e))
-	}
-	if err := errors.Join(err, c.err, c.cmd.Wait()); err != nil {
-		return fmt.Errorf("test2json: %w", err)
-	}
 	e := r.last
-	e.Package = r.tasks[c.task].Name
+	e.Package = r.tasks[r.running-1].Name
+	r.running = 0
 	verdict := "ok  \t"
 	if status != 0 || e.Action != "pass" {
 		e.Action, verdict = "fail", "FAIL\t"
@@ -160,6 +194,23 @@ func (r *results) end(status int, why string) error {
 		if err := errors.Join(r.keep(e), r.show.Add(e)); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// settle takes what the converter still holds of the running task.
+func (r *results) settle() error {
+	c := r.conv
+	if c == nil {
+		return nil
+	}
+	r.conv = nil
+	err := c.in.Close()
+	for e := range c.events {
+		err = errors.Join(err, r.event(e))
+	}
+	if err := errors.Join(err, c.err, c.cmd.Wait()); err != nil {
+		return fmt.Errorf("test2json: %w", err)
 	}
 	return nil
 }

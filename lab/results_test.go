@@ -2,7 +2,9 @@ package lab
 
 import (
 	"bytes"
-	"encoding/json"
+	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -34,8 +36,9 @@ func TestResults(t *testing.T) {
 		{"says nothing", nil, 127, 0, 1, 0, "FAIL\tp"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			var events, shown bytes.Buffer
-			r := &results{out: json.NewEncoder(&events), show: lanes.NewShow(&shown), tasks: []wire.Task{{Name: "p"}}}
+			var shown bytes.Buffer
+			events := eventsFile(t)
+			r := &results{out: events, show: lanes.NewShow(&shown), tasks: []wire.Task{{Name: "p"}}}
 			check := func(err error) {
 				t.Helper()
 				if err != nil {
@@ -52,7 +55,7 @@ func TestResults(t *testing.T) {
 			} else {
 				check(r.end(c.status, ""))
 			}
-			l, err := lanes.Read(&events)
+			l, err := lanes.Read(events.rewound(t))
 			if err != nil || l.Passed != c.passed || l.Failed != c.failed || l.Skipped != c.skipped {
 				t.Errorf("%d passed, %d failed, %d skipped, %v; want %d, %d, %d", l.Passed, l.Failed, l.Skipped, err, c.passed, c.failed, c.skipped)
 			}
@@ -88,4 +91,29 @@ func TestResultsStream(t *testing.T) {
 	if err := r.abandon(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+type eventsOf struct{ *os.File }
+
+// eventsFile is a stream of events that lasts as long as the test.
+func eventsFile(t *testing.T) eventsOf {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "events"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return eventsOf{f}
+}
+
+func (e eventsOf) rewound(t *testing.T) io.Reader {
+	t.Helper()
+	if _, err := e.Seek(0, io.SeekStart); err != nil {
+		t.Fatal(err)
+	}
+	return e
 }

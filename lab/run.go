@@ -4,13 +4,12 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
-	"os/exec"
 	"path"
 	"path/filepath"
 	"slices"
@@ -26,18 +25,20 @@ import (
 // Options says what to run in a lab machine.
 type Options struct {
 	Machine  Machine
-	Packages []string      // patterns of go list; empty with Shell: none
-	Run      string        // -test.run
-	Skip     string        // -test.skip
-	Count    int           // -test.count; 0: 1
-	Short    bool          // -test.short
-	Verbose  bool          // every line as it comes, instead of the failed tests'
-	Timeout  time.Duration // of each package, in guest time; 0: the back end's default
-	Cover    string        // file for the coverage profile of all packages; empty: none
-	JSON     string        // file for the events; empty: none
-	Artefact string        // directory for what tests leave in $CLOISTER_LAB_OUT; empty: dropped
-	Shell    bool          // a shell on the console, after the tests
-	GDB      string        // HOST:PORT for QEMU's gdb stub, which holds the machine at its first instruction
+	Packages []string          // patterns of go list; empty with Shell: none
+	Run      string            // -test.run
+	Only     map[string]string // -test.run of single packages, by directory below the module's root ("cmd/cloister")
+	Skip     string            // -test.skip
+	Count    int               // -test.count; 0: 1
+	Short    bool              // -test.short
+	Verbose  bool              // every line as it comes, instead of the failed tests'
+	Timeout  time.Duration     // of each package, in guest time; 0: the back end's default
+	Cover    string            // file for the coverage profile of all packages; empty: none
+	JSON     string            // file for the events; empty: none
+	Artefact string            // directory for what tests leave in $CLOISTER_LAB_OUT; empty: dropped
+	Shell    bool              // a shell on the console, after the tests
+	Retries  int               // how often a boot may be tried again of which the emulator hung (ErrEmulator)
+	GDB      string            // HOST:PORT for QEMU's gdb stub, which holds the machine at its first instruction
 	CacheDir string
 
 	Stdout, Stderr io.Writer
@@ -60,7 +61,31 @@ var timeouts = map[Backend]time.Duration{SVM: 10 * time.Minute, VMX: 30 * time.M
 // Run builds the test binaries, boots the machine, runs them, and brings results
 // back. Its status is 0 if all passed, otherwise 1, or that of the shell. An error
 // means that the lab itself failed, or (ErrGuest) that the machine did.
+//
+// If the emulator or a package cannot be had on this machine (ErrUnavailable), the events say that
+// nothing was run, and why.
 func Run(ctx context.Context, o Options) (status int, err error) {
+	if o.JSON != "" {
+		// A run that fails early must not leave the results of another one.
+		if err := os.Remove(o.JSON); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return 1, err
+		}
+	}
+	status, err = run(ctx, o)
+	if !errors.Is(err, ErrUnavailable) || o.JSON == "" {
+		return status, err
+	}
+	f, cerr := create(o.JSON)
+	if cerr != nil {
+		return status, errors.Join(err, cerr)
+	}
+	r := results{out: f}
+	why, _, _ := strings.Cut(err.Error(), "\n")
+	return status, errors.Join(err, r.header(o.Machine.row(), "none", o.Machine.Backend),
+		r.keep(lanes.Event{Action: lanes.NotRun, Output: why}), f.Close())
+}
+
+func run(ctx context.Context, o Options) (status int, err error) {
 	begin := time.Now()
 	note := func(format string, args ...any) {
 		line := fmt.Sprintf("lab: %5.1fs %s\n", time.Since(begin).Seconds(), fmt.Sprintf(format, args...))
@@ -82,7 +107,7 @@ func Run(ctx context.Context, o Options) (status int, err error) {
 	if err != nil {
 		return 1, err
 	}
-	dir, release, err := scratch(o.CacheDir)
+	dir, release, err := scratch(o.CacheDir, scratchNeed)
 	if err != nil {
 		return 1, err
 	}
@@ -105,7 +130,7 @@ func Run(ctx context.Context, o Options) (status int, err error) {
 			return 1, err
 		}
 		defer func() { err = errors.Join(err, f.Close()) }()
-		r.out = json.NewEncoder(f)
+		r.out = f
 	}
 	if err := r.header(o.Machine.row(), kernel.Release, o.Machine.Backend); err != nil {
 		return 1, err
@@ -124,38 +149,12 @@ func Run(ctx context.Context, o Options) (status int, err error) {
 		}
 		return 1, fmt.Errorf("no test in %s", strings.Join(o.Packages, " "))
 	}
-	if err := os.WriteFile(b.disk, nil, 0o600); err != nil {
-		return 1, err
-	}
-	if err := os.Truncate(b.disk, diskSize); err != nil {
-		return 1, err
-	}
 
 	if info, err := os.Stdin.Stat(); o.Shell && err == nil && info.Mode()&os.ModeCharDevice == 0 {
 		b.input = os.Stdin
 	}
 	note("booting, initramfs %d MB", size>>20)
-	booted := time.Now()
-	werr := watch(ctx, b, func(m wire.Message) error {
-		switch m.Kind {
-		case wire.KindHello:
-			note("up after %.1f s (%.1f s of guest time): kernel %s %v", time.Since(booted).Seconds(), m.Uptime, m.Text, m.Facts)
-		case wire.KindNote:
-			note("guest: %s", m.Text)
-		case wire.KindStart:
-			note("%d of %d: %s", m.Task+1, len(r.tasks), m.Text)
-			return r.start(m.Task)
-		case wire.KindLine:
-			return r.line(m.Task, m.Text)
-		case wire.KindEnd:
-			return r.end(m.Status, "")
-		case wire.KindDone:
-			status = m.Status
-			note("done after %.1f s of guest time", m.Uptime)
-		}
-		return nil
-	})
-	if err := errors.Join(werr, r.abandon()); err != nil {
+	if status, err = r.tries(ctx, b, o.Retries, note); err != nil {
 		// Without this a machine that never came up would read as "0 failed".
 		return 1, errors.Join(err, r.keep(lanes.Event{Action: "fail", Package: "lab machine " + o.Machine.Name}))
 	}
@@ -266,6 +265,9 @@ func image(ctx context.Context, o Options, cache *Cache, kernel *Kernel, file, d
 			testenv.LaneVar + "=" + string(o.Machine.Lane), MachineVar + "=" + o.Machine.Name,
 			testenv.GuestKernelVar + "=" + wire.GuestKernel, OutVar + "=" + wire.OutDir,
 		},
+	}
+	if o.Machine.Backend == SVM && !o.Machine.Parallel {
+		job.Env = append(job.Env, testenv.LabSerialVar+"=1")
 	}
 	a, err := newInitramfs(file, o.Machine.Backend == VMX)
 	if err != nil {
@@ -379,6 +381,7 @@ func tests(ctx context.Context, o Options, root, dir string, a *initramfs, job *
 		return err
 	}
 	timeout := cmp.Or(o.Timeout, timeouts[o.Machine.Backend])
+	unused := maps.Clone(o.Only)
 	for line := range strings.Lines(list) {
 		pkg, src, ok := strings.Cut(strings.TrimSpace(line), "\t")
 		if !ok || !wanted(pkg) {
@@ -416,7 +419,8 @@ func tests(ctx context.Context, o Options, root, dir string, a *initramfs, job *
 		})
 		argv := []string{path.Join(wire.TestDir, name+".test"), "-test.v=test2json", "-test.paniconexit0",
 			"-test.timeout=" + timeout.String(), "-test.count=" + strconv.Itoa(max(1, o.Count))}
-		for flag, value := range map[string]string{"-test.run": o.Run, "-test.skip": o.Skip} {
+		delete(unused, filepath.ToSlash(rel))
+		for flag, value := range map[string]string{"-test.run": cmp.Or(o.Only[filepath.ToSlash(rel)], o.Run), "-test.skip": o.Skip} {
 			if value != "" {
 				argv = append(argv, flag+"="+value)
 			}
@@ -433,6 +437,9 @@ func tests(ctx context.Context, o Options, root, dir string, a *initramfs, job *
 			// binary that does not get that far.
 			Timeout: timeout + 30*time.Second,
 		})
+	}
+	if len(unused) > 0 {
+		return fmt.Errorf("-only names %s, which the packages do not have", strings.Join(slices.Sorted(maps.Keys(unused)), ", "))
 	}
 	a.add(path.Join(wire.OutDir, "cover"), 0o40000|0o755, 0, nil)
 	return nil
@@ -474,7 +481,7 @@ func stating(ctx context.Context, patterns []string) (func(pkg string) bool, err
 
 // goOutput runs the go command for a static binary of this machine's kind.
 func goOutput(ctx context.Context, dir string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd := command(ctx, "go", args...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
 	var out, complaint bytes.Buffer

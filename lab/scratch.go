@@ -13,8 +13,8 @@ import (
 const scratchNeed = 512 << 20
 
 // scratch makes a directory for one run below the cache, where there is room, and
-// sweeps those of runs that were killed: theirs are the ones whose lock is free.
-func scratch(cacheDir string) (dir string, release func() error, err error) {
+// sweeps those of runs that were killed: theirs are the ones whose lock is free. It needs so many bytes.
+func scratch(cacheDir string, need int64) (dir string, release func() error, err error) {
 	all := filepath.Join(cacheDir, "run")
 	if err := os.MkdirAll(all, 0o755); err != nil {
 		return "", nil, err
@@ -28,7 +28,7 @@ func scratch(cacheDir string) (dir string, release func() error, err error) {
 			return "", nil, err
 		}
 	}
-	if err := needSpace(all, scratchNeed); err != nil {
+	if err := needSpace(all, need); err != nil {
 		return "", nil, err
 	}
 	// Another run's sweep may meet the directory before it is locked and take it.

@@ -159,7 +159,7 @@ func churn(stop chan struct{}) chan int {
 // TestCollectorDoesNotReachTheGuest: while the engine allocates and collects without pause, a spinning guest
 // leaves KVM_RUN not once: no preemption signal, no stop-the-world, no wait for a P. A count, not a time.
 func TestCollectorDoesNotReachTheGuest(t *testing.T) {
-	testenv.Need(t, testenv.KVM, testenv.MultiCPU)
+	testenv.Need(t, testenv.KVM, testenv.MultiCPU, testenv.ParallelCPUs)
 	g := stopStart(t, stopSpin)
 	cpu := stopCore(t)
 	list, err := cores.Allowed()
@@ -280,7 +280,7 @@ func threadStatus(t *testing.T) []threadFacts {
 // machine runs on when the core is free, and the next stop works. The hog is another process,
 // killed from another core before the kernel throttles real-time tasks, and with this process at the latest.
 func TestStopTimesOut(t *testing.T) {
-	testenv.Need(t, testenv.KVM, testenv.Root, testenv.MultiCPU)
+	testenv.Need(t, testenv.KVM, testenv.Root, testenv.MultiCPU, testenv.ParallelCPUs)
 	g := stopStart(t, stopSpin)
 	g.runs(t, 0)
 	const hogged = 700 * time.Millisecond

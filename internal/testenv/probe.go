@@ -45,6 +45,9 @@ var (
 	// KernelGuest: whole kernels boot in reasonable time, and there is one to boot
 	// (see GuestKernel). Software back ends take about an hour to unpack one.
 	KernelGuest = Requirement{"kernel-guest", probeKernelGuest}
+	// ParallelCPUs: the CPUs run at the same time. Those of most lab machines take turns, which starves
+	// and slows what counts on another CPU (package lab).
+	ParallelCPUs = Requirement{"parallel-cpus", probeParallel}
 	// LabMachine: this is a machine of the lab (package lab): disposable, root's, and
 	// with nothing else running, so that a test may change it.
 	LabMachine = Requirement{"lab-machine", probeLabMachine}
@@ -300,6 +303,16 @@ const LabMachineVar = "CLOISTER_LAB_MACHINE"
 func probeLabMachine() error {
 	if os.Getenv(LabMachineVar) == "" {
 		return fmt.Errorf("%s is not set: this is no lab machine", LabMachineVar)
+	}
+	return nil
+}
+
+// LabSerialVar names the environment variable that is set in a lab machine whose CPUs take turns.
+const LabSerialVar = "CLOISTER_LAB_SERIAL"
+
+func probeParallel() error {
+	if os.Getenv(LabSerialVar) != "" {
+		return errors.New("the CPUs of this lab machine take turns; those of svm-parallel do not")
 	}
 	return nil
 }

@@ -13,6 +13,9 @@
 //     package without a verdict, a build failure and a broken stream are failures.
 //  3. Every skip is listed with its reason; one without a reason from testenv is
 //     listed as such.
+//  4. A lane that could not run has a row that says so, with the reason above the
+//     table; it counts for nothing. So does each time that a lane's machine was
+//     started again.
 //
 // Alternatives rejected: gotestsum and test2json consumers of that family (they
 // know packages and tests, not lanes, and drop the reason of a skip); counting in a

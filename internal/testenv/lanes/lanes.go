@@ -40,11 +40,21 @@ type Lane struct {
 	Name, Kernel, Backend   string
 	Passed, Failed, Skipped int
 
+	// NotRun says why nothing of the lane ran; empty: it ran.
+	NotRun string
+	// Retries holds one line for each time that the lane's machine was started again.
+	Retries []string
 	// Failures holds one line for each failure, in order of appearance.
 	Failures []string
 	// Reasons counts the skips by requirement and reason ("svm: the KVM back end is pvm").
 	Reasons map[string]int
 }
+
+// The actions of events that are not test2json's; Output says why.
+const (
+	Retry  = "lane-retry"   // the machine was started again, and what it said before is not in the stream
+	NotRun = "lane-not-run" // the machine could not be had
+)
 
 type key struct{ pkg, test string }
 
@@ -106,6 +116,12 @@ func (c *counter) add(e Event) {
 	switch e.Action {
 	case "lane":
 		c.lane.Name, c.lane.Kernel, c.lane.Backend = e.Lane, e.Kernel, e.Backend
+		return
+	case Retry:
+		c.lane.Retries = append(c.lane.Retries, e.Output)
+		return
+	case NotRun:
+		c.lane.NotRun = e.Output
 		return
 	case "build-fail":
 		c.built[e.ImportPath] = false
@@ -223,6 +239,12 @@ func Print(w io.Writer, all []Lane) (bool, error) {
 		for _, f := range l.Failures {
 			fmt.Fprintf(&b, "failed in %s: %s\n", l.Name, f)
 		}
+		for _, r := range l.Retries {
+			fmt.Fprintf(&b, "started again in %s: %s\n", l.Name, r)
+		}
+		if l.NotRun != "" {
+			fmt.Fprintf(&b, "not run: %s: %s\n", l.Name, l.NotRun)
+		}
 	}
 	for _, l := range all {
 		for _, reason := range slices.Sorted(maps.Keys(l.Reasons)) {
@@ -232,6 +254,10 @@ func Print(w io.Writer, all []Lane) (bool, error) {
 	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "lane\tkernel\tback end\tpassed\tfailed\tskipped")
 	for _, l := range all {
+		if l.NotRun != "" && l.Passed+l.Failed+l.Skipped == 0 {
+			fmt.Fprintf(t, "%s\t%s\t%s\tnot run\t-\t-\n", l.Name, l.Kernel, l.Backend)
+			continue
+		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%d\n", l.Name, l.Kernel, l.Backend, l.Passed, l.Failed, l.Skipped)
 		passed, failed, skipped = passed+l.Passed, failed+l.Failed, skipped+l.Skipped
 	}

@@ -100,6 +100,34 @@ lab   6.1     svm       5       1       0
 	}
 }
 
+// A lane that could not run is in the table and proves nothing; one that ran says how often it was started again.
+func TestNotRunAndRetries(t *testing.T) {
+	l, err := Read(strings.NewReader(header + `{"Action":"` + NotRun + `","Output":"no network"}`))
+	if err != nil || l.NotRun != "no network" || l.Passed+l.Failed+l.Skipped != 0 {
+		t.Errorf("Read = %+v, %v", l, err)
+	}
+	r, err := Read(strings.NewReader(header + `{"Action":"` + Retry + `","Output":"it hung"}` + "\n" + ev("run p A\npass p A\npass p")))
+	if err != nil || len(r.Retries) != 1 || r.Passed != 1 {
+		t.Errorf("Read = %+v, %v", r, err)
+	}
+	l.Name, l.Kernel, l.Backend, r.Name, r.Kernel, r.Backend = "lab-vmx", "none", "vmx", "lab", "6.1", "svm"
+	var b strings.Builder
+	ok, err := Print(&b, []Lane{r, l})
+	want := `started again in lab: it hung
+not run: lab-vmx: no network
+lane     kernel  back end  passed   failed  skipped
+lab      6.1     svm       1        0       0
+lab-vmx  none    vmx       not run  -       -
+1 passed, 0 failed, 0 skipped
+`
+	if !ok || err != nil || b.String() != want {
+		t.Errorf("ok=%v, err=%v, output\n%s\nwant\n%s", ok, err, b.String(), want)
+	}
+	if ok, _ := Print(&b, []Lane{l}); ok {
+		t.Error("a run of which nothing ran passed")
+	}
+}
+
 func TestShow(t *testing.T) {
 	l := strings.NewReplacer("\t", "")
 	var b strings.Builder

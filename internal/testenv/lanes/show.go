@@ -49,6 +49,9 @@ func (s *Show) Add(e Event) error {
 	return nil
 }
 
+// Forget drops what is held of tests that did not end.
+func (s *Show) Forget() { clear(s.held) }
+
 // flush settles the tests of a package that never ended: where the package
 // failed, theirs is the output that tells why.
 func (s *Show) flush(pkg string, print bool) error {

@@ -3,7 +3,8 @@
 //	lab [flags] [packages]
 //
 // Exit status: 0 all passed, 1 a test failed, 2 the lab failed, 3 the machine
-// panicked or hung; after -shell, the shell's. docs/lab.md tells the rest.
+// panicked or hung, 4 this machine cannot have the emulator or a package; after
+// -shell, the shell's. docs/lab.md tells the rest.
 package main
 
 import (
@@ -13,6 +14,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path"
 	"strings"
 	"syscall"
 
@@ -36,6 +38,17 @@ func run() int {
 	f := flag.NewFlagSet("lab", flag.ExitOnError)
 	name := f.String("machine", "svm", "machine: "+strings.Join(names, ", "))
 	f.StringVar(&o.Run, "run", "", "run only tests that match `regexp`")
+	f.Func("only", "run in `dir=regexp` only tests that match regexp; may be repeated", func(s string) error {
+		dir, re, ok := strings.Cut(s, "=")
+		if !ok || dir == "" || re == "" {
+			return errors.New("want DIR=REGEXP, as in ./cmd/cloister=TestRun")
+		}
+		if o.Only == nil {
+			o.Only = map[string]string{}
+		}
+		o.Only[path.Clean(dir)] = re
+		return nil
+	})
 	f.StringVar(&o.Skip, "skip", "", "do not run tests that match `regexp`")
 	f.IntVar(&o.Count, "count", 1, "run each test `n` times")
 	f.BoolVar(&o.Short, "short", false, "tell long tests to be short or skip")
@@ -45,6 +58,7 @@ func run() int {
 	f.StringVar(&o.JSON, "json", "", "write the events for the table of lanes to `file`")
 	f.StringVar(&o.Artefact, "out", "", "put what tests leave in $"+lab.OutVar+" into `dir`")
 	f.BoolVar(&o.Shell, "shell", false, "open a shell on the console after the tests (svm machines)")
+	f.IntVar(&o.Retries, "retries", 2, "boot again up to `n` times if the emulator itself hangs")
 	f.StringVar(&o.GDB, "gdb", "", "hold the machine at its first instruction for gdb on `host:port` (svm machines)")
 	f.StringVar(&o.CacheDir, "cache", "", "`dir` for packages (default $"+lab.CacheVar+" or the user's cache)")
 	kernel := f.String("kernel", "", "Debian `package` of the machine's kernel")
@@ -102,6 +116,9 @@ func run() int {
 	case errors.Is(err, lab.ErrGuest):
 		fail(err)
 		return 3
+	case errors.Is(err, lab.ErrUnavailable):
+		fail(err)
+		return 4
 	case err != nil:
 		return fail(err)
 	}
