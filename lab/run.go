@@ -42,6 +42,8 @@ type Options struct {
 	CacheDir string
 
 	Stdout, Stderr io.Writer
+
+	room int64 // that a run must have below CacheDir, in bytes; 0: scratchNeed
 }
 
 // OutVar names the environment variable with the directory in the guest whose
@@ -107,7 +109,7 @@ func run(ctx context.Context, o Options) (status int, err error) {
 	if err != nil {
 		return 1, err
 	}
-	dir, release, err := scratch(o.CacheDir, scratchNeed)
+	dir, release, err := scratch(o.CacheDir, cmp.Or(o.room, scratchNeed))
 	if err != nil {
 		return 1, err
 	}

@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cloister-vmm/cloister/lab/wire"
 )
 
@@ -169,6 +171,7 @@ type emulator struct {
 	answers  *tail    // what the monitor, or Bochs on its terminal, printed
 	typing   *os.File // where a shell's input goes; nil: the terminal is the emulator's
 	answer   time.Duration
+	screen   chan *os.File // Bochs' own terminal, once it has told its name
 	readers  sync.WaitGroup
 	closers  []io.Closer
 }
@@ -179,7 +182,7 @@ type emulator struct {
 func start(b boot) (_ *emulator, err error) {
 	e := &emulator{
 		messages: make(chan wire.Message), ended: make(chan struct{}),
-		console: newConsole(), answers: &tail{max: 16 << 10}, answer: b.limit.answer,
+		console: newConsole(), answers: &tail{max: 16 << 10}, answer: b.limit.answer, screen: make(chan *os.File, 1),
 	}
 	defer func() {
 		if err != nil {
@@ -218,7 +221,7 @@ func start(b boot) (_ *emulator, err error) {
 		e.closers, theirs = append(e.closers, host), append(theirs, pts)
 		e.cmd.Stdin, e.cmd.Stdout, e.cmd.Stderr = pts, pts, pts
 		e.monitor = host
-		e.readers.Go(func() { drain(e.answers, host) })
+		e.readers.Go(func() { drain(&screenWatch{to: e.answers, found: e.readScreen}, host) })
 	case b.shell:
 		// In the terminal's foreground group, or reading the keyboard would stop it.
 		e.cmd.SysProcAttr.Setpgid = false
@@ -317,7 +320,49 @@ func (e *emulator) close() error {
 		err = errors.Join(err, c.Close())
 	}
 	e.readers.Wait()
+	select {
+	case s := <-e.screen:
+		err = errors.Join(err, s.Close())
+	default: // it has none
+	}
 	return err
+}
+
+// readScreen reads Bochs' screen, which the debugger's build puts on a terminal of its own. Nobody looks at it, but
+// when its few kilobytes are full Bochs stops in write(2), and the machine with it.
+func (e *emulator) readScreen(name string) {
+	f, err := os.OpenFile(name, os.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		if _, err := fmt.Fprintf(e.answers, "\nlab: the screen of Bochs cannot be read, which will stop it: %v\n", err); err != nil {
+			return // a tail never fails
+		}
+		return
+	}
+	e.screen <- f
+	go drain(io.Discard, f) // ends with Bochs, or with the file
+}
+
+// screenLine is how Bochs names that terminal.
+var screenLine = regexp.MustCompile(`Bochs connected to screen "(/dev/pts/[0-9]+)"`)
+
+// screenWatch passes on what Bochs says and looks for the name of its screen.
+type screenWatch struct {
+	to    *tail
+	found func(name string)
+	done  bool
+}
+
+func (s *screenWatch) Write(p []byte) (int, error) {
+	n, err := s.to.Write(p)
+	if s.done {
+		return n, err
+	}
+	// In what is kept and not in p: the line may come in pieces.
+	if m := screenLine.FindStringSubmatch(s.to.String()); m != nil {
+		s.done = true
+		s.found(m[1])
+	}
+	return n, err
 }
 
 func (e *emulator) status() string {

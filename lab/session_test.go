@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cloister-vmm/cloister/lab/wire"
 )
@@ -194,5 +197,50 @@ func TestKilledLabLeavesNoProcess(t *testing.T) {
 			t.Error(err)
 		}
 		t.Errorf("the emulator %d outlived the lab", emulator)
+	}
+}
+
+// The screen of Bochs is a terminal of its own making. If nobody reads it, a machine stops after
+// some thousand characters; this one writes more than any terminal holds.
+func TestBochsScreenIsRead(t *testing.T) {
+	host, screen, err := openPTY()
+	if err != nil {
+		t.Fatal(err)
+	}
+	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", screen.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As Bochs sets it; otherwise the kernel drops what does not fit.
+	raw, err := unix.IoctlGetTermios(int(screen.Fd()), unix.TCGETS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Iflag, raw.Oflag, raw.Lflag = 0, 0, 0
+	if err := errors.Join(unix.IoctlSetTermios(int(screen.Fd()), unix.TCSETS, raw), screen.Close()); err != nil {
+		t.Fatal(err)
+	}
+	e := &emulator{answers: &tail{max: 1 << 10}, screen: make(chan *os.File, 1)}
+	w := &screenWatch{to: e.answers, found: e.readScreen}
+	for _, part := range []string{"Next\r\nBochs connected to scr", "een \"" + name + "\"\r\n", "more\r\n"} {
+		if _, err := io.WriteString(w, part); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := host.Write(make([]byte, 1<<20))
+		wrote <- err
+	}()
+	select {
+	case err := <-wrote:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("a screen that nobody reads stops its machine")
+	}
+	if err := errors.Join(host.Close(), (<-e.screen).Close()); err != nil {
+		t.Error(err)
 	}
 }

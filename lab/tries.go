@@ -44,6 +44,10 @@ func (r *results) tries(ctx context.Context, b boot, retries int, note func(stri
 // boot runs the machine once.
 func (r *results) boot(ctx context.Context, b boot, note func(string, ...any)) (status int, err error) {
 	// A new disk for each: what an earlier boot left there is none of this one's.
+	// Bochs makes a lock beside it, which a killed one leaves.
+	if err := os.Remove(b.disk + ".lock"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return 1, err
+	}
 	if err := os.WriteFile(b.disk, nil, 0o600); err != nil {
 		return 1, err
 	}

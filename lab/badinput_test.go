@@ -1,0 +1,116 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/cloister-vmm/cloister/internal/testenv"
+	"github.com/cloister-vmm/cloister/internal/testenv/lanes"
+)
+
+// What keeps a machine from ever starting is one line with the remedy, a status other than 0, and, where this machine
+// simply cannot have what is needed, a row of the table that says "not run". Results of an
+// earlier run do not survive it.
+func TestRunRefuses(t *testing.T) {
+	tool := func(t *testing.T, name, script string) {
+		t.Helper()
+		dir := strings.SplitN(os.Getenv("PATH"), ":", 2)[0]
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A whole package, with a kernel that has no options at all, and the /boot of an archive that is made by hand.
+	kernelPackage := func(t *testing.T) {
+		fakeApt(t, "good", true, true)
+		dir := strings.SplitN(os.Getenv("PATH"), ":", 2)[0]
+		b, err := os.ReadFile(filepath.Join(dir, "apt-get"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		tool(t, "apt-get", strings.ReplaceAll(string(b), "x_1%3a2", "linux-image-9_1%3a2"))
+		archive := filepath.Join(dir, "archive")
+		if err := os.WriteFile(archive, tarOf(t, "boot/vmlinuz-9", "boot/config-9"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		tool(t, "dpkg-deb", "exec cat "+archive)
+	}
+	remedyQEMU := "not root; run: sudo apt-get install --no-install-recommends qemu-system-x86"
+	if testenv.Has(testenv.Root) {
+		remedyQEMU = "check the network and the package mirror, or run by hand: apt-get install --no-install-recommends qemu-system-x86"
+	}
+	for _, c := range []struct {
+		name    string
+		prepare func(t *testing.T)
+		notRun  bool
+		says    []string
+	}{
+		{"no emulator", func(t *testing.T) {
+			fakeApt(t, "", false, false)
+			path := strings.SplitN(os.Getenv("PATH"), ":", 2)[0]
+			t.Setenv("PATH", path) // the script of apt-get needs nothing but the shell itself
+		}, true, []string{"qemu-system-x86_64 is not in PATH", remedyQEMU}},
+		{"no network and an empty cache", func(t *testing.T) {
+			fakeApt(t, "good", true, false)
+			tool(t, "qemu-system-x86_64", "exit 1")
+		}, true, []string{"E: Could not resolve mirror", "check the network"}},
+		{"a kernel without what is needed", func(t *testing.T) {
+			kernelPackage(t)
+			tool(t, "qemu-system-x86_64", "exit 1")
+		}, false, []string{"kernel 9 cannot be a lab host", "no CONFIG_NO_HZ_FULL=y (cores without a tick)", "choose another with -kernel"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Setenv("PATH", os.Getenv("PATH"))
+			c.prepare(t)
+			m, err := Lookup("svm")
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.Kernel = "linux-image-9"
+			file := filepath.Join(t.TempDir(), "lane.json")
+			if err := os.WriteFile(file, []byte("what an earlier run left"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			cache := t.TempDir()
+			o := Options{Machine: m, JSON: file, CacheDir: cache, Stdout: io.Discard, Stderr: io.Discard, Packages: []string{"./lab"}, room: 1 << 20}
+			status, err := run(context.Background(), o)
+			if status == 0 || err == nil || strings.Contains(err.Error(), "\n") {
+				t.Fatalf("status %d, error %v; want one line", status, err)
+			}
+			for _, want := range c.says {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("%v\nlacks %q", err, want)
+				}
+			}
+			if errors.Is(err, ErrUnavailable) != c.notRun {
+				t.Errorf("unavailable %v, want %v", !c.notRun, c.notRun)
+			}
+			if _, err := Run(context.Background(), o); err == nil {
+				t.Error("the second run did not fail")
+			}
+			f, err := os.Open(file)
+			if !c.notRun {
+				if err == nil {
+					t.Errorf("%s is still there (%v)", file, f.Close())
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			l, err := lanes.Read(f)
+			if err := errors.Join(err, f.Close()); err != nil || l.NotRun == "" || l.Passed+l.Failed+l.Skipped != 0 {
+				t.Errorf("the table has %+v, %v", l, err)
+			}
+			for _, d := range []string{"tmp", "run"} {
+				if left, err := os.ReadDir(filepath.Join(cache, d)); err == nil && len(left) != 0 {
+					t.Errorf("left in %s: %v", d, left)
+				}
+			}
+		})
+	}
+}
