@@ -13,10 +13,12 @@
 //
 //  1. A file in the cache is whole and has the hash that apt's metadata named; it
 //     appears under its name by rename(2) only. Nothing but the cache is kept.
-//  2. No emulator outlives the run: it is killed by group when the run ends for any
-//     reason, and by the kernel (PR_SET_PDEATHSIG) when the run is killed.
+//  2. No emulator and no command outlives the run: they are killed by group when the
+//     run ends for any reason, and by the kernel (PR_SET_PDEATHSIG) when the run is
+//     killed.
 //  3. A machine that does not say "done" has failed. Silence, a panic and an early
-//     end are told apart, and each comes with the end of the console.
+//     end are told apart, and each comes with the end of the console. Only what no
+//     test can have caused is tried again (tries.go), and the table says so.
 //  4. The guest is under test and is not trusted: what it sends is bounded, and it
 //     does not choose where its files go on the host.
 //  5. Nothing reads the network after the packages are in the cache.
