@@ -96,7 +96,8 @@ func boot(t testing.TB, code []byte, h handler) (*machine, *Stopped) {
 	must(err)
 	s.CS.Base, s.CS.Selector = 0, 0
 	must(cpu.SetSregs(s))
-	must(cpu.SetRegs(&kvm.Regs{RFLAGS: 2}))
+	// With interrupts allowed, as program guests run (vmm); none is ever injected.
+	must(cpu.SetRegs(&kvm.Regs{RFLAGS: 0x202}))
 	must(cpu.Prime())
 	m := &machine{ledger: &breaks.VCPU{}}
 	m.Thread, err = New(Config{
