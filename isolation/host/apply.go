@@ -1,0 +1,253 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/cloister-vmm/cloister/isolation/cores"
+	"golang.org/x/sys/unix"
+)
+
+// Applier changes a host. Its zero fields are the machine itself and its journal.
+type Applier struct {
+	System System // nil: Live{"/"}
+	Dir    string // of the journal; "": JournalDir
+	Strict bool   // what the kernel refuses is an error, and undoes all
+
+	// point is called after every write to the journal and to the host; tests end the process there.
+	point func(where string) error
+}
+
+// Result is what became of a Plan, or of a Restore.
+type Result struct {
+	Owner   string   `json:"owner"`
+	CPUs    []int    `json:"cpus"`
+	Changed int      `json:"changed"` // settings that were written
+	Gone    int      `json:"gone"`    // threads that had ended
+	Refused []Remark `json:"refused"` // by the kernel; they are as they were
+	Foreign []Remark `json:"foreign"` // changed by somebody else since; left as they are
+	Cannot  []Remark `json:"cannot"`  // what stays, and why
+}
+
+// WriteText prints what an administrator wants to know: a line of figures, and a line for each exception.
+func (r *Result) WriteText(w io.Writer, verb string) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "CPUs %s %s for %s: %d settings changed", cores.Format(r.CPUs), verb, r.Owner, r.Changed)
+	if r.Gone > 0 {
+		fmt.Fprintf(&b, ", %d threads had ended", r.Gone)
+	}
+	b.WriteByte('\n')
+	for kind, list := range map[string][]Remark{"refused": r.Refused} {
+		for _, x := range list {
+			fmt.Fprintf(&b, "  %s: %s\n", kind, x)
+		}
+	}
+	for _, x := range r.Foreign {
+		fmt.Fprintf(&b, "  left alone: %s\n", x)
+	}
+	for _, x := range r.Cannot {
+		fmt.Fprintf(&b, "  stays: %s\n", x)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// Encode writes the result as JSON.
+func (r *Result) Encode(w io.Writer) error { return encode(w, r) }
+
+func (a *Applier) fill() {
+	if a.System == nil {
+		a.System = Live{"/"}
+	}
+	if a.Dir == "" {
+		a.Dir = JournalDir
+	}
+}
+
+// sweeps is how often threads are looked for again: one that was not moved yet may have made others meanwhile,
+// as in cores.KeepOff.
+const sweeps = 20
+
+// Apply makes the cores quiet. The error is one line, and the host is then as it was, unless the error says what
+// could not be undone; what was refused without being an error is in the result.
+func (a *Applier) Apply(r Request) (*Result, error) {
+	a.fill()
+	// What is wrong with the request itself is found before there is a journal.
+	if _, err := Make(a.System, a.Dir, r); err != nil {
+		return nil, err
+	}
+	j, err := open(a.System, a.Dir, true)
+	if err != nil {
+		return nil, err
+	}
+	j.point = a.point
+	res, err := a.apply(j, r)
+	return res, errors.Join(err, j.close())
+}
+
+func (a *Applier) apply(j *store, r Request) (*Result, error) {
+	p, err := makePlan(a.System, &j.state, r)
+	if err != nil {
+		return nil, err
+	}
+	c := Claim{Owner: p.Owner, CPUs: p.CPUs, PID: r.PID}
+	if r.PID != 0 {
+		t, ok := task(a.System, r.PID, r.PID)
+		if !ok {
+			return nil, fmt.Errorf("process %d, for which CPUs %s are claimed: there is none", r.PID, cores.Format(p.CPUs))
+		}
+		c.Start = t.Start
+	}
+	if j.claim(c.Owner) != nil {
+		return nil, fmt.Errorf("%s has cores already: give them back first (cloister host restore)", c.Owner)
+	}
+	res := &Result{Owner: p.Owner, CPUs: p.CPUs, Refused: []Remark{}, Foreign: []Remark{}, Cannot: p.Cannot}
+	if err := j.add(a.System, &record{Op: opClaim, Claim: &c}); err != nil {
+		return nil, a.undo(j, p.Owner, err)
+	}
+	for _, step := range p.Steps {
+		if err := a.step(j, p.Owner, step, res); err != nil {
+			return nil, a.undo(j, p.Owner, err)
+		}
+	}
+	if err := a.sweep(j, r, p, res); err != nil {
+		return nil, a.undo(j, p.Owner, err)
+	}
+	if res.Changed == 0 && len(res.Refused) > 0 {
+		return nil, a.undo(j, p.Owner, fmt.Errorf("nothing could be changed: %s: host isolation needs root and a host whose /sys and /proc can be written", res.Refused[0]))
+	}
+	return res, nil
+}
+
+// undo takes back what was done of a plan that failed.
+func (a *Applier) undo(j *store, owner string, why error) error {
+	if errors.Is(why, errStopped) {
+		return why
+	}
+	res := &Result{}
+	if err := a.giveBack(j, owner, res); err != nil {
+		return fmt.Errorf("%w; and undoing it: %w", why, err)
+	}
+	for _, x := range append(res.Refused, res.Foreign...) {
+		why = fmt.Errorf("%w; not undone: %s", why, x)
+	}
+	return why
+}
+
+// errStopped is a test's end of the process without its death.
+var errStopped = errors.New("stopped here")
+
+// step does one step. Its error is that of the journal, or a refusal that is not to be borne.
+func (a *Applier) step(j *store, owner string, step Step, res *Result) error {
+	x := step.Setting
+	old, err := x.read(a.System)
+	if errors.Is(err, errGone) {
+		res.Gone++
+		return nil
+	}
+	if err != nil {
+		return a.refused(res, x, err)
+	}
+	if j.held[x.key()] == nil && x.same(old, step.New) {
+		return nil // the partition has moved it, or somebody did
+	}
+	if h := j.held[x.key()]; h != nil && !h.known(old, j.cores(owners(j.claims))) {
+		return a.refused(res, x, fmt.Errorf("somebody else has made it %s since another owner made it %s", short(old), short(h.ours[len(h.ours)-1])))
+	}
+	if err := j.add(a.System, &record{Op: opSet, Owner: owner, Setting: &x, Old: old, New: step.New}); err != nil {
+		return err
+	}
+	now := old
+	if !x.same(old, step.New) {
+		err = x.write(a.System, step.New)
+		if p := j.reached("write " + x.Name); p != nil {
+			return p
+		}
+		if err == nil {
+			now, err = x.verify(a.System, step.New)
+		}
+		if err != nil {
+			if err := a.putBack(j, owner, x, res); err != nil {
+				return err
+			}
+			if errors.Is(err, errGone) {
+				res.Gone++
+				return nil
+			}
+			return a.refused(res, x, err)
+		}
+		res.Changed++
+	}
+	return j.add(a.System, &record{Op: opDone, Owner: owner, Key: x.key(), Now: now})
+}
+
+// verify reads a value back: the kernel takes some values and does something else with them.
+func (x Setting) verify(s System, want string) (now string, err error) {
+	now, err = x.read(s)
+	if err == nil && !x.same(now, want) {
+		err = fmt.Errorf("it was set to %s and reads %.160s", short(want), strings.Join(strings.Fields(now), " ")) // the kernel's own reason
+	}
+	return now, err
+}
+
+func (a *Applier) refused(res *Result, x Setting, err error) error {
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		err = errno
+	}
+	why := Remark{What: x.String(), Why: err.Error()}
+	if x.Kind == File && strings.HasPrefix(x.Name, "proc/irq/") && (errno == unix.EIO || errno == unix.EPERM || errno == unix.EINVAL) {
+		why.Why += ": the kernel manages this interrupt itself (isolcpus=managed_irq at boot, or fewer queues of the device)"
+	}
+	if a.Strict {
+		return fmt.Errorf("%s (--strict)", why)
+	}
+	res.Refused = append(res.Refused, why)
+	return nil
+}
+
+// sweep moves threads that were made while others were moved, until a pass finds none.
+func (a *Applier) sweep(j *store, r Request, first *Plan, res *Result) error {
+	refused := len(res.Refused)
+	tried := map[string]bool{}
+	for range sweeps {
+		rest := state{boot: j.boot, held: j.held, order: j.order, claims: slices.DeleteFunc(slices.Clone(j.claims), func(c Claim) bool { return c.Owner == first.Owner })}
+		p := &planner{s: a.System, st: &rest, r: r, keep: first.Housekeeping, held: append(rest.cores(owners(rest.claims)), first.CPUs...), plan: &Plan{}}
+		p.r.CPUs = first.CPUs
+		p.tasks()
+		if p.failed != nil {
+			return p.failed
+		}
+		fresh := 0
+		for _, x := range p.plan.Steps {
+			if tried[x.Setting.Name] {
+				continue // refused, or its owner moves it back
+			}
+			tried[x.Setting.Name] = true
+			if h := j.held[x.Setting.key()]; h != nil && slices.Contains(h.holders, first.Owner) {
+				continue
+			}
+			fresh++
+			if err := a.step(j, first.Owner, x, res); err != nil {
+				return err
+			}
+		}
+		if fresh == 0 {
+			return nil
+		}
+	}
+	if len(res.Refused) == refused {
+		res.Refused = append(res.Refused, Remark{"the affinity of every thread", "threads are made faster than they can be moved"})
+	}
+	return nil
+}
+
+func owners(claims []Claim) (list []string) {
+	for _, c := range claims {
+		list = append(list, c.Owner)
+	}
+	return list
+}

@@ -1,0 +1,143 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// The environment of the process that is to be killed.
+const (
+	crashRoot = "CLOISTER_TEST_CRASH_ROOT"
+	crashDir  = "CLOISTER_TEST_CRASH_DIR"
+	crashAt   = "CLOISTER_TEST_CRASH_AT"
+	crashDo   = "CLOISTER_TEST_CRASH_DO"
+)
+
+// crashing is a process that kills itself with SIGKILL at the n-th point: after each record that is on disk and
+// after each write, so between any two of them. It ends with 0 when it got through.
+func crashing() int {
+	n, err := strconv.Atoi(os.Getenv(crashAt))
+	if err != nil {
+		return 2
+	}
+	a := &Applier{System: &sim{Live: Live{os.Getenv(crashRoot)}}, Dir: os.Getenv(crashDir)}
+	a.point = func(string) error {
+		if n--; n == 0 {
+			return unix.Kill(os.Getpid(), unix.SIGKILL)
+		}
+		return nil
+	}
+	if os.Getenv(crashDo) == "restore" {
+		_, err = a.Restore([]int{3})
+	} else {
+		_, err = a.Apply(Request{CPUs: []int{3}, Level: Max, Cache: true})
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+func TestMain(m *testing.M) {
+	if os.Getenv(crashRoot) != "" {
+		os.Exit(crashing())
+	}
+	os.Exit(m.Run())
+}
+
+// crash runs the other process and reports whether it was killed.
+func crash(t *testing.T, s *sim, dir, do string, at int) bool {
+	t.Helper()
+	c := exec.Command(os.Args[0])
+	c.Env = append(os.Environ(), crashRoot+"="+s.Root, crashDir+"="+dir, crashAt+"="+strconv.Itoa(at), crashDo+"="+do)
+	out, err := c.CombinedOutput()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.Sys().(interface{ Signaled() bool }).Signaled() {
+		return true
+	}
+	if err != nil {
+		t.Fatalf("%s, killed at %d: %v\n%s", do, at, err, out)
+	}
+	return false
+}
+
+// kill -9 at every point of Apply, and then at every point of Restore (a second one follows): the host is what it
+// was, byte for byte, with another owner there all the time.
+func TestCrashAtEveryStep(t *testing.T) {
+	points := 0
+	for at, killed := 1, true; killed; at++ {
+		s := unpack(t, "four.txtar", nil)
+		before := snapshot(t, s.Root)
+		a := &Applier{System: s, Dir: memory(t)}
+		mustApply(t, a, Request{CPUs: []int{2}})
+		beside := snapshot(t, s.Root)
+		killed = crash(t, s, a.Dir, "apply", at)
+		points++
+		// Before anything else: the same core is not to be had, unless nothing was claimed yet.
+		if claims, err := a.Claims(); err != nil || len(claims) > 2 {
+			t.Fatalf("killed at %d: %v (%v)", at, claims, err)
+		}
+		mustRestore(t, a, 3)
+		same(t, fmt.Sprintf("apply killed at %d, restored beside another owner", at), beside, snapshot(t, s.Root))
+		mustRestore(t, a)
+		same(t, fmt.Sprintf("apply killed at %d, all restored", at), before, snapshot(t, s.Root))
+		if t.Failed() {
+			return
+		}
+		if testing.Short() && at > 40 {
+			break
+		}
+	}
+	t.Logf("apply: killed at %d points", points-1)
+	points = 0
+	for at, killed := 1, true; killed; at++ {
+		s := unpack(t, "four.txtar", nil)
+		a := &Applier{System: s, Dir: memory(t)}
+		mustApply(t, a, Request{CPUs: []int{2}})
+		beside := snapshot(t, s.Root)
+		mustApply(t, a, Request{CPUs: []int{3}, Level: Max, Cache: true})
+		killed = crash(t, s, a.Dir, "restore", at)
+		points++
+		mustRestore(t, a, 3)
+		same(t, fmt.Sprintf("restore killed at %d", at), beside, snapshot(t, s.Root))
+		if t.Failed() {
+			return
+		}
+		if testing.Short() && at > 40 {
+			break
+		}
+	}
+	t.Logf("restore: killed at %d points", points-1)
+}
+
+// Without the record before the write the test above has to fail: here a write is made that is in no journal, and
+// Restore must not call that its own.
+func TestUnjournalledWriteIsForeign(t *testing.T) {
+	s := unpack(t, "four.txtar", nil)
+	a := &Applier{System: s, Dir: memory(t)}
+	a.point = func(where string) error {
+		if where == "write "+tunable {
+			return errStopped
+		}
+		return nil
+	}
+	if _, err := a.Apply(Request{CPUs: []int{3}}); !errors.Is(err, errStopped) {
+		t.Fatal(err)
+	}
+	a.point = nil
+	if err := s.Live.Write(tunable, "33"); err != nil {
+		t.Fatal(err)
+	}
+	res := mustRestore(t, a)
+	if len(res[0].Foreign) != 1 || !strings.Contains(res[0].Foreign[0].What, "stat_interval") {
+		t.Errorf("foreign: %v", res[0].Foreign)
+	}
+}

@@ -1,0 +1,234 @@
+package host
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"slices"
+
+	"github.com/cloister-vmm/cloister/isolation/cores"
+)
+
+// journalVersion is in the first record; another one is foreign.
+const journalVersion = "cloister.host-journal/v1"
+
+// What a record says.
+const (
+	opOpen    = "open"    // the first: version and boot
+	opClaim   = "claim"   // these cores are this owner's
+	opSet     = "set"     // about to write: from Old to New
+	opDone    = "done"    // written, and reads as Now; the owner holds it, or with Leave no longer does
+	opRelease = "release" // the owner has given everything back
+)
+
+// record is one line of the journal.
+type record struct {
+	Op      string   `json:"op"`
+	Version string   `json:"version,omitempty"`
+	Boot    string   `json:"boot,omitempty"`
+	Claim   *Claim   `json:"claim,omitempty"`
+	Owner   string   `json:"owner,omitempty"`
+	Setting *Setting `json:"setting,omitempty"`
+	Old     string   `json:"old,omitempty"`
+	New     string   `json:"new,omitempty"`
+	Key     string   `json:"key,omitempty"`
+	Now     string   `json:"now,omitempty"`
+	Leave   bool     `json:"leave,omitempty"`
+}
+
+// Claim is the right of an owner to cores, from Apply to Restore.
+type Claim struct {
+	Owner string `json:"owner"` // unique among claims
+	CPUs  []int  `json:"cpus"`
+	PID   int    `json:"pid,omitempty"`   // the process that the claim is for; 0: it outlives its maker
+	Start uint64 `json:"start,omitempty"` // of that process
+}
+
+// alive reports whether the claim's process is still there; a claim without one has no end of its own.
+func (c Claim) alive(s System) bool {
+	if c.PID == 0 {
+		return true
+	}
+	_, ok := findThread(s, fmt.Sprintf("%d@%d", c.PID, c.Start))
+	return ok
+}
+
+// String is how messages name an owner.
+func (c Claim) String() string {
+	if c.PID == 0 {
+		return c.Owner
+	}
+	return fmt.Sprintf("%s (process %d)", c.Owner, c.PID)
+}
+
+// held is a setting that is not as it was.
+type held struct {
+	Setting
+	orig    string
+	ours    []string // values that may stand there through us
+	holders []string // owners, in the order in which they came
+}
+
+// state is what a journal amounts to.
+type state struct {
+	boot   string
+	sum    uint32 // of the last line
+	claims []Claim
+	order  []string // keys, oldest first
+	held   map[string]*held
+}
+
+func (st *state) claim(owner string) *Claim {
+	for i := range st.claims {
+		if st.claims[i].Owner == owner {
+			return &st.claims[i]
+		}
+	}
+	return nil
+}
+
+// cores gives the CPUs of these owners.
+func (st *state) cores(owners []string) (list []int) {
+	for _, o := range owners {
+		if c := st.claim(o); c != nil {
+			list = append(list, c.CPUs...)
+		}
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+// take adds one record to the state.
+func (st *state) take(r *record) error {
+	if (r.Op == opOpen) != (st.boot == "") {
+		return errors.New("the first record, and only that, is the opening one")
+	}
+	switch r.Op {
+	case opOpen:
+		if r.Version != journalVersion {
+			return fmt.Errorf("it is of version %.60q, this is %s", r.Version, journalVersion)
+		}
+		if r.Boot == "" {
+			return errors.New("it names no boot")
+		}
+		st.boot, st.held = r.Boot, map[string]*held{}
+	case opClaim:
+		if r.Claim == nil || r.Claim.Owner == "" || len(r.Claim.CPUs) == 0 {
+			return errors.New("a claim without an owner or without cores")
+		}
+		for _, c := range r.Claim.CPUs {
+			if c < 0 || c > cores.MaxCPU {
+				return fmt.Errorf("a claim on CPU %d", c)
+			}
+		}
+		for _, c := range st.claims {
+			if c.Owner == r.Claim.Owner || meets(c.CPUs, r.Claim.CPUs) {
+				return fmt.Errorf("two claims on CPUs %s", cores.Format(r.Claim.CPUs))
+			}
+		}
+		st.claims = append(st.claims, *r.Claim)
+	case opSet:
+		if r.Setting == nil || st.claim(r.Owner) == nil {
+			return errors.New("a setting without an owner")
+		}
+		if err := r.Setting.valid(); err != nil {
+			return err
+		}
+		key := r.Setting.key()
+		h := st.held[key]
+		if h == nil {
+			h = &held{Setting: *r.Setting, orig: r.Old, ours: []string{r.Old}}
+			st.held[key] = h
+			st.order = append(st.order, key)
+		}
+		h.ours = append(h.ours, r.New)
+		if !slices.Contains(h.holders, r.Owner) {
+			h.holders = append(h.holders, r.Owner)
+		}
+	case opDone:
+		h := st.held[r.Key]
+		if h == nil {
+			return fmt.Errorf("%.80q is done and was never begun", r.Key)
+		}
+		h.ours = []string{r.Now}
+		if r.Leave {
+			h.holders = slices.DeleteFunc(h.holders, func(o string) bool { return o == r.Owner })
+		}
+		if len(h.holders) == 0 {
+			delete(st.held, r.Key)
+			st.order = slices.DeleteFunc(st.order, func(k string) bool { return k == r.Key })
+		}
+	case opRelease:
+		for _, h := range st.held {
+			if slices.Contains(h.holders, r.Owner) {
+				return fmt.Errorf("%.80q was released and still holds %s", r.Owner, h.Setting)
+			}
+		}
+		st.claims = slices.DeleteFunc(st.claims, func(c Claim) bool { return c.Owner == r.Owner })
+	default:
+		return fmt.Errorf("what is %.40q?", r.Op)
+	}
+	return nil
+}
+
+// castagnoli is the polynomial that storage uses (RFC 3720, appendix B.4).
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// encode makes the line of a record: its JSON, a tab, a checksum, a newline. The checksum is the CRC-32C of the line
+// before's and the JSON, so that a line that is lost or out of its place is seen too.
+func (r *record) encode(before uint32) ([]byte, uint32, error) {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return nil, 0, fmt.Errorf("encode a record: %w", err)
+	}
+	sum := crc32.Update(before, castagnoli, b)
+	return fmt.Appendf(b, "\t%08x\n", sum), sum, nil
+}
+
+// errDamaged: a line is not as it was written.
+var errDamaged = errors.New("it is damaged, or a line before it is missing")
+
+// parseJournal replays a journal. whole is how many of its bytes are good: the rest is a last line that was
+// torn, whose write never began. Any other damage is an error, which says where.
+func parseJournal(b []byte) (st state, whole int, err error) {
+	for n := 1; whole < len(b); n++ {
+		end := bytes.IndexByte(b[whole:], '\n')
+		if end < 0 {
+			break // torn: a record ends with its newline
+		}
+		line := b[whole : whole+end]
+		r, sum, err := decode(line, st.sum)
+		if err == nil {
+			err = st.take(r)
+		}
+		if err != nil {
+			if last := whole+end+1 == len(b); last && n > 1 && errors.Is(err, errDamaged) {
+				break // torn in the middle of a block, the newline being there
+			}
+			return st, whole, fmt.Errorf("line %d: %w", n, err)
+		}
+		st.sum = sum
+		whole += end + 1
+	}
+	return st, whole, nil
+}
+
+func decode(line []byte, before uint32) (*record, uint32, error) {
+	i := bytes.LastIndexByte(line, '\t')
+	if i < 0 {
+		return nil, 0, errDamaged
+	}
+	sum := crc32.Update(before, castagnoli, line[:i])
+	if fmt.Sprintf("%08x", sum) != string(line[i+1:]) {
+		return nil, 0, errDamaged
+	}
+	var r record
+	d := json.NewDecoder(bytes.NewReader(line[:i]))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&r); err != nil {
+		return nil, 0, fmt.Errorf("%w", err)
+	}
+	return &r, sum, nil
+}

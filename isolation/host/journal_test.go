@@ -1,0 +1,155 @@
+package host
+
+import (
+	"bytes"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// journalOf gives the bytes of a journal with two owners in it.
+func journalOf(t testing.TB) (*sim, *Applier, []byte) {
+	t.Helper()
+	s := unpack(t, "four.txtar", none)
+	a := &Applier{System: s, Dir: memory(t)}
+	for _, c := range []int{2, 3} {
+		if _, err := a.Apply(Request{CPUs: []int{c}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b, err := os.ReadFile(filepath.Join(a.Dir, journalFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, a, b
+}
+
+// A torn end is an intent whose write never began; any other damage stops everything and changes nothing.
+func TestDamagedJournal(t *testing.T) {
+	s, a, good := journalOf(t)
+	name := filepath.Join(a.Dir, journalFile)
+	lines := bytes.SplitAfter(good, []byte("\n"))
+	for _, c := range []struct {
+		name string
+		text []byte
+		want string
+	}{
+		{"torn", append(bytes.Clone(good), `{"op":"set","ow`...), ""},
+		{"torn with a newline", append(bytes.Clone(good), "{\"op\":\x00\x00\x00\n"...), ""},
+		{"a bit", bytes.Replace(good, []byte("0-3"), []byte("0-2"), 1), "damaged"},
+		{"a line lost", bytes.Join(append(append([][]byte{}, lines[:3]...), lines[4:]...), nil), "line 4"},
+		{"the first line lost", bytes.Join(lines[1:], nil), "line 1: it is damaged"},
+		{"foreign", []byte("hello\nworld\n"), "line 1: it is damaged"},
+		{"another version", sealed(nil, `{"op":"open","version":"v9","boot":"x"}`), "version"},
+		{"out of bounds", append(bytes.Clone(good), sealed(good, `{"op":"set","owner":"cloister host apply, CPUs 3","setting":{"kind":"file","name":"sys/../etc/passwd"},"old":"a","new":"b"}`)...), "no file of /proc or /sys"},
+		{"an unknown field", append(bytes.Clone(good), sealed(good, `{"op":"release","owner":"x","extra":1}`)...), "unknown field"},
+	} {
+		if err := os.WriteFile(name, c.text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		before := snapshot(t, s.Root)
+		_, err := a.Restore([]int{1})
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n")) {
+			t.Errorf("%s: %v, want %q in one line", c.name, err, c.want)
+		}
+		if c.want == "" {
+			continue
+		}
+		if _, err := a.Apply(Request{CPUs: []int{1}}); err == nil {
+			t.Errorf("%s: applied all the same", c.name)
+		}
+		same(t, c.name, before, snapshot(t, s.Root))
+		if b, err := os.ReadFile(name); err != nil || !bytes.Equal(b, c.text) {
+			t.Errorf("%s: the journal was touched (%v)", c.name, err)
+		}
+	}
+}
+
+// sealed makes a line that would be good after those of before.
+func sealed(before []byte, text string) []byte {
+	var sum uint32
+	for line := range bytes.Lines(before) {
+		if i := bytes.LastIndexByte(line, '\t'); i >= 0 {
+			sum = crc32.Update(sum, castagnoli, line[:i])
+		}
+	}
+	return fmt.Appendf([]byte(text), "\t%08x\n", crc32.Update(sum, castagnoli, []byte(text)))
+}
+
+// A reboot undoes everything by itself: the journal is void, and the next owner begins a new one.
+func TestReboot(t *testing.T) {
+	s, a, _ := journalOf(t)
+	if err := s.Live.Write(bootID, "99999999-2222-3333-4444-555555555555"); err != nil {
+		t.Fatal(err)
+	}
+	before := snapshot(t, s.Root)
+	if res := mustRestore(t, a); res != nil {
+		t.Errorf("restored %v of another boot", res)
+	}
+	same(t, "after a reboot", before, snapshot(t, s.Root))
+	mustApply(t, a, Request{CPUs: []int{1}})
+	if claims, err := a.Claims(); err != nil || len(claims) != 1 {
+		t.Errorf("%v (%v)", claims, err)
+	}
+}
+
+// FuzzJournal: whatever the file holds, replaying it ends, its good part replays to the same, and a record that
+// reaches out of /proc and /sys never gets through.
+func FuzzJournal(f *testing.F) {
+	_, _, good := journalOf(f)
+	lines := bytes.SplitAfter(good, []byte("\n"))
+	good = bytes.Join(lines[:min(8, len(lines))], nil)
+	f.Add(good)
+	f.Add(good[:len(good)/2])
+	f.Add([]byte("hello\n"))
+	for line := range bytes.Lines(good) {
+		f.Add(bytes.Clone(line))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		st, whole, err := parseJournal(b)
+		if whole > len(b) {
+			t.Fatalf("%d bytes of %d are good", whole, len(b))
+		}
+		for _, h := range st.held {
+			if err := h.valid(); err != nil {
+				t.Fatal(err)
+			}
+			if len(h.holders) == 0 || len(h.ours) == 0 {
+				t.Fatalf("%s is held by nobody", h.Setting)
+			}
+		}
+		if err != nil {
+			return
+		}
+		again, n, err := parseJournal(b[:whole])
+		if err != nil || n != whole || len(again.held) != len(st.held) || len(again.claims) != len(st.claims) {
+			t.Fatalf("the good part replays to something else: %v", err)
+		}
+		// The last line as a record whose sum is right, so that the fuzzer gets past the sums.
+		text, _, _ := bytes.Cut(bytes.TrimSuffix(b[bytes.LastIndexByte(bytes.TrimSuffix(b, []byte("\n")), '\n')+1:], []byte("\n")), []byte("\t"))
+		if _, _, err := parseJournal(append(bytes.Clone(b[:whole]), sealed(b[:whole], string(text))...)); err != nil && strings.Contains(err.Error(), "\n") {
+			t.Fatalf("more than a line: %v", err)
+		}
+	})
+}
+
+func TestMasks(t *testing.T) {
+	for in, want := range map[string]string{"f": "f", "00000000,0000000f": "0,0000000f", "1,00000000": "1,00000000", "8": "8"} {
+		l, err := ParseMask(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, err := ParseMask(FormatMask(l))
+		if err != nil || listOf(back) != listOf(l) {
+			t.Errorf("%s: %v, written %s, want %s", in, l, FormatMask(l), want)
+		}
+	}
+	for _, bad := range []string{"", "g", "-1", " ", strings.Repeat("f", 4096)} {
+		if l, err := ParseMask(bad); err == nil {
+			t.Errorf("%.10q: %v", bad, l)
+		}
+	}
+}

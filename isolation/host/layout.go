@@ -1,0 +1,159 @@
+package host
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/cloister-vmm/cloister/isolation/cores"
+)
+
+// Layout is which cpuset hierarchy the host has.
+type Layout struct {
+	V2   string // root of the version 2 hierarchy if it has the cpuset controller, from the root of the host; else ""
+	V1   string // root of the version 1 cpuset hierarchy; else ""
+	Note string // what stands in the way, if neither is there
+}
+
+// CPUSets finds the cpuset hierarchy from /proc/mounts (cgroups(7)): a controller is in one hierarchy only.
+func CPUSets(s System) (l Layout) {
+	for line := range strings.Lines(Text(s, "proc/mounts")) {
+		f := strings.Fields(line)
+		if len(f) < 4 {
+			continue
+		}
+		at := strings.TrimPrefix(f[1], "/")
+		switch {
+		case f[2] == "cgroup2" && l.V2 == "" && slices.Contains(strings.Fields(Text(s, path.Join(at, "cgroup.controllers"))), "cpuset"):
+			l.V2 = at
+		case f[2] == "cgroup" && l.V1 == "" && slices.Contains(strings.Split(f[3], ","), "cpuset"):
+			l.V1 = at
+		}
+	}
+	if l.V2 == "" && l.V1 == "" {
+		l.Note = "no hierarchy of cgroups has the cpuset controller: mount one (mount -t cgroup2 none /sys/fs/cgroup), or run outside the container"
+	}
+	return l
+}
+
+// Partitions lists the cpusets of others that have cores to themselves, with these cores.
+func (l Layout) Partitions(s System) map[string][]int {
+	out := map[string][]int{}
+	root, file, kind := l.V2, "cpuset.cpus", "cpuset.cpus.partition"
+	if l.V2 == "" {
+		root, kind = l.V1, "cpuset.cpu_exclusive"
+	}
+	if root == "" {
+		return out
+	}
+	var walk func(dir string, depth int)
+	walk = func(dir string, depth int) {
+		names, err := s.Names(dir)
+		if err != nil || depth > 6 {
+			return // it went away, or is no cgroup of ours to look at
+		}
+		for _, n := range names {
+			sub := path.Join(dir, n)
+			v := Text(s, path.Join(sub, kind))
+			if v == "" {
+				continue // no cgroup
+			}
+			cpus, err := cores.ParseList(Text(s, path.Join(sub, file)))
+			if own := v == "1" || strings.HasPrefix(v, "root") || strings.HasPrefix(v, "isolated"); own && err == nil && len(cpus) > 0 {
+				out[sub] = cpus
+			}
+			walk(sub, depth+1)
+		}
+	}
+	walk(root, 0)
+	return out
+}
+
+// named gives a cpuset of version 1, other than the root, that has this CPU: such a set forgets a CPU that goes
+// off line (Documentation/admin-guide/cgroup-v1/cpusets.rst). Empty without one.
+func (l Layout) named(s System, cpu int) string {
+	if l.V1 == "" {
+		return ""
+	}
+	names, err := s.Names(l.V1)
+	if err != nil {
+		return ""
+	}
+	for _, n := range names {
+		if list, err := CPUs(s, path.Join(l.V1, n, "cpuset.cpus")); err == nil && slices.Contains(list, cpu) {
+			return path.Join(l.V1, n)
+		}
+	}
+	return ""
+}
+
+// ours says whether a cpuset was made by us: those are in the journal, and checked there.
+func ours(dir string) bool { return strings.HasPrefix(path.Base(dir), groupPrefix) }
+
+const groupPrefix = "cloister-"
+
+// group is the name of the cpuset of these cores.
+func group(cpus []int) string {
+	return groupPrefix + "cpus-" + strings.ReplaceAll(cores.Format(cpus), ",", "_")
+}
+
+// Request is what somebody wants of the host.
+type Request struct {
+	Owner   string // unique on the machine; "" makes one of the cores
+	PID     int    // the process that the claim is for: when it has ended the claim may be taken over; 0: until Restore
+	CPUs    []int  // to be made quiet
+	Level   Level
+	FIFO    bool  // a SCHED_FIFO thread that never sleeps will run there: real-time throttling would stop it
+	Cache   bool  // give the cores ways of the last-level cache of their own (resctrl)
+	Threads []int // of the owner, that belong on the cores: threads of process PID
+}
+
+// Level is how much of the machine may be changed for the sake of a core.
+type Level string
+
+// The levels.
+const (
+	RunTime Level = "run-time" // what costs the other cores little
+	Max     Level = "max"      // also what they will notice: SMT siblings, huge pages, throttling, clocks
+)
+
+// ParseLevel reads a level.
+func ParseLevel(text string) (Level, error) {
+	switch l := Level(text); l {
+	case RunTime, Max:
+		return l, nil
+	}
+	return "", fmt.Errorf("level %q: choose %s or %s", text, RunTime, Max)
+}
+
+// check says in one line why these cores cannot be had.
+func (r *Request) check(s System, l Layout) (online []int, err error) {
+	if len(r.CPUs) == 0 {
+		return nil, fmt.Errorf("which CPUs? name at least one")
+	}
+	present, err := CPUs(s, "sys/devices/system/cpu/present")
+	if err != nil {
+		return nil, fmt.Errorf("read the host's CPUs: %w", err)
+	}
+	if online, err = CPUs(s, "sys/devices/system/cpu/online"); err != nil {
+		return nil, fmt.Errorf("read the host's CPUs: %w", err)
+	}
+	for _, c := range r.CPUs {
+		switch {
+		case !slices.Contains(present, c):
+			return nil, fmt.Errorf("CPU %d does not exist: this machine has %s", c, cores.Format(present))
+		case !slices.Contains(online, c):
+			return nil, fmt.Errorf("CPU %d is offline: echo 1 >/sys/devices/system/cpu/cpu%d/online, or choose one of %s", c, c, cores.Format(online))
+		}
+	}
+	if len(minus(online, r.CPUs)) == 0 {
+		return nil, fmt.Errorf("CPUs %s are all there are: leave at least one to the rest of the system", cores.Format(r.CPUs))
+	}
+	for dir, cpus := range l.Partitions(s) {
+		if !ours(dir) && meets(r.CPUs, cpus) {
+			return nil, fmt.Errorf("CPUs %s belong to the cpuset /%s: choose others, or remove it", cores.Format(cpus), dir)
+		}
+	}
+	return online, nil
+}

@@ -1,0 +1,167 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"github.com/cloister-vmm/cloister/isolation/cores"
+)
+
+// known reports whether a value may stand there through us. claimed is the cores of all owners: when they become
+// a partition the kernel takes them from every affinity by itself; and a partition that it does not like reads
+// "isolated invalid (…)".
+func (h *held) known(value string, claimed []int) bool {
+	return slices.ContainsFunc(h.ours, func(v string) bool {
+		if h.Kind == Affinity {
+			if l, err := cores.ParseList(v); err == nil && h.same(value, cores.Format(minus(l, claimed))) {
+				return true
+			}
+		}
+		return h.same(v, value) || v != "" && strings.HasPrefix(value, v+" invalid")
+	})
+}
+
+// Claims lists who has cores, from the journal; none without one.
+func (a *Applier) Claims() ([]Claim, error) {
+	a.fill()
+	j, err := open(a.System, a.Dir, false)
+	if err != nil {
+		return nil, err
+	}
+	return j.claims, j.close()
+}
+
+// Dead reports whether the process that a claim is for has ended, so that it can be given back by anybody.
+func (a *Applier) Dead(c Claim) bool {
+	a.fill()
+	return !c.alive(a.System)
+}
+
+// Restore gives back what the owner of each claim on any of the cores was given; of all claims without cores. It
+// may be called at any time and any number of times. A nil list with a nil error: there was nothing to
+// give back.
+func (a *Applier) Restore(cpus []int) ([]*Result, error) {
+	return a.restore(func(c Claim) bool { return len(cpus) == 0 || meets(c.CPUs, cpus) })
+}
+
+// RestoreOwner gives back what one owner was given.
+func (a *Applier) RestoreOwner(owner string) ([]*Result, error) {
+	return a.restore(func(c Claim) bool { return c.Owner == owner })
+}
+
+func (a *Applier) restore(which func(Claim) bool) (list []*Result, err error) {
+	a.fill()
+	if c, err := a.Claims(); err != nil || !slices.ContainsFunc(c, which) {
+		return nil, err // nothing to give back, and perhaps no right to look: no directory is made for that
+	}
+	j, err := open(a.System, a.Dir, true)
+	if err != nil {
+		return nil, err
+	}
+	j.point = a.point
+	for _, c := range slices.Clone(j.claims) {
+		if !which(c) {
+			continue
+		}
+		res := &Result{Owner: c.Owner, CPUs: c.CPUs, Refused: []Remark{}, Foreign: []Remark{}, Cannot: []Remark{}}
+		list = append(list, res)
+		if e := a.giveBack(j, c.Owner, res); e != nil {
+			err = errors.Join(err, e)
+			break
+		}
+		if len(res.Refused) > 0 {
+			err = errors.Join(err, fmt.Errorf("CPUs %s: %d settings could not be put back, first %s: try again (cloister host restore)", cores.Format(c.CPUs), len(res.Refused), res.Refused[0]))
+		}
+	}
+	return list, errors.Join(err, j.close())
+}
+
+// giveBack walks an owner's settings backwards. Its error is that of the journal; what the kernel refuses stays in
+// the journal and is in the result.
+func (a *Applier) giveBack(j *store, owner string, res *Result) error {
+	for _, key := range slices.Backward(slices.Clone(j.order)) {
+		h := j.held[key]
+		if h == nil || !slices.Contains(h.holders, owner) {
+			continue
+		}
+		if err := a.putBack(j, owner, h.Setting, res); err != nil {
+			return err
+		}
+	}
+	for _, h := range j.held {
+		if slices.Contains(h.holders, owner) {
+			return nil // not all could be put back: the claim stays, for another try
+		}
+	}
+	if j.claim(owner) == nil {
+		return nil
+	}
+	return j.add(a.System, &record{Op: opRelease, Owner: owner})
+}
+
+// putBack makes a setting what it has to be without the owner.
+func (a *Applier) putBack(j *store, owner string, x Setting, res *Result) error {
+	h := j.held[x.key()]
+	leave := func(now string) error {
+		return j.add(a.System, &record{Op: opDone, Owner: owner, Key: x.key(), Now: now, Leave: true})
+	}
+	rest := slices.DeleteFunc(slices.Clone(h.holders), func(o string) bool { return o == owner })
+	if d := j.held[Setting{Kind: Directory, Name: x.Within}.key()]; x.Within != "" && d != nil && len(d.holders) == 1 && d.holders[0] == owner {
+		return leave(h.orig) // it goes with its directory
+	}
+	now, err := h.read(a.System)
+	switch {
+	case errors.Is(err, errGone):
+		res.Gone++
+		return leave(h.orig)
+	case errors.Is(err, fs.ErrNotExist):
+		// A device that was removed, or a directory that somebody else has removed.
+		res.Foreign = append(res.Foreign, Remark{x.String(), "it is no longer there"})
+		return leave(h.orig)
+	case err != nil:
+		res.Refused = append(res.Refused, Remark{x.String(), err.Error()})
+		return nil
+	}
+	online, err := CPUs(a.System, cpuDir+"/online")
+	if err != nil {
+		return fmt.Errorf("read the host's CPUs: %w", err)
+	}
+	want, err := h.value(h.orig, j.cores(rest), minus(online, j.cores(owners(j.claims))))
+	if err != nil {
+		res.Refused = append(res.Refused, Remark{x.String(), err.Error()})
+		return nil
+	}
+	if h.same(now, want) {
+		return leave(now)
+	}
+	if !h.known(now, j.cores(owners(j.claims))) {
+		res.Foreign = append(res.Foreign, Remark{x.String(), fmt.Sprintf("it was %s, we made it %s, and somebody has made it %s since: set it by hand if that is not wanted",
+			short(h.canonical(want)), short(h.canonical(h.ours[len(h.ours)-1])), short(h.canonical(now)))})
+		return leave(now)
+	}
+	set := h.Setting
+	if err := j.add(a.System, &record{Op: opSet, Owner: owner, Setting: &set, Old: now, New: want}); err != nil {
+		return err
+	}
+	err = h.write(a.System, want)
+	if p := j.reached("write " + x.Name); p != nil {
+		return p
+	}
+	after := want
+	if err == nil {
+		after, err = h.verify(a.System, want)
+	}
+	switch {
+	case errors.Is(err, errGone):
+		res.Gone++
+		return leave(h.orig)
+	case err != nil:
+		res.Refused = append(res.Refused, Remark{x.String(), strings.TrimPrefix(err.Error(), "write ")})
+		return nil
+	}
+	res.Changed++
+	return leave(after)
+}

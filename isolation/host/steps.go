@@ -1,0 +1,312 @@
+package host
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/cloister-vmm/cloister/isolation/cores"
+)
+
+// The rows of a plan. Each names what it keeps off the cores. Their
+// sources are mostly Documentation/admin-guide/kernel-per-CPU-kthreads.rst and cgroup-v2.rst of the kernel.
+
+const cpuDir = "sys/devices/system/cpu"
+
+// siblings puts the other hardware threads of the cores off line.
+func (p *planner) siblings() {
+	for _, c := range p.r.CPUs {
+		list, err := CPUs(p.s, fmt.Sprintf("%s/cpu%d/topology/thread_siblings_list", cpuDir, c))
+		if err != nil {
+			continue // no topology: a CPU of its own
+		}
+		for _, sib := range minus(list, p.held) {
+			if dir := p.layout.named(p.s, sib); dir != "" {
+				p.cannot(fmt.Sprintf("the sibling CPU %d of CPU %d", sib, c), "taken off line, it would be lost to the cpuset /%s for good", dir)
+				continue
+			}
+			if len(minus(p.keep, []int{sib})) == 0 {
+				p.cannot(fmt.Sprintf("the sibling CPU %d of CPU %d", sib, c), "it is the last one for the rest of the system")
+				continue
+			}
+			p.knob(fmt.Sprintf("%s/cpu%d/online", cpuDir, sib), "0", "a sibling shares the core's caches and units")
+			p.keep = minus(p.keep, []int{sib})
+			p.plan.Housekeeping = p.keep
+		}
+	}
+}
+
+// drain takes each core off line once, with its timers, works and interrupts; it comes back empty.
+func (p *planner) drain() {
+	tasks, err := Tasks(p.s)
+	if err != nil {
+		p.failed = err
+		return
+	}
+	for _, c := range p.r.CPUs {
+		if dir := p.layout.named(p.s, c); dir != "" {
+			p.cannot(fmt.Sprintf("timers that were armed on CPU %d", c), "taken off line, it would be lost to the cpuset /%s for good", dir)
+			continue
+		}
+		stuck := slices.IndexFunc(tasks, func(t Task) bool { return !t.Bound && len(t.Allowed) == 1 && t.Allowed[0] == c })
+		name := fmt.Sprintf("%s/cpu%d/online", cpuDir, c)
+		switch {
+		case stuck >= 0:
+			p.cannot(fmt.Sprintf("timers that were armed on CPU %d", c), "thread %d (%s) is bound to it: it cannot be taken off line", tasks[stuck].TID, tasks[stuck].Name)
+		case Text(p.s, name) == "1":
+			x := Setting{Kind: File, Name: name, Format: Plain, Rule: Same, Want: "0"}
+			p.plan.Steps = append(p.plan.Steps, Step{Setting: x, Old: "1", New: "0", Why: "timers and works leave with the core"})
+			x.Want = "1"
+			p.plan.Steps = append(p.plan.Steps, Step{Setting: x, Old: "0", New: "1", Why: "and it comes back without them"})
+		}
+	}
+}
+
+func (p *planner) interrupts() {
+	p.set(Setting{Kind: File, Name: "proc/irq/default_smp_affinity", Format: Mask, Rule: Except}, "interrupts that are set up later")
+	names, err := p.s.Names("proc/irq")
+	if err != nil {
+		return
+	}
+	slices.SortFunc(names, func(a, b string) int { x, _ := strconv.Atoi(a); y, _ := strconv.Atoi(b); return x - y })
+	for _, n := range names {
+		if _, err := strconv.Atoi(n); err != nil {
+			continue
+		}
+		name := "proc/irq/" + n + "/smp_affinity_list"
+		list, err := CPUs(p.s, name)
+		if err != nil || !meets(list, p.r.CPUs) {
+			continue
+		}
+		if IRQName(p.s, n) == "" && !p.effective(n) {
+			continue // nobody has asked for it: it cannot come
+		}
+		p.set(Setting{Kind: File, Name: name, Format: List, Rule: Except}, "interrupts of "+orDash(IRQName(p.s, n)))
+	}
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// effective reports whether an interrupt is routed to one of the cores now.
+func (p *planner) effective(irq string) bool {
+	list, err := CPUs(p.s, "proc/irq/"+irq+"/effective_affinity_list")
+	return err == nil && meets(list, p.r.CPUs)
+}
+
+// IRQName is who asked for an interrupt: the directories beside its files.
+func IRQName(s System, irq string) string {
+	names, err := s.Names("proc/irq/" + irq)
+	if err != nil {
+		return ""
+	}
+	var who []string
+	for _, n := range names {
+		if _, err := s.Names("proc/irq/" + irq + "/" + n); err == nil {
+			who = append(who, n)
+		}
+	}
+	return strings.Join(who, ",")
+}
+
+func (p *planner) workqueues() {
+	const dir = "sys/devices/virtual/workqueue"
+	p.set(Setting{Kind: File, Name: dir + "/cpumask", Format: Mask, Rule: Except}, "work that may run anywhere")
+	names, err := p.s.Names(dir)
+	if err != nil {
+		return
+	}
+	for _, n := range names {
+		p.set(Setting{Kind: File, Name: dir + "/" + n + "/cpumask", Format: Mask, Rule: Except}, "work of "+n)
+	}
+}
+
+func (p *planner) watchdogs() {
+	p.set(Setting{Kind: File, Name: "proc/sys/kernel/watchdog_cpumask", Format: List, Rule: Except}, "the lockup detector's timer, every 4 s")
+	if p.r.Level == Max {
+		p.knob("proc/sys/kernel/nmi_watchdog", "0", "non-maskable interrupts of the hard lockup detector")
+	}
+	for _, c := range p.r.CPUs {
+		p.knob(fmt.Sprintf("sys/devices/system/machinecheck/machinecheck%d/ignore_ce", c), "1", "polling for corrected errors, every 5 min")
+	}
+}
+
+func (p *planner) memory() {
+	p.knob("proc/sys/vm/stat_interval", "120", "statistics that are folded every second")
+	p.knob("sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs", "3600000", "khugepaged drains every CPU's page lists, every 10 s")
+	p.knob("proc/sys/vm/compaction_proactiveness", "0", "pages that move, and the flushes that follow")
+	p.knob("proc/sys/vm/compact_unevictable_allowed", "0", "locked pages that move all the same")
+	if p.r.Level != Max {
+		return
+	}
+	p.knob("proc/sys/kernel/numa_balancing", "0", "faults that are made to see who uses a page")
+	p.set(Setting{Kind: File, Name: "sys/kernel/mm/transparent_hugepage/enabled", Format: Choice, Rule: Same, Want: "never"}, "pages that are joined and split")
+	if v := Text(p.s, "sys/kernel/mm/ksm/run"); v == "1" {
+		p.knob("sys/kernel/mm/ksm/run", "2", "pages that are merged, and the faults that follow")
+	}
+	p.set(Setting{Kind: File, Name: "sys/kernel/mm/lru_gen/enabled", Format: Plain, Rule: Same, Want: "0x0000"}, "page ageing, which clears accessed bits")
+}
+
+func (p *planner) timers() {
+	p.knob("proc/sys/kernel/timer_migration", "0", "timers of other CPUs")
+	if p.r.FIFO || p.r.Level == Max {
+		p.knob("proc/sys/kernel/sched_rt_runtime_us", "-1", "real-time threads are stopped for 50 ms of each second")
+		for _, c := range p.r.CPUs {
+			p.knob(fmt.Sprintf("sys/kernel/debug/sched/fair_server/cpu%d/runtime", c), "0", "the fair server runs others before a real-time thread, 50 ms of each second")
+		}
+	}
+}
+
+func (p *planner) power() {
+	for _, c := range p.r.CPUs {
+		dir := fmt.Sprintf("%s/cpu%d", cpuDir, c)
+		// "n/a": no latency at all is tolerated; "0" would mean that any is (Documentation/ABI/testing/sysfs-devices-power).
+		if Has(p.s, dir+"/cpuidle/state0/name") {
+			p.knob(dir+"/power/pm_qos_resume_latency_us", "n/a", "sleeping deep takes long to wake from")
+		}
+		if avail := strings.Fields(Text(p.s, dir+"/cpufreq/scaling_available_governors")); slices.Contains(avail, "performance") {
+			p.knob(dir+"/cpufreq/scaling_governor", "performance", "changes of frequency")
+		}
+		p.set(Setting{Kind: File, Name: dir + "/cpufreq/energy_performance_preference", Format: Plain, Rule: Same, Want: "performance"}, "changes of frequency")
+	}
+}
+
+// partition gives the cores to an isolated partition of cgroup version 2, and puts the owner's threads in it.
+func (p *planner) partition() {
+	root := p.layout.V2
+	dir := path.Join(root, group(p.r.CPUs))
+	p.set(Setting{Kind: File, Name: root + "/cgroup.subtree_control", Format: Switch, Rule: Same, Want: "+cpuset", Word: "cpuset"}, "cpusets for the groups below")
+	if !p.set(Setting{Kind: Directory, Name: dir, Rule: Same, Want: present}, "a cpuset for the cores") {
+		p.cannot("an isolated partition", "/%s cannot be looked at", dir)
+		return
+	}
+	in := func(file, want, why string) {
+		p.set(Setting{Kind: File, Name: dir + "/" + file, Format: Plain, Rule: Same, Want: want, Within: dir}, why)
+	}
+	if len(p.r.Threads) > 0 {
+		in("cgroup.type", "threaded", "threads of the owner go in, not the whole process")
+	}
+	p.set(Setting{Kind: File, Name: dir + "/cpuset.cpus", Format: List, Rule: Same, Want: cores.Format(p.r.CPUs), Within: dir}, "the cores")
+	for i, tid := range p.r.Threads {
+		t, ok := task(p.s, p.r.PID, tid)
+		lead, ok2 := task(p.s, p.r.PID, p.r.PID)
+		if !ok || !ok2 {
+			p.failed = fmt.Errorf("thread %d of process %d: there is none", tid, p.r.PID)
+			return
+		}
+		if i == 0 {
+			p.set(Setting{Kind: Member, Name: "procs:" + threadName(lead), Rule: Same, Want: "/", Base: root}, "a thread may only go to a group below its process's")
+		}
+		p.set(Setting{Kind: Member, Name: "threads:" + threadName(t), Rule: Same, Want: "/" + path.Base(dir), Base: root}, "it belongs on the core")
+	}
+	// Not "within": it is put back before the threads leave, so that they stay on the core.
+	name := dir + "/cpuset.cpus.partition"
+	x := Setting{Kind: File, Name: name, Format: Plain, Rule: Same, Want: "isolated"}
+	p.plan.Steps = append(p.plan.Steps, Step{Setting: x, Old: "member", New: "isolated", Why: "the scheduler balances nothing onto the cores"})
+}
+
+// exclusive is the same with cgroup version 1: no domain of the scheduler spans the cores any more.
+func (p *planner) exclusive() {
+	root := p.layout.V1
+	mems := Text(p.s, root+"/cpuset.mems")
+	all := cores.Format(p.online)
+	rest, own := path.Join(root, groupPrefix+"rest"), path.Join(root, group(p.r.CPUs))
+	file := func(dir, name, want, why string) {
+		p.set(Setting{Kind: File, Name: path.Join(dir, name), Format: Plain, Rule: Same, Want: want, Within: dir}, why)
+	}
+	p.set(Setting{Kind: Directory, Name: rest, Rule: Same, Want: present}, "a cpuset for the rest, which is balanced")
+	p.set(Setting{Kind: File, Name: rest + "/cpuset.cpus", Format: List, Rule: Except, Base: all, Within: rest}, "all other CPUs")
+	file(rest, "cpuset.mems", mems, "all memory")
+	p.set(Setting{Kind: Directory, Name: own, Rule: Same, Want: present}, "a cpuset for the cores")
+	p.set(Setting{Kind: File, Name: own + "/cpuset.cpus", Format: List, Rule: Same, Want: cores.Format(p.r.CPUs), Within: own}, "the cores")
+	file(own, "cpuset.mems", mems, "all memory")
+	file(own, "cpuset.cpu_exclusive", "1", "no cpuset beside it may have the cores")
+	file(own, "cpuset.sched_load_balance", "0", "the scheduler balances nothing onto the cores")
+	p.knob(root+"/cpuset.sched_load_balance", "0", "no balancing across the whole machine")
+}
+
+// cache gives the cores half of the last-level cache's ways, and the rest of the machine the other half.
+func (p *planner) cache() {
+	if !p.r.Cache {
+		return
+	}
+	const root = "sys/fs/resctrl"
+	text := Text(p.s, root+"/schemata")
+	x := Setting{Kind: File, Name: root + "/schemata", Format: Line, Rule: Same, Word: "L3:"}
+	mine, others, err := halves(x.canonical(text))
+	if err != nil {
+		p.cannot("ways of the cache for the cores alone", "%v", err)
+		return
+	}
+	dir := path.Join(root, group(p.r.CPUs))
+	p.set(Setting{Kind: Directory, Name: dir, Rule: Same, Want: present}, "a cache partition for the cores")
+	p.set(Setting{Kind: File, Name: dir + "/schemata", Format: Line, Rule: Same, Word: "L3:", Want: mine, Within: dir}, "the upper half of the ways")
+	p.set(Setting{Kind: File, Name: dir + "/cpus_list", Format: List, Rule: Same, Want: cores.Format(p.r.CPUs), Within: dir}, "for whatever runs on the cores")
+	x.Want = others
+	p.set(x, "and none of them for the rest")
+}
+
+// halves splits the way masks of a line of a schemata file ("L3:0=fff;1=fff", Documentation/arch/x86/resctrl.rst).
+func halves(line string) (upper, lower string, err error) {
+	body, ok := strings.CutPrefix(line, "L3:")
+	if !ok {
+		return "", "", fmt.Errorf("no line L3: in /sys/fs/resctrl/schemata: mount -t resctrl resctrl /sys/fs/resctrl, on a processor that can partition its cache")
+	}
+	var up, low []string
+	for part := range strings.SplitSeq(body, ";") {
+		id, mask, _ := strings.Cut(part, "=")
+		m, err := strconv.ParseUint(mask, 16, 64)
+		n := 0
+		for m>>n&1 != 0 {
+			n++
+		}
+		if err != nil || n < 4 || m>>n != 0 {
+			return "", "", fmt.Errorf("the mask %q of the cache is too small to be split, or is split already", part)
+		}
+		low = append(low, fmt.Sprintf("%s=%x", id, uint64(1)<<(n/2)-1))
+		up = append(up, fmt.Sprintf("%s=%x", id, m&^(uint64(1)<<(n/2)-1)))
+	}
+	return "L3:" + strings.Join(up, ";"), "L3:" + strings.Join(low, ";"), nil
+}
+
+// tasks moves every thread that can be moved, kernel threads included.
+func (p *planner) tasks() {
+	list, err := Tasks(p.s)
+	if err != nil {
+		p.failed = err
+		return
+	}
+	var bound []string
+	for _, t := range list {
+		switch {
+		case !meets(t.Allowed, p.r.CPUs), slices.Contains(p.r.Threads, t.TID):
+		case t.Bound:
+			if len(minus(t.Allowed, p.r.CPUs)) == 0 {
+				bound = append(bound, t.Name)
+			}
+		default:
+			p.set(Setting{Kind: Affinity, Name: threadName(t), Rule: Except}, t.Name)
+			if n := len(p.plan.Steps); n > 0 {
+				p.plan.Steps[n-1].sweep = true
+			}
+		}
+	}
+	if len(bound) > 0 {
+		p.cannot(fmt.Sprintf("%d kernel threads of the cores' own", len(bound)), "the kernel binds them: %s", strings.Join(bound, " "))
+	}
+}
+
+// boot says what no write can change.
+func (p *planner) boot() {
+	c := cores.Format(p.r.CPUs)
+	if full, err := CPUs(p.s, cpuDir+"/nohz_full"); err != nil || len(minus(p.r.CPUs, full)) > 0 {
+		p.cannot("the scheduler's tick", "only nohz_full=%s on the kernel's command line takes it away", c)
+		p.cannot("RCU callbacks", "only rcu_nocbs=%s (or nohz_full) on the kernel's command line moves them", c)
+	}
+}

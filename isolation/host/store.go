@@ -1,0 +1,182 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// JournalDir is where the machine's one journal is. /run is a tmpfs nearly everywhere; where it is not, the
+// journal names its boot.
+const JournalDir = "/run/cloister-host"
+
+const (
+	journalFile = "journal"
+	lockFile    = "lock"
+	bootID      = "proc/sys/kernel/random/boot_id"
+)
+
+// store is the journal on disk, locked.
+type store struct {
+	state
+	dir   string
+	lock  *os.File
+	f     *os.File // nil until something is written
+	point func(string) error
+}
+
+// open locks the journal and replays it; one of another boot is void. Without a directory there is none yet:
+// with make it is made.
+func open(s System, dir string, create bool) (*store, error) {
+	if create {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("host journal: %w: host isolation needs root", err)
+		}
+	}
+	flags := os.O_RDWR | os.O_CREATE
+	if !create {
+		flags = os.O_RDONLY
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, lockFile), flags, 0o644)
+	if err != nil {
+		if !create && errors.Is(err, fs.ErrNotExist) {
+			return &store{dir: dir, state: state{held: map[string]*held{}}}, nil
+		}
+		return nil, fmt.Errorf("host journal: %w: host isolation needs root", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", lock.Name(), err), lock.Close())
+	}
+	j := &store{dir: dir, lock: lock, state: state{held: map[string]*held{}}}
+	if err := j.load(s, create); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return j, nil
+}
+
+// load replays the file. With write it is made ready to be added to: a torn end is cut off, a void journal removed.
+func (j *store) load(s System, write bool) error {
+	name := filepath.Join(j.dir, journalFile)
+	b, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("host journal: %w", err)
+	}
+	st, whole, err := parseJournal(b)
+	if err != nil {
+		return fmt.Errorf("host journal %s: %w: nothing was changed; compare it with the host, then remove it", name, err)
+	}
+	if whole == 0 || st.boot != Text(s, bootID) {
+		if !write {
+			return nil
+		}
+		return j.remove() // never begun, or of another boot, which undid everything by itself
+	}
+	j.state = st
+	if !write {
+		return nil
+	}
+	if j.f, err = os.OpenFile(name, os.O_WRONLY|os.O_APPEND, 0); err != nil {
+		return fmt.Errorf("host journal: %w", err)
+	}
+	if whole < len(b) {
+		if err := j.f.Truncate(int64(whole)); err != nil {
+			return fmt.Errorf("host journal: cut off a torn record: %w", err)
+		}
+	}
+	return nil
+}
+
+// add writes a record to disk and then to the state.
+func (j *store) add(s System, r *record) error {
+	if j.f == nil {
+		if err := j.begin(s); err != nil {
+			return err
+		}
+	}
+	line, sum, err := r.encode(j.sum)
+	if err == nil {
+		_, err = j.f.Write(line)
+	}
+	if err == nil {
+		err = j.f.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("host journal: %w", err)
+	}
+	j.sum = sum
+	if err := j.take(r); err != nil {
+		return fmt.Errorf("host journal: %w", err)
+	}
+	return j.reached("journal " + r.Op)
+}
+
+// begin makes the file, with its first record, and its name durable.
+func (j *store) begin(s System) error {
+	f, err := os.OpenFile(filepath.Join(j.dir, journalFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL|os.O_APPEND, 0o644)
+	if err != nil {
+		return fmt.Errorf("host journal: %w", err)
+	}
+	j.f = f
+	boot := Text(s, bootID)
+	if boot == "" {
+		return fmt.Errorf("host journal: /%s cannot be read: without it a journal cannot be told from one of another boot", bootID)
+	}
+	if err := j.add(s, &record{Op: opOpen, Version: journalVersion, Boot: boot}); err != nil {
+		return err
+	}
+	return syncDir(j.dir)
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("host journal: %w", err)
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// remove ends the journal: nothing of ours is left.
+func (j *store) remove() error {
+	err := os.Remove(filepath.Join(j.dir, journalFile))
+	if err == nil {
+		err = syncDir(j.dir)
+	}
+	if err != nil {
+		return fmt.Errorf("host journal: %w", err)
+	}
+	if j.f != nil {
+		err = j.f.Close()
+	}
+	j.f, j.state = nil, state{held: map[string]*held{}}
+	return err
+}
+
+// close ends the use of the journal; it is removed when it says nothing any more.
+func (j *store) close() error {
+	if j.lock == nil {
+		return nil
+	}
+	var err error
+	if j.f != nil && len(j.claims) == 0 && len(j.held) == 0 {
+		err = j.remove()
+	}
+	if j.f != nil {
+		err = errors.Join(err, j.f.Close())
+	}
+	return errors.Join(err, j.lock.Close())
+}
+
+// reached is where a test may end the process.
+func (j *store) reached(where string) error {
+	if j.point == nil {
+		return nil
+	}
+	return j.point(where)
+}

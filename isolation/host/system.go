@@ -1,0 +1,166 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/cloister-vmm/cloister/isolation/cores"
+	"golang.org/x/sys/unix"
+)
+
+// System is a host: its files, by their paths without the leading slash, and the affinities of its threads.
+// The kernel's is Live; a recorded tree can stand in for it wherever nothing but reading is done.
+type System interface {
+	// Read gives the bytes of a file.
+	Read(name string) ([]byte, error)
+	// Write gives a file that exists a value, in one write.
+	Write(name, value string) error
+	// Names lists a directory, sorted.
+	Names(dir string) ([]string, error)
+	// Mkdir makes a directory.
+	Mkdir(name string) error
+	// Rmdir removes one that has no directories in it.
+	Rmdir(name string) error
+	// SetAffinity says on which CPUs a thread may run.
+	SetAffinity(tid int, cpus []int) error
+}
+
+// Live is the host whose file system begins at Root: "/" is the machine itself.
+type Live struct{ Root string }
+
+func (l Live) path(name string) string { return filepath.Join(l.Root, name) }
+
+// Read gives the bytes of a file.
+func (l Live) Read(name string) ([]byte, error) { return os.ReadFile(l.path(name)) }
+
+// Write writes to a file that exists: no knob is ever made by us.
+func (l Live) Write(name, value string) error {
+	f, err := os.OpenFile(l.path(name), os.O_WRONLY|os.O_TRUNC, 0)
+	if err != nil {
+		return err
+	}
+	// The kernel's files take a value whole, with one write(2).
+	_, err = unix.Write(int(f.Fd()), []byte(value+"\n"))
+	if err != nil {
+		err = &fs.PathError{Op: "write", Path: f.Name(), Err: err}
+	}
+	return errors.Join(err, f.Close())
+}
+
+// Names lists a directory, sorted.
+func (l Live) Names(dir string) ([]string, error) {
+	f, err := os.Open(l.path(dir))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	slices.Sort(names)
+	return names, err
+}
+
+// Mkdir makes a directory.
+func (l Live) Mkdir(name string) error { return os.Mkdir(l.path(name), 0o755) }
+
+// Rmdir removes a directory; of a cgroup, whose files go with it.
+func (l Live) Rmdir(name string) error {
+	err := unix.Rmdir(l.path(name))
+	if err != nil {
+		return &fs.PathError{Op: "rmdir", Path: l.path(name), Err: err}
+	}
+	return nil
+}
+
+// SetAffinity is sched_setaffinity(2).
+func (l Live) SetAffinity(tid int, cpus []int) error {
+	var set unix.CPUSet
+	for _, c := range cpus {
+		if c >= len(set)*64 {
+			return fmt.Errorf("CPU %d is beyond the %d of an affinity", c, len(set)*64)
+		}
+		set.Set(c)
+	}
+	return unix.SchedSetaffinity(tid, &set)
+}
+
+// Text reads a file and drops the blanks at its ends; "" where there is none to read.
+func Text(s System, name string) string {
+	b, err := s.Read(name)
+	if err != nil {
+		return "" // not there: not known, and every caller says so
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// Has reports whether a file can be read.
+func Has(s System, name string) bool {
+	_, err := s.Read(name)
+	return err == nil
+}
+
+// CPUs reads a file that holds a CPU list.
+func CPUs(s System, name string) ([]int, error) {
+	b, err := s.Read(name)
+	if err != nil {
+		return nil, err
+	}
+	list, err := cores.ParseList(string(b))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return list, nil
+}
+
+// ParseMask reads a CPU mask as the kernel prints it: groups of eight hexadecimal digits, the highest first.
+func ParseMask(s string) ([]int, error) {
+	digits := strings.ReplaceAll(strings.TrimSpace(s), ",", "")
+	if digits == "" || len(digits) > (cores.MaxCPU+1)/4 {
+		return nil, fmt.Errorf("CPU mask %.40q: want hexadecimal digits", s)
+	}
+	var list []int
+	for i := range len(digits) {
+		v, err := strconv.ParseUint(digits[len(digits)-1-i:len(digits)-i], 16, 8)
+		if err != nil {
+			return nil, fmt.Errorf("CPU mask %.40q: want hexadecimal digits", s)
+		}
+		for b := range 4 {
+			if v>>b&1 != 0 {
+				list = append(list, i*4+b)
+			}
+		}
+	}
+	return list, nil
+}
+
+// FormatMask writes a CPU mask as the kernel takes it.
+func FormatMask(cpus []int) string {
+	top := 0
+	for _, c := range cpus {
+		top = max(top, c)
+	}
+	groups := make([]uint32, top/32+1)
+	for _, c := range cpus {
+		groups[c/32] |= 1 << (c % 32)
+	}
+	slices.Reverse(groups)
+	var b strings.Builder
+	fmt.Fprintf(&b, "%x", groups[0])
+	for _, g := range groups[1:] {
+		fmt.Fprintf(&b, ",%08x", g)
+	}
+	return b.String()
+}
+
+// minus gives a without the members of b.
+func minus(a, b []int) []int {
+	return slices.DeleteFunc(slices.Clone(a), func(c int) bool { return slices.Contains(b, c) })
+}
+
+// meets reports whether two lists have a member in common.
+func meets(a, b []int) bool { return len(minus(a, b)) < len(a) }
