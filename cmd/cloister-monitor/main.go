@@ -28,6 +28,10 @@ func command(args []string) int {
 		return monitor.Stats(args[1:])
 	case "stop":
 		return monitor.Stop(args[1:])
+	case "doctor":
+		return monitor.Doctor(args[1:])
+	case "host":
+		return monitor.Host(args[1:])
 	}
 	return session.Failf("cloister-monitor is started by cloister, not by hand: `cloister help` lists the commands")
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -16,6 +17,24 @@ type Recorder struct {
 	System
 	mu   sync.Mutex
 	read map[string][]byte
+	dirs map[string]bool
+}
+
+// dirMark stands in a recording for a directory of which no file was read.
+const dirMark = ".dir"
+
+// Names lists and remembers that there is such a directory.
+func (r *Recorder) Names(dir string) ([]string, error) {
+	names, err := r.System.Names(dir)
+	if err == nil {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.dirs == nil {
+			r.dirs = map[string]bool{}
+		}
+		r.dirs[dir] = true
+	}
+	return names, err
 }
 
 // Read reads and remembers.
@@ -30,6 +49,16 @@ func (r *Recorder) Read(name string) ([]byte, error) {
 		r.read[name] = b
 	}
 	return b, err
+}
+
+// Add adds a file to the recording.
+func (r *Recorder) Add(name, text string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.read == nil {
+		r.read = map[string][]byte{}
+	}
+	r.read[name] = []byte(text)
 }
 
 var errRecorder = fmt.Errorf("a recorder only reads")
@@ -51,6 +80,14 @@ func (r *Recorder) SetAffinity(int, []int) error { return errRecorder }
 func (r *Recorder) WriteTo(w io.Writer) (int64, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	for name := range r.read {
+		for d := path.Dir(name); d != "."; d = path.Dir(d) {
+			delete(r.dirs, d)
+		}
+	}
+	for d := range r.dirs {
+		r.read[d+"/"+dirMark] = nil
+	}
 	var b bytes.Buffer
 	for _, name := range slices.Sorted(maps.Keys(r.read)) {
 		text := r.read[name]

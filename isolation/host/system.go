@@ -1,6 +1,7 @@
 package host
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -36,8 +37,27 @@ type Live struct{ Root string }
 
 func (l Live) path(name string) string { return filepath.Join(l.Root, name) }
 
-// Read gives the bytes of a file.
-func (l Live) Read(name string) ([]byte, error) { return os.ReadFile(l.path(name)) }
+// Read gives the bytes of a file. dev/cpu/N/msr@0x34 is one model-specific register, in decimal; to read it
+// interrupts CPU N (msr(4)).
+func (l Live) Read(name string) ([]byte, error) {
+	if dev, reg, ok := strings.Cut(name, "/msr@"); ok {
+		at, err := strconv.ParseInt(reg, 0, 64)
+		if err != nil {
+			return nil, err
+		}
+		f, err := os.Open(l.path(dev + "/msr"))
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		var b [8]byte
+		if _, err := f.ReadAt(b[:], at); err != nil {
+			return nil, err
+		}
+		return fmt.Appendln(nil, binary.LittleEndian.Uint64(b[:])), nil
+	}
+	return os.ReadFile(l.path(name))
+}
 
 // Write writes to a file that exists: no knob is ever made by us.
 func (l Live) Write(name, value string) error {
@@ -61,6 +81,7 @@ func (l Live) Names(dir string) ([]string, error) {
 	}
 	defer f.Close()
 	names, err := f.Readdirnames(-1)
+	names = slices.DeleteFunc(names, func(n string) bool { return n == dirMark })
 	slices.Sort(names)
 	return names, err
 }

@@ -225,6 +225,8 @@ func Usage(w io.Writer) {
   cloister ps [--json]              the running VMs
   cloister stats [VM] [--watch]     breaks of one by cause, and their rates
   cloister stop VM                  end a run
+  cloister doctor [--cpu LIST]      what will disturb these cores, and what takes it away
+  cloister host apply|restore|status    make cores quiet, and put everything back
   cloister help | version
 
 PROGRAM is a static or static-pie x86-64 Linux program, or one of:

@@ -1,0 +1,281 @@
+package doctor
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cloister-vmm/cloister/isolation/breaks"
+	"github.com/cloister-vmm/cloister/isolation/host"
+	"golang.org/x/tools/txtar"
+)
+
+// tree is a recorded host that cannot be written: whoever tries fails the test.
+func tree(t testing.TB, archive string, overlays ...map[string]string) host.System {
+	t.Helper()
+	a, err := txtar.ParseFile(filepath.Join("../host/testdata", archive))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := map[string]string{}
+	for _, f := range a.Files {
+		files[f.Name] = string(f.Data)
+	}
+	for _, o := range overlays {
+		for name, v := range o {
+			if gone, ok := strings.CutPrefix(name, "-"); ok {
+				maps.DeleteFunc(files, func(k, _ string) bool { return k == gone || strings.HasPrefix(k, gone+"/") })
+				continue
+			}
+			files[name] = v + "\n"
+		}
+	}
+	root := t.TempDir()
+	for name, v := range files {
+		p := filepath.Join(root, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, []byte(v), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return readOnly{host.Live{Root: root}, t}
+}
+
+type readOnly struct {
+	host.Live
+	t testing.TB
+}
+
+func (r readOnly) Write(name, _ string) error         { r.t.Errorf("it writes %s", name); return nil }
+func (r readOnly) Mkdir(name string) error            { r.t.Errorf("it makes %s", name); return nil }
+func (r readOnly) Rmdir(name string) error            { r.t.Errorf("it removes %s", name); return nil }
+func (r readOnly) SetAffinity(tid int, _ []int) error { r.t.Errorf("it moves %d", tid); return nil }
+
+func examine(t *testing.T, s host.System, cpus ...int) *Report {
+	t.Helper()
+	r, err := Examine(s, cpus)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func (r *Report) find(id string) *Finding {
+	for i := range r.Findings {
+		if r.Findings[i].ID == id {
+			return &r.Findings[i]
+		}
+	}
+	return nil
+}
+
+// quiet makes of the machine of four CPUs one on which nothing is known to interrupt CPU 3: hardware, booted with nohz_full,
+// all knobs turned.
+var quiet = map[string]string{
+	"proc/cmdline": "isolcpus=managed_irq,domain,3 nohz_full=3 rcu_nocbs=3 tsc=reliable", "proc/cpuinfo": "processor : 0\nmicrocode : 0x42\nflags : constant_tsc nonstop_tsc",
+	"proc/config": "CONFIG_HZ=1000\nCONFIG_NO_HZ_FULL=y\nCONFIG_RCU_NOCB_CPU=y", "proc/sys/kernel/printk": "4 4 1 7", "proc/swaps": "Filename Type Size Used Priority",
+	cpuDir + "/isolated": "3", cpuDir + "/nohz_full": "3", "sys/devices/system/clocksource/clocksource0/current_clocksource": "tsc",
+	"sys/kernel/rcu_normal": "1", "sys/module/rcutree/parameters/nohz_full_patience_delay": "1000",
+	"proc/irq/default_smp_affinity": "7", "proc/irq/24/smp_affinity_list": "0-2", "proc/irq/25/smp_affinity_list": "0-2", "proc/irq/26/smp_affinity_list": "0-2",
+	"sys/devices/virtual/workqueue/cpumask": "7", "sys/devices/virtual/workqueue/writeback/cpumask": "7", "proc/sys/kernel/watchdog_cpumask": "0-2", "proc/sys/kernel/nmi_watchdog": "0",
+	"sys/devices/system/machinecheck/machinecheck3/ignore_ce": "1", "proc/sys/vm/stat_interval": "120", "proc/sys/vm/compaction_proactiveness": "0", "proc/sys/vm/compact_unevictable_allowed": "0",
+	"sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs": "3600000", "sys/kernel/mm/ksm/run": "0", "sys/kernel/mm/lru_gen/enabled": "0x0000",
+	"proc/sys/kernel/timer_migration": "0", "proc/sys/kernel/sched_rt_runtime_us": "-1", "sys/kernel/debug/sched/fair_server/cpu3/runtime": "0",
+	cpuDir + "/cpu3/cpufreq/scaling_governor": "performance", cpuDir + "/cpu3/cpufreq/energy_performance_preference": "performance",
+	"sys/module/kvm_intel/parameters/ple_gap": "0", "sys/module/kvm_intel/parameters/enable_apicv": "Y", "sys/module/kvm/parameters/kvmclock_periodic_sync": "N", "sys/module/kvm/parameters/nx_huge_pages": "N",
+	"proc/stat": "cpu 0 0 0 0 0 0 0 9 0 0\ncpu3 0 0 0 0 0 0 0 0 0 0", "proc/timer_list": "cpu: 3\nactive timers:\n #0: <0>, tick_nohz_handler, S:01\n", "sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages": "512",
+	"proc/1/task/1/status": "Cpus_allowed_list: 0-2", "proc/2/task/2/status": "Cpus_allowed_list: 0-2", "proc/40/task/40/status": "Cpus_allowed_list: 0-2",
+	"proc/300/task/300/status": "Cpus_allowed_list: 0-2", "proc/400/task/400/status": "Cpus_allowed_list: 0-2", "proc/401/task/401/status": "Cpus_allowed_list: 0-2",
+	"proc/sys/kernel/split_lock_mitigate": "0", "dev/cpu/0/msr@0x34": "7", cpuDir + "/cpu3/cache/index3/shared_cpu_list": "3",
+	"sys/kernel/tracing/current_tracer": "nop", "proc/sys/kernel/numa_balancing": "1", "sys/devices/system/node/online": "0", "-dev": "",
+}
+
+// On the quiet machine each thing that is made wrong is found, by name, with its evidence, and makes the grade that it says:
+// a row of the doctor's that could not be wrong would be no row.
+func TestEachFindingAlone(t *testing.T) {
+	base := examine(t, tree(t, "four.txtar", quiet), 3)
+	for _, f := range base.Findings {
+		if f.State == Wrong || f.State == Unknown && f.ID != "smi" {
+			t.Errorf("on the quiet machine: %s %s: %v", f.ID, f.State, f.Evidence)
+		}
+	}
+	if base.Cores[0].Grade != B || !slices.Equal(base.Cores[0].Why, []string{"smi"}) {
+		t.Errorf("the quiet machine is %s for %v", base.Cores[0].Grade, base.Cores[0].Why)
+	}
+	wrong := map[string]bool{}
+	for _, c := range []struct {
+		id, evidence string
+		grade        Grade
+		set          map[string]string
+	}{
+		{"offline", "0-2", F, map[string]string{cpuDir + "/online": "0-2"}},
+		{"only-cpu", "3", F, map[string]string{cpuDir + "/online": "3"}},
+		{"sched-domain", "/sys/devices/system/cpu/isolated: none", D, map[string]string{cpuDir + "/isolated": ""}},
+		{"tick", "CONFIG_NO_HZ_FULL=y CONFIG_HZ=1000", D, map[string]string{cpuDir + "/nohz_full": "", "proc/cmdline": "rcu_nocbs=3 tsc=reliable isolcpus=managed_irq,3"}},
+		{"tick-clock", "hpet", D, map[string]string{"sys/devices/system/clocksource/clocksource0/current_clocksource": "hpet"}},
+		{"tick-tasks", "2 threads may run here", D, map[string]string{"proc/1/task/1/status": "Cpus_allowed_list: 0-3", "proc/2/task/2/status": "Cpus_allowed_list: 0-3"}},
+		{"tasks", "1 threads: init", D, map[string]string{"proc/1/task/1/status": "Cpus_allowed_list: 0-3"}},
+		{"rcu", "no rcu_nocbs=", D, map[string]string{cpuDir + "/nohz_full": "", "proc/cmdline": "tsc=reliable isolcpus=managed_irq,3"}},
+		{"rcu-expedited", "rcu_normal: 0", B, map[string]string{"sys/kernel/rcu_normal": "0"}},
+		{"rcu-patience", "patience_delay: 0", B, map[string]string{"sys/module/rcutree/parameters/nohz_full_patience_delay": "0"}},
+		{"irqbalance", "irqbalance", C, map[string]string{"proc/1/task/1/stat": "1 (irqbalance) S 1 1 1 1 1 0 0 0 0 0 0 0 0 0 0 0 0 0 70 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 1 0 0"}},
+		{"rt-throttling", "950000", C, map[string]string{"proc/sys/kernel/sched_rt_runtime_us": "950000"}},
+		{"fair-server", "50000000", C, map[string]string{"sys/kernel/debug/sched/fair_server/cpu3/runtime": "50000000"}},
+		{"timer-migration", "timer_migration: 1", B, map[string]string{"proc/sys/kernel/timer_migration": "1"}},
+		{"smt", "1,3", C, map[string]string{cpuDir + "/cpu3/topology/thread_siblings_list": "1,3"}},
+		{"irq-default", "default_smp_affinity: f", C, map[string]string{"proc/irq/default_smp_affinity": "f"}},
+		{"irq", "8 came, most IRQ 24 (ahci) 8", D, map[string]string{"proc/irq/24/smp_affinity_list": "0-3"}},
+		{"irq-managed", "IRQs 24", D, map[string]string{"proc/irq/24/smp_affinity_list": "0-3", "sys/kernel/debug/irq/irqs/24": "dstate: IRQD_AFFINITY_MANAGED", "proc/cmdline": "nohz_full=3 tsc=reliable isolcpus=3"}},
+		{"nmi", "NMI 5", C, map[string]string{"proc/interrupts": " CPU0 CPU1 CPU2 CPU3\nNMI: 0 0 0 5 Non-maskable interrupts"}},
+		{"workqueues", "writeback/cpumask: f", C, map[string]string{"sys/devices/virtual/workqueue/writeback/cpumask": "f"}},
+		{"watchdog", "watchdog_cpumask: 0-3", C, map[string]string{"proc/sys/kernel/watchdog_cpumask": "0-3"}},
+		{"nmi-watchdog", "nmi_watchdog: 1", C, map[string]string{"proc/sys/kernel/nmi_watchdog": "1"}},
+		{"machine-check", "ignore_ce: 0", B, map[string]string{"sys/devices/system/machinecheck/machinecheck3/ignore_ce": "0"}},
+		{"vmstat", "stat_interval: 1", C, map[string]string{"proc/sys/vm/stat_interval": "1"}},
+		{"clock-watchdog", "no tsc=", C, map[string]string{"proc/cmdline": "nohz_full=3 isolcpus=managed_irq,3"}},
+		{"tracer", "function", B, map[string]string{"sys/kernel/tracing/current_tracer": "function"}},
+		{"console", "7 4 1 7", B, map[string]string{"proc/sys/kernel/printk": "7 4 1 7"}},
+		{"timers", "perf_mux_hrtimer_handler", C, map[string]string{"proc/timer_list": "cpu: 3\nactive timers:\n #0: <0>, perf_mux_hrtimer_handler, S:01\n"}},
+		{"thp", "[always]", C, map[string]string{"sys/kernel/mm/transparent_hugepage/enabled": "[always] madvise never"}},
+		{"khugepaged", "10000", C, map[string]string{"sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs": "10000"}},
+		{"ksm", "run: 1", C, map[string]string{"sys/kernel/mm/ksm/run": "1"}},
+		{"numa-balancing", "numa_balancing: 1", C, map[string]string{"sys/devices/system/node/online": "0-1"}},
+		{"compaction", "20", B, map[string]string{"proc/sys/vm/compaction_proactiveness": "20"}},
+		{"compact-locked", "1", B, map[string]string{"proc/sys/vm/compact_unevictable_allowed": "1"}},
+		{"hugepages", "nr_hugepages: 0", B, map[string]string{"sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages": "0"}},
+		{"swap", "1 devices", B, map[string]string{"proc/swaps": "Filename Type\n/dev/sda2 partition"}},
+		{"page-ageing", "0x0007", B, map[string]string{"sys/kernel/mm/lru_gen/enabled": "0x0007"}},
+		{"damon", "kdamond.0", B, map[string]string{"proc/40/task/40/stat": "40 (kdamond.0) S 1 1 1 1 1 0 0 0 0 0 0 0 0 0 0 0 0 0 70 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 1 0 0"}},
+		{"cstates", "133 us (C6)", B, map[string]string{cpuDir + "/cpu3/cpuidle/state2/latency": "133", cpuDir + "/cpu3/cpuidle/state2/name": "C6", cpuDir + "/cpu3/cpuidle/state2/disable": "0"}},
+		{"frequency", "powersave", B, map[string]string{cpuDir + "/cpu3/cpufreq/scaling_governor": "powersave"}},
+		{"epp", "balance_power", B, map[string]string{cpuDir + "/cpu3/cpufreq/energy_performance_preference": "balance_power"}},
+		{"frequency-range", "scaling_min_freq: 8", B, map[string]string{cpuDir + "/cpu3/cpufreq/scaling_min_freq": "8", cpuDir + "/cpu3/cpufreq/scaling_max_freq": "9"}},
+		{"turbo", "no_turbo: 0", B, map[string]string{cpuDir + "/intel_pstate/no_turbo": "0"}},
+		{"boost", "boost: 1", B, map[string]string{cpuDir + "/cpufreq/boost": "1"}},
+		{"cache", "0-3", B, map[string]string{cpuDir + "/cpu3/cache/index3/shared_cpu_list": "0-3"}},
+		{"nested", "flags: hypervisor", B, map[string]string{"proc/cpuinfo": "flags : constant_tsc nonstop_tsc hypervisor"}},
+		{"steal", "cpu3 steal 44", C, map[string]string{"proc/stat": "cpu3 0 0 0 0 0 0 0 44 0 0"}},
+		{"kvm", "periodic_sync: Y", B, map[string]string{"sys/module/kvm/parameters/kvmclock_periodic_sync": "Y"}},
+		{"nx-huge-pages", "Y", B, map[string]string{"sys/module/kvm/parameters/nx_huge_pages": "Y"}},
+		{"ple", "128", B, map[string]string{"sys/module/kvm_intel/parameters/ple_gap": "128"}},
+		{"apicv", "N", B, map[string]string{"sys/module/kvm_intel/parameters/enable_apicv": "N"}},
+		{"l1d-flush", "cond", B, map[string]string{"sys/module/kvm_intel/parameters/vmentry_l1d_flush": "cond"}},
+		{"avic", "N", B, map[string]string{"-sys/module/kvm_intel": "", "sys/module/kvm_amd/parameters/avic": "N"}},
+		{"no-kvm", "no kvm_intel", B, map[string]string{"-sys/module/kvm_intel": ""}},
+		{"clocksource", "hpet", D, map[string]string{"sys/devices/system/clocksource/clocksource0/current_clocksource": "hpet"}},
+		{"tsc", "lack constant_tsc", B, map[string]string{"proc/cpuinfo": "flags : nonstop_tsc"}},
+		{"mitigations", "retbleed", B, map[string]string{cpuDir + "/vulnerabilities/retbleed": "Mitigation: IBRS"}},
+		{"microcode", "microcode 0x42", B, map[string]string{cpuDir + "/vulnerabilities/old_microcode": "Vulnerable"}},
+		{"split-lock", "1", B, map[string]string{"proc/sys/kernel/split_lock_mitigate": "1"}},
+	} {
+		r := examine(t, tree(t, "four.txtar", quiet, c.set), 3)
+		f := r.find(c.id)
+		if f == nil || f.State != Wrong {
+			t.Errorf("%s is not found: %+v", c.id, f)
+			continue
+		}
+		wrong[c.id] = true
+		if !strings.Contains(f.evidence(9999), c.evidence) {
+			t.Errorf("%s: the evidence is %q, want %q in it", c.id, f.evidence(9999), c.evidence)
+		}
+		if len(f.Causes) == 0 || f.Cost == "" || f.What == "" || f.Way == "" || f.Remedy == "" && f.Way != Never {
+			t.Errorf("%s says too little: %+v", c.id, f)
+		}
+		if g := r.Cores[0].Grade; g != c.grade {
+			t.Errorf("%s makes grade %s (for %v), want %s", c.id, g, r.Cores[0].Why, c.grade)
+		}
+	}
+	if r := examine(t, tree(t, "four.txtar", quiet), 0, 3); r.find("boot-cpu") == nil || r.Cores[1].Grade != B {
+		t.Error("CPU 0 is like any other, or spoils the others")
+	}
+	// What can never be wrong says so by its grade.
+	for _, f := range base.Findings {
+		if !wrong[f.ID] && f.Cap != A && f.ID != "smi" {
+			t.Errorf("no machine of this test makes %s wrong", f.ID)
+		}
+	}
+}
+
+// Causes are those of docs/breaks.md or words that no cause has.
+func TestCausesExist(t *testing.T) {
+	r := examine(t, tree(t, "nested.txtar"))
+	named := 0
+	for _, f := range r.Findings {
+		for _, c := range f.Causes {
+			if _, ok := breaks.ParseCause(c); ok {
+				named++
+			}
+		}
+	}
+	if named == 0 {
+		t.Error("no finding names a cause")
+	}
+}
+
+// The recorded machine: nesting, the missing nohz_full, the tick and the throttling are named, with their evidence.
+func TestNestedMachine(t *testing.T) {
+	r := examine(t, tree(t, "nested.txtar"), 1)
+	for id, want := range map[string]string{"nested": "flags: hypervisor", "tick": "CONFIG_NO_HZ_FULL=n CONFIG_HZ=250", "rt-throttling": "sched_rt_runtime_us: 950000", "irq": "virtio1-req.0", "kvm": "Y"} {
+		if f := r.find(id); f == nil || f.State != Wrong || !strings.Contains(f.evidence(9999), want) {
+			t.Errorf("%s: %+v, want %q", id, f, want)
+		}
+	}
+	if r.HZ != 250 || r.Backend != "pvm" || !r.Nested || r.Cores[0].Grade != D || r.Cores[0].After != D || len(r.Changes) != 3 {
+		t.Errorf("%+v", r)
+	}
+	var text, js bytes.Buffer
+	if err := errors.Join(r.WriteText(&text, false), r.Encode(&js)); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"CPU 1   grade D", "1. cloister host apply ", "2. a kernel with CONFIG_NO_HZ_FULL", "250 times a second", "no zero is certified", "well ", "unknown "} {
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("no %q in:\n%s", want, text.String())
+		}
+	}
+	for line := range strings.Lines(text.String()) {
+		if len(line) > width+1 {
+			t.Errorf("%d characters: %s", len(line), line)
+		}
+	}
+	if n := strings.Count(text.String(), "\n"); n > 66 {
+		t.Errorf("%d lines are more than a screen", n)
+	}
+	var back Report
+	if err := json.Unmarshal(js.Bytes(), &back); err != nil || back.Schema != Schema || len(back.Findings) != len(r.Findings) {
+		t.Errorf("%v", err)
+	}
+}
+
+// Bad input: one clear line.
+func TestExamineRefuses(t *testing.T) {
+	for name, c := range map[string]struct {
+		s    host.System
+		cpus []int
+		want string
+	}{
+		"absent":   {tree(t, "four.txtar"), []int{9}, "CPU 9 does not exist: this machine has 0-3"},
+		"no sysfs": {host.Live{Root: t.TempDir()}, nil, "read the host's CPUs"},
+		"no proc":  {tree(t, "four.txtar", map[string]string{"-proc": ""}), nil, "list processes"},
+	} {
+		if _, err := Examine(c.s, c.cpus); err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// FuzzInterrupts: whatever /proc/interrupts and /proc/timer_list hold, reading them ends.
+func FuzzInterrupts(f *testing.F) {
+	f.Add("           CPU0       CPU1\n 24:  5  6 PCI-MSI ahci\nERR: 0\n", "cpu: 1\n #0: <0>, f, S:01\n", 1)
+	f.Fuzz(func(_ *testing.T, a, b string, cpu int) {
+		c := parseInterrupts(a)
+		for row := range c.rows {
+			c.of(row, cpu)
+		}
+		armedTimers(b)
+	})
+}
