@@ -24,6 +24,7 @@ type Facts struct {
 	Originators  []Originator
 	// FailedClauses are reasons against a certificate that only the caller can know.
 	FailedClauses []string
+	Drift         []Drift // of the host, while the run went on
 
 	Budget *Budget // nil: none was given. Backend is set by Build
 
@@ -63,8 +64,8 @@ func Build(f Facts, ledgers []Ledger) *Report {
 	r := &Report{
 		Schema: Schema, Version: f.Version, Started: f.Started, Host: f.Host, Program: f.Program, Exit: f.Exit, Fault: f.Fault,
 		VCPUs: []VCPUReport{}, TopOriginators: list(f.Originators), Timings: list(f.Timings), GapRecords: list(f.Gaps),
-		NotMeasured: slices.Clone(list(f.NotMeasured)),
-		Books:       Books{ReturnsClosed: true, KernelClosed: true, Why: []string{}},
+		NotMeasured: slices.Clone(list(f.NotMeasured)), Drift: list(f.Drift),
+		Books: Books{ReturnsClosed: true, KernelClosed: true, Why: []string{}},
 	}
 	r.Program.Args = list(r.Program.Args)
 	if r.Fault != nil {

@@ -30,6 +30,7 @@ type Report struct {
 	TopOriginators []Originator `json:"top_originators"`
 	Timings        []Timing     `json:"timings"`
 	GapRecords     []GapReport  `json:"gap_records"`
+	Drift          []Drift      `json:"drift"`
 	NotMeasured    []NotKnown   `json:"not_measured"`
 }
 

@@ -104,6 +104,7 @@ func sampleFacts(t *testing.T) Facts {
 			return map[uint64]Location{0x401234: {Symbol: "main.tick", File: "loop.c", Line: 42}, 0x402000: {Symbol: "mmap"}, 0x403000: {Symbol: "evil\x1b[2J"}}[rip]
 		},
 		SyscallName: func(nr int) string { return map[int]string{0: "read", 1: "write", 9: "mmap", 231: "exit_group"}[nr] },
+		Drift:       []Drift{{3_200_000_000, true, "the affinity of IRQ 24", "/proc/irq/24/smp_affinity_list", "0", "0-1"}},
 		NotMeasured: []NotKnown{{"host events", "no permission to load eBPF programs"}},
 	}
 }

@@ -377,6 +377,12 @@ func (p *page) verdict(r *Report) {
 		p.line("  budget  %s: %s", p.paint(style, map[bool]string{true: "kept", false: strings.ToUpper(string(b.State))}[b.OK]), clean(b.Spec))
 		p.verdicts(b, len(r.VCPUs) > 1)
 	}
+	for _, d := range r.Drift[:min(10, len(r.Drift))] {
+		p.line("  %s after %s: %s", p.paint(red, "drift"), duration(d.AtNS), clean(d.String()))
+	}
+	if n := len(r.Drift); n > 10 {
+		p.line("  drift   %d more: see the JSON report", n-10)
+	}
 	for _, n := range r.NotMeasured {
 		p.line("  not measured: %s: %s", clean(n.What), clean(n.Why))
 	}

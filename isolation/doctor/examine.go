@@ -37,8 +37,8 @@ type examiner struct {
 	list   []Finding
 }
 
-// Examine looks at these CPUs of the host; at all that are on line without any.
-func Examine(s host.System, cpus []int) (*Report, error) {
+// Examine looks at these CPUs of the host; at all that are on line without any. own are threads that belong there.
+func Examine(s host.System, cpus []int, own ...int) (*Report, error) {
 	e := &examiner{s: s, cpus: slices.Clone(cpus)}
 	var err error
 	if e.online, err = host.CPUs(s, "sys/devices/system/cpu/online"); err != nil {
@@ -61,6 +61,7 @@ func Examine(s host.System, cpus []int) (*Report, error) {
 	if e.tasks, err = host.Tasks(s); err != nil {
 		return nil, err
 	}
+	e.tasks = slices.DeleteFunc(e.tasks, func(t host.Task) bool { return slices.Contains(own, t.TID) })
 	e.kernel()
 	for _, look := range []func(*examiner){
 		(*examiner).availability, (*examiner).domains, (*examiner).tick, (*examiner).rcu, (*examiner).others, (*examiner).throttling,

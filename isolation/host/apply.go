@@ -94,7 +94,9 @@ func (a *Applier) apply(j *store, r Request) (*Result, error) {
 		return nil, err
 	}
 	c := Claim{Owner: p.Owner, CPUs: p.CPUs, PID: r.PID}
-	if r.PID != 0 {
+	if r.Outlive {
+		c.PID = 0
+	} else if r.PID != 0 {
 		t, ok := task(a.System, r.PID, r.PID)
 		if !ok {
 			return nil, fmt.Errorf("process %d, for which CPUs %s are claimed: there is none", r.PID, cores.Format(p.CPUs))

@@ -107,6 +107,7 @@ type Request struct {
 	FIFO    bool  // a SCHED_FIFO thread that never sleeps will run there: real-time throttling would stop it
 	Cache   bool  // give the cores ways of the last-level cache of their own (resctrl)
 	Threads []int // of the owner, that belong on the cores: threads of process PID
+	Outlive bool  // the claim outlives the process
 }
 
 // Level is how much of the machine may be changed for the sake of a core.

@@ -41,6 +41,7 @@ type engine struct {
 	elf       *os.File
 	execFn    string // the program's path as execve(2) would have got it
 	leases    []*cores.Lease
+	lease     *cores.Lease // of --cpu auto, until it is among leases
 	vmDir     string
 	guest     int
 	ledgerFD  int
@@ -53,6 +54,7 @@ type engine struct {
 	spawnOnce sync.Once
 	spawned   chan *exec.Cmd // the monitor, once it was started
 	status    chan int
+	quiet     chan string    // what became of --isolate and --require; empty: all is well
 	signals   chan os.Signal // that end the run
 	clock     string         // the kernel's clocksource, once it was asked for
 	gaveUp    bool           // the monitor's last word was not waited for
@@ -76,7 +78,7 @@ func Main(args []string, inProcess Monitor) int {
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(heapLimit)
 	runtime.GOMAXPROCS(max(4, runtime.GOMAXPROCS(0))) // an idle P for whoever comes back from a system call
-	e := &engine{inProcess: inProcess, o: o, started: time.Now(), status: make(chan int, 1), signals: make(chan os.Signal, 4), spawned: make(chan *exec.Cmd, 1), guest: -1, ledgerFD: -1}
+	e := &engine{inProcess: inProcess, o: o, started: time.Now(), status: make(chan int, 1), quiet: make(chan string, 1), signals: make(chan os.Signal, 4), spawned: make(chan *exec.Cmd, 1), guest: -1, ledgerFD: -1}
 	e.last = e.started
 	code, err := e.run()
 	if err != nil {
@@ -197,14 +199,21 @@ func (e *engine) claim() error {
 		o.name = fmt.Sprintf("%s-%d", strings.TrimPrefix(filepath.Base(o.program), "@"), os.Getpid())
 	}
 	e.allowed, e.keep = allowed, allowed
+	if o.cpu == autoCPU {
+		if err := e.place(dir, allowed); err != nil {
+			return err
+		}
+	}
 	for _, cpu := range o.dedicated() {
 		// Against what is left: the last one must not go.
 		if err := (cores.Host{Root: "/"}).Check(cpu, e.keep); err != nil {
 			return err
 		}
-		l, err := cores.Take(dir, cpu, fmt.Sprintf("VM %s (process %d)", o.name, os.Getpid()))
-		if err != nil {
-			return err
+		l := e.lease // of --cpu auto
+		if e.lease = nil; l == nil || cpu != o.cpu {
+			if l, err = cores.Take(dir, cpu, fmt.Sprintf("VM %s (process %d)", o.name, os.Getpid())); err != nil {
+				return err
+			}
 		}
 		e.leases = append(e.leases, l)
 		e.keep = cores.Without(e.keep, cpu)
@@ -217,7 +226,7 @@ func (e *engine) claim() error {
 	if err := checkOutputs(o); err != nil {
 		return err
 	}
-	if o.budget != "" || o.report != "" || o.profile != "" || o.trace != "" || o.metrics != "" {
+	if o.budget != "" || o.report != "" || o.profile != "" || o.trace != "" || o.metrics != "" || o.isolate || o.require != "" {
 		if _, err := session.MonitorPath(); err != nil {
 			return err // nobody could judge or write it
 		}
@@ -352,7 +361,10 @@ func (e *engine) listen() {
 		switch {
 		case err != nil:
 			close(e.status)
+			close(e.quiet)
 			return
+		case m.Quiet != nil:
+			e.quiet <- m.Quiet.Error
 		case m.Status != nil:
 			e.status <- *m.Status
 		case m.Stop != nil:
@@ -408,6 +420,9 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 		e.tell(session.Message{Ready: &r})
 	} else {
 		e.tell(session.Message{Ready: &r}, m.Info.StatsFD)
+	}
+	if err := e.awaitQuiet(); err != nil {
+		return session.StatusCloister, vmm.Result{}, err.Error()
 	}
 	if err := m.Enter(); err != nil {
 		return session.StatusCloister, vmm.Result{}, err.Error()
@@ -547,6 +562,7 @@ func (e *engine) finish(end session.Ended) int {
 	if ok {
 		return status
 	}
+	e.restoreHost()
 	if end.Error != "" {
 		return max(end.Status, session.Failf("%s", end.Error))
 	}

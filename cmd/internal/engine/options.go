@@ -44,16 +44,21 @@ type options struct {
 	ownClock   bool
 	program    string
 	args       []string
+	isolating
 }
 
 func runFlags(o *options) *flag.FlagSet {
 	f := flag.NewFlagSet("run", flag.ContinueOnError)
 	f.SetOutput(io.Discard)
 	f.StringVar(&o.name, "name", "", "`name` of the VM (default: the program's, with its process id)")
-	f.Func("cpu", "host `CPU` to give to the program alone (default: none, it floats)", func(s string) error {
+	f.Func("cpu", "host `CPU` to give to the program alone, or auto for the best (default: none, it floats)", func(s string) error {
+		if s == "auto" {
+			o.cpu = autoCPU
+			return nil
+		}
 		n, err := strconv.Atoi(s)
 		if err != nil || n < 0 {
-			return errors.New("want the number of one CPU")
+			return errors.New("want the number of one CPU, or auto")
 		}
 		o.cpu = n
 		return nil
@@ -62,6 +67,7 @@ func runFlags(o *options) *flag.FlagSet {
 		o.place, err = parsePlace(s)
 		return err
 	})
+	isolateFlags(f, &o.isolating)
 	f.IntVar(&o.fifo, "fifo", 0, "run the vCPU's thread SCHED_FIFO at this `priority`, 1..99")
 	f.Func("memory", "`size` that the program may use: 512M, 2G (default 1G)", func(s string) (err error) {
 		o.memory, err = parseSize(s)
@@ -188,6 +194,9 @@ func parseRun(args []string) (*options, error) {
 			return nil, err
 		}
 		o.metrics = a
+	}
+	if err := o.checkIsolation(); err != nil {
+		return nil, err
 	}
 	if strings.ContainsAny(o.name, "/\x00") || o.name == "." || o.name == ".." || len(o.name) > 64 {
 		return nil, fmt.Errorf("--name %q: at most 64 characters, no slash", o.name)

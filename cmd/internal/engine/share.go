@@ -48,7 +48,7 @@ func (e *engine) plan() *session.Plan {
 	p := &session.Plan{
 		Name: o.name, Program: o.program, Args: o.args, Seal: o.seal, CPU: o.cpu, FIFO: o.fifo, Engine: os.Getpid(),
 		VMDir: e.vmDir, Budget: o.budget, OnBreak: o.onBreak, Report: o.report, Profile: o.profile, Trace: o.trace,
-		Metrics: o.metrics, MetricsFD: session.FDMetrics, Quiet: o.quiet, Timings: o.timings, Keep: e.keep, Started: e.started.UTC().Format(time.RFC3339),
+		Metrics: o.metrics, MetricsFD: session.FDMetrics, Quiet: o.quiet, Timings: o.timings, Isolate: o.isolate, KeepQuiet: o.keepQuiet, Require: o.require, Keep: e.keep, Started: e.started.UTC().Format(time.RFC3339),
 	}
 	if strings.HasPrefix(o.program, "@") {
 		p.Builtin = o.program

@@ -39,6 +39,7 @@ type monitor struct {
 	stopping bool // the budget is broken, and the engine was told to end the run
 	strays   int
 	astray   bool // herd has found something for drive
+	iso      isolation
 	symbol   *symbol.Table
 	trace    *tracer
 	clock    clockStats
@@ -108,6 +109,7 @@ func (m *monitor) run(ledgerFD int) error {
 			}
 		case <-slow.C:
 			m.herd()
+			m.drift()
 		}
 	}
 }
@@ -150,6 +152,7 @@ func (m *monitor) take(msg session.Message) (done bool, err error) {
 				session.Failf("%v", err) // it only costs memory
 			}
 		}
+		m.quiet()
 		return false, m.steer()
 	case msg.Thread != nil:
 		m.thread(*msg.Thread, msg.FDs)
@@ -160,7 +163,9 @@ func (m *monitor) take(msg session.Message) (done bool, err error) {
 	case msg.Ended != nil:
 		m.last = m.loopState()
 		close(m.over)
+		m.drift() // what happened since the last look
 		status := m.finish(*msg.Ended)
+		status = max(status, m.restoreHost())
 		if err := m.wire.Send(session.Message{Status: &status}); err != nil {
 			return true, m.orphaned() // the engine did not wait
 		}
@@ -179,6 +184,7 @@ func (m *monitor) warn(text string) {
 
 // orphaned is the end of an engine that could not say how it ended.
 func (m *monitor) orphaned() error {
+	m.restoreHost()
 	if m.plan.VMDir != "" {
 		if err := session.RemoveDead(m.plan.VMDir, m.plan.Engine); err != nil {
 			return err
@@ -322,6 +328,8 @@ func (m *monitor) report(end session.Ended) *breaks.Report {
 	if s := m.clock.Load(); s != nil && s.Late > 0 { // ORDER(none): see steer
 		f.FailedClauses = append(f.FailedClauses, fmt.Sprintf("the guest's clock was updated late %d times: it may have stepped back", s.Late))
 	}
+	f.Drift = m.iso.drifts
+	f.FailedClauses = append(f.FailedClauses, m.driftClauses()...)
 	if m.strays > 0 {
 		f.FailedClauses = append(f.FailedClauses, fmt.Sprintf("%d threads of Cloister's own were found on the dedicated core and moved", m.strays))
 	}

@@ -34,6 +34,7 @@ type Message struct {
 	Thread *Thread `json:",omitempty"` // engine: a vCPU got a thread of the guest, or that changed its name or place
 	Ended  *Ended  `json:",omitempty"` // engine: the run is over, the ledger final
 	Stop   *Stop   `json:",omitempty"` // monitor: end the run
+	Quiet  *Quiet  `json:",omitempty"` // monitor: the core is as quiet as was asked for, or is not
 	Status *int    `json:",omitempty"` // monitor: everything is written; exit with this
 
 	FDs []int `json:"-"` // descriptors that came with it
@@ -59,7 +60,10 @@ type Plan struct {
 	MetricsFD int    // its listening socket, in the monitor
 	Quiet     bool
 	Timings   bool
-	Keep      []int // housekeeping CPUs
+	Keep      []int  // housekeeping CPUs
+	Isolate   bool   // make the core quiet before the first instruction
+	KeepQuiet bool   // and leave it so
+	Require   string // grade that the core must have, or empty
 	Started   string
 }
 
@@ -85,6 +89,11 @@ type Ended struct {
 	Result vmm.Result
 	Error  string // the machine could not be built or run
 	Status int    // Cloister's exit status, budget apart
+}
+
+// Quiet answers a Ready with Isolate or Require: the engine waits for it.
+type Quiet struct {
+	Error string // empty: it is
 }
 
 // Stop asks the engine to end the run; Signal is what the result shows.

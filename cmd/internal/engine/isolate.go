@@ -1,0 +1,107 @@
+package engine
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+
+	"github.com/cloister-vmm/cloister/cmd/internal/session"
+	"github.com/cloister-vmm/cloister/isolation/cores"
+)
+
+// Isolation of the host is the monitor's work (docs/decisions/0006-host-isolation.md): the engine passes on what was
+// asked for, waits before the first instruction until it is done, and starts the restoring itself only when it has lost
+// the monitor.
+
+// autoCPU is --cpu auto.
+const autoCPU = -2
+
+// isolating are the options that concern the host.
+type isolating struct {
+	isolate   bool
+	keepQuiet bool
+	require   string
+}
+
+func isolateFlags(f *flag.FlagSet, o *isolating) {
+	f.BoolVar(&o.isolate, "isolate", false, "make the --cpu quiet first, as `cloister host apply` does, and give it back at the end")
+	f.BoolVar(&o.keepQuiet, "keep", false, "with --isolate: leave it quiet at the end; `cloister host restore` gives it back")
+	f.StringVar(&o.require, "require", "", "refuse to run if the --cpu is of a worse `grade` than this (see cloister doctor): A, B, C or D")
+}
+
+func (o *options) checkIsolation() error {
+	switch {
+	case o.keepQuiet && !o.isolate:
+		return errors.New("--keep: there is no --isolate that would be undone")
+	case o.cpu == -1 && o.isolate:
+		return errors.New("--isolate: which core? give --cpu N, or --cpu auto")
+	case o.cpu == -1 && o.require != "":
+		return errors.New("--require: of which core? give --cpu N, or --cpu auto")
+	case o.isolate && os.Geteuid() != 0:
+		return errors.New("--isolate writes to /proc and /sys: run as root, or have root run cloister host apply")
+	}
+	switch o.require {
+	case "", "A", "B", "C", "D":
+		return nil
+	}
+	return fmt.Errorf("--require %q: choose A, B, C or D", o.require)
+}
+
+// place takes the lease of the best CPU that nobody has.
+func (e *engine) place(dir string, allowed []int) error {
+	list, err := (cores.Host{Root: "/"}).Place(allowed)
+	if err != nil {
+		return fmt.Errorf("--cpu auto: %w", err)
+	}
+	for _, p := range list {
+		if err = (cores.Host{Root: "/"}).Check(p.CPU, allowed); err != nil {
+			continue // the error of the last one is given, if there is no other
+		}
+		if e.lease, err = cores.Take(dir, p.CPU, fmt.Sprintf("VM %s (process %d)", e.o.name, os.Getpid())); err == nil {
+			e.o.cpu = p.CPU
+			if !e.o.quiet {
+				fmt.Fprintf(os.Stderr, "cloister: --cpu auto: CPU %d: %s\n", p.CPU, p.Why)
+			}
+			return nil
+		}
+	}
+	return fmt.Errorf("--cpu auto: no CPU is free: %w", err)
+}
+
+// awaitQuiet waits until the monitor has made the core quiet, or found that it is not quiet enough.
+func (e *engine) awaitQuiet() error {
+	o := e.o
+	if !o.isolate && o.require == "" {
+		return nil
+	}
+	select {
+	case why, ok := <-e.quiet:
+		if !ok {
+			return errors.New("the monitor process ended while it made the core quiet: the run was not begun")
+		}
+		if why != "" {
+			return errors.New(why)
+		}
+		return nil
+	case s := <-e.signals:
+		return fmt.Errorf("ended by %s while the core was made quiet", s)
+	}
+}
+
+// restoreHost gives the core back when there is no monitor that does.
+func (e *engine) restoreHost() {
+	if !e.o.isolate || e.o.keepQuiet {
+		return
+	}
+	path, err := session.MonitorPath()
+	if err == nil {
+		c := exec.Command(path, "host", "restore", "--cpu", fmt.Sprint(e.o.cpu))
+		c.Stderr = os.Stderr
+		err = c.Run()
+	}
+	if err != nil {
+		session.Failf("the host is not as it was: %v: run cloister host restore --cpu %d", err, e.o.cpu)
+	}
+}

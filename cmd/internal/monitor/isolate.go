@@ -1,0 +1,155 @@
+package monitor
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/cloister-vmm/cloister/cmd/internal/session"
+	"github.com/cloister-vmm/cloister/internal/kvm"
+	"github.com/cloister-vmm/cloister/isolation/breaks"
+	"github.com/cloister-vmm/cloister/isolation/doctor"
+	"github.com/cloister-vmm/cloister/isolation/host"
+)
+
+// isolation is what the monitor does to the host for one run, and what it notices there.
+type isolation struct {
+	owner   string // of the claim; empty: nothing was applied
+	latency *os.File
+	watch   *host.Watch
+	drifts  []breaks.Drift
+	dropped int
+}
+
+// maxDrifts bounds the list: whoever moves all interrupts back makes hundreds.
+const maxDrifts = 100
+
+// live is the machine itself.
+var live = host.Live{Root: "/"}
+
+// quiet makes the core quiet, or says why it is not quiet enough, and tells the engine either.
+func (m *monitor) quiet() {
+	if m.plan.CPU < 0 {
+		return
+	}
+	err := m.isolate()
+	var why string
+	if err != nil {
+		why = err.Error()
+	}
+	if m.plan.Isolate || m.plan.Require != "" {
+		if err := m.wire.Send(session.Message{Quiet: &session.Quiet{Error: why}}); err != nil {
+			return // the engine has ended: orphaned gives the core back
+		}
+	}
+	if err == nil {
+		if m.iso.watch, err = host.NewWatch(live, []int{m.plan.CPU}, []int{m.ready.Info.TID}); err != nil {
+			m.warned = append(m.warned, fmt.Sprintf("drift of the host is not watched: %v", err))
+		}
+	}
+}
+
+func (m *monitor) isolate() error {
+	own := []int{m.ready.Info.TID}
+	if m.plan.Isolate {
+		owner := fmt.Sprintf("VM %s", m.plan.Name)
+		r := host.Request{Owner: owner, PID: m.plan.Engine, CPUs: []int{m.plan.CPU}, FIFO: m.plan.FIFO > 0, Threads: own}
+		if m.plan.KeepQuiet {
+			r.Outlive, r.Owner = true, fmt.Sprintf("VM %s (--keep)", m.plan.Name)
+		}
+		res, err := (&host.Applier{}).Apply(r)
+		if err != nil {
+			return fmt.Errorf("--isolate: %w", err)
+		}
+		m.iso.owner = res.Owner
+		for _, x := range res.Refused {
+			m.warn(fmt.Sprintf("--isolate: refused: %s", x))
+		}
+		if m.iso.latency, err = holdLatency(); err != nil {
+			m.warn(err.Error())
+		}
+	}
+	if m.plan.Require == "" {
+		return nil
+	}
+	want, err := doctor.ParseGrade(m.plan.Require)
+	if err != nil {
+		return fmt.Errorf("--require: %w", err)
+	}
+	r, err := doctor.Examine(live, []int{m.plan.CPU}, own...)
+	if err == nil {
+		err = quietEnough(r, want)
+	}
+	if err != nil {
+		return fmt.Errorf("--require %s: %w", want, err)
+	}
+	return nil
+}
+
+// drift looks whether somebody has undone what the core was made of.
+func (m *monitor) drift() {
+	if m.iso.watch == nil {
+		return
+	}
+	list := m.iso.watch.Check()
+	if len(list) == 0 {
+		return
+	}
+	var c breaks.Counts
+	at := uint64(0)
+	if len(m.vcpus) > 0 && m.vcpus[0].ledger.Snapshot(&c) && c.Start != 0 {
+		at = breaks.Nanoseconds(kvm.TSC()-c.Start, m.ready.Info.TSCHz)
+	}
+	for _, d := range list {
+		if len(m.iso.drifts) == maxDrifts {
+			m.iso.dropped++
+			continue
+		}
+		m.iso.drifts = append(m.iso.drifts, breaks.Drift{AtNS: at, What: d.What, File: d.File, Was: d.Was, Is: d.Is, Sealed: c.Sealed != 0})
+		if !m.plan.Quiet {
+			fmt.Fprintf(os.Stderr, "cloister: after %v: drift: %s\n", time.Duration(at).Round(time.Millisecond), d)
+		}
+	}
+}
+
+// driftClauses are what drift has to say against a certificate.
+func (m *monitor) driftClauses() (list []string) {
+	for _, d := range m.iso.drifts {
+		list = append(list, "drift: "+d.String())
+	}
+	if m.iso.dropped > 0 {
+		list = append(list, fmt.Sprintf("drift: %d more", m.iso.dropped))
+	}
+	return list
+}
+
+// restoreHost gives the core back, unless it is to be kept. It returns the status that this asks for.
+func (m *monitor) restoreHost() int {
+	owner := m.iso.owner
+	if owner == "" {
+		return 0
+	}
+	m.iso.owner, m.iso.watch = "", nil
+	if m.iso.latency != nil {
+		if err := m.iso.latency.Close(); err != nil {
+			session.Failf("%v", err)
+		}
+	}
+	if m.plan.KeepQuiet {
+		return 0
+	}
+	list, err := (&host.Applier{}).RestoreOwner(owner)
+	for _, res := range list {
+		if len(res.Foreign) > 0 && !m.plan.Quiet {
+			var b strings.Builder
+			if e := res.WriteText(&b, "given back"); e == nil {
+				fmt.Fprint(os.Stderr, "cloister: ", b.String())
+			}
+		}
+	}
+	if err != nil {
+		return session.Failf("%v", err)
+	}
+	return 0
+}
