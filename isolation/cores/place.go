@@ -67,7 +67,7 @@ func (h Host) Place(allowed []int) ([]Placed, error) {
 			say(0, "a whole core")
 		case slices.Contains(siblings, 0):
 			say(120, "shares its core with CPU 0")
-		case len(intersect(siblings, isolated)) == len(siblings):
+		case len(Common(siblings, isolated)) == len(siblings):
 			say(20, "its sibling "+Format(siblings)+" is isolated too: leave it idle")
 		default:
 			say(80, "shares its core with CPU "+Format(siblings)+": keep that idle")
@@ -142,6 +142,7 @@ func (h Host) nodes() (of map[int]int, free []int) {
 	}
 }
 
-func intersect(a, b []int) []int {
+// Common gives the members of a that b has too.
+func Common(a, b []int) []int {
 	return slices.DeleteFunc(slices.Clone(a), func(c int) bool { return !slices.Contains(b, c) })
 }

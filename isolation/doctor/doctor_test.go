@@ -251,6 +251,23 @@ func TestNestedMachine(t *testing.T) {
 	}
 }
 
+// A machine of the lab, recorded without isolation; booted as it should be; and after `host apply`.
+func TestPlainMachine(t *testing.T) {
+	if r := examine(t, tree(t, "plain.txtar"), 3); r.Cores[0].Grade != D || r.Backend != "svm" || r.find("tick").Remedy != "nohz_full=3" || r.find("exit-count").State != Unknown || r.find("tasks").State != Wrong {
+		t.Errorf("%+v %+v", r.Cores, r.find("tick"))
+	}
+	boot := map[string]string{cpuDir + "/nohz_full": "3", cpuDir + "/isolated": "3", "proc/cmdline": "isolcpus=managed_irq,domain,3 nohz_full=3 rcu_nocbs=3 tsc=reliable"}
+	for id, want := range map[string]State{"tick": OK, "sched-domain": OK, "rcu": OK, "clock-watchdog": OK, "irq": Wrong} {
+		if f := examine(t, tree(t, "plain.txtar", boot), 3).find(id); f.State != want {
+			t.Errorf("booted for it: %s is %s: %v", id, f.State, f.Evidence)
+		}
+	}
+	partition := map[string]string{"sys/fs/cgroup/cloister-cpus-3/cpuset.cpus": "3", "sys/fs/cgroup/cloister-cpus-3/cpuset.cpus.partition": "isolated"}
+	if f := examine(t, tree(t, "plain.txtar", partition), 3).find("sched-domain"); f.State != OK || !strings.Contains(f.evidence(9999), "partition: isolated") {
+		t.Errorf("an isolated partition: %+v", f)
+	}
+}
+
 // Bad input: one clear line.
 func TestExamineRefuses(t *testing.T) {
 	for name, c := range map[string]struct {

@@ -161,7 +161,7 @@ const Recorded = "proc/config"
 func (e *examiner) kernel() {
 	e.args = strings.Fields(host.Text(e.s, "proc/cmdline"))
 	text := []byte(nil)
-	if b, err := e.s.Read(Recorded); err == nil {
+	if b, err := e.s.Read(Recorded); err == nil && len(b) > 0 {
 		text = b
 	} else if b, err := e.s.Read("proc/config.gz"); err == nil {
 		if z, err := gzip.NewReader(bytes.NewReader(b)); err == nil {
@@ -172,7 +172,7 @@ func (e *examiner) kernel() {
 	} else if b, err := e.s.Read("boot/config-" + host.Text(e.s, "proc/sys/kernel/osrelease")); err == nil {
 		text = b
 	}
-	if text != nil {
+	if len(text) > 0 {
 		e.config = map[string]string{}
 	}
 	for line := range strings.Lines(string(text)) {

@@ -127,6 +127,43 @@ func TestApplyAndRestore(t *testing.T) {
 	}
 }
 
+// The same on machines that were recorded, as they were and in variants.
+func TestRecordedMachines(t *testing.T) {
+	smt := map[string]string{cpuDir + "/cpu3/topology/thread_siblings_list": "1,3", cpuDir + "/cpu1/topology/thread_siblings_list": "1,3", cpuDir + "/cpu1/online": "1"}
+	for name, c := range map[string]struct {
+		archive string
+		overlay map[string]string
+		cpu     int
+		cannot  string
+	}{
+		"nested, v1": {"nested.txtar", nil, 1, "the scheduler's tick"},
+		"nested, v2": {"nested.txtar", map[string]string{"proc/mounts": "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0", "sys/fs/cgroup/cgroup.controllers": "cpuset cpu", "sys/fs/cgroup/cgroup.subtree_control": "cpu"}, 1, "the scheduler's tick"},
+		"plain":      {"plain.txtar", nil, 3, "RCU callbacks"},
+		"smt":        {"plain.txtar", smt, 3, "RCU callbacks"},
+		"nohz_full":  {"plain.txtar", map[string]string{cpuDir + "/nohz_full": "3", cpuDir + "/isolated": "3"}, 3, "kernel threads of the cores' own"},
+		"no cpuset":  {"plain.txtar", map[string]string{"proc/mounts": ""}, 3, "a cpuset of the cores' own"},
+	} {
+		for _, level := range []Level{RunTime, Max} {
+			s := unpack(t, c.archive, c.overlay)
+			before := snapshot(t, s.Root)
+			a := &Applier{System: s, Dir: memory(t)}
+			res := mustApply(t, a, Request{CPUs: []int{c.cpu}, Level: level})
+			said := false
+			for _, x := range res.Cannot {
+				said = said || strings.Contains(x.What, c.cannot)
+			}
+			if !said || res.Changed < 20 || name == "nohz_full" && slices.ContainsFunc(res.Cannot, func(x Remark) bool { return strings.Contains(x.What, "tick") }) {
+				t.Errorf("%s: %d changed, refused %v, cannot %v", name, res.Changed, res.Refused, res.Cannot)
+			}
+			if name == "smt" && level == Max && Text(s, cpuDir+"/cpu1/online") != "0" {
+				t.Errorf("%s: the sibling is on line", name)
+			}
+			mustRestore(t, a)
+			same(t, name+" "+string(level), before, snapshot(t, s.Root))
+		}
+	}
+}
+
 // Two owners of different cores come and go in either order; of one core, the second is refused.
 func TestOwnersCompose(t *testing.T) {
 	for _, overlay := range []map[string]string{nil, v1} {

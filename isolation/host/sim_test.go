@@ -58,6 +58,7 @@ func unpack(t testing.TB, archive string, overlay map[string]string) *sim {
 			t.Fatal(err)
 		}
 	}
+	put(bootID, "11111111-2222-3333-4444-555555555555\n") // a plan, and so a recording, does not read it
 	for _, f := range a.Files {
 		put(f.Name, string(f.Data))
 	}
@@ -100,7 +101,9 @@ func (s *sim) Write(name, value string) error {
 		}
 		order := []string{"cpuset", "cpu", "io", "memory", "pids"} // the kernel's, whatever was written last
 		slices.SortFunc(words, func(a, b string) int { return slices.Index(order, a) - slices.Index(order, b) })
-		value = strings.Join(words, " ")
+		if value = strings.Join(words, " "); value == "" {
+			return os.WriteFile(s.path(name), nil, 0o644) // the kernel's line has no end then
+		}
 	case "cgroup.threads", "cgroup.procs":
 		group := strings.TrimPrefix(path.Dir(name), "sys/fs/cgroup")
 		if group == "" {

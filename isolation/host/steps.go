@@ -189,9 +189,7 @@ func (p *planner) partition() {
 	in := func(file, want, why string) {
 		p.set(Setting{Kind: File, Name: dir + "/" + file, Format: Plain, Rule: Same, Want: want, Within: dir}, why)
 	}
-	if len(p.r.Threads) > 0 {
-		in("cgroup.type", "threaded", "threads of the owner go in, not the whole process")
-	}
+	in("cgroup.type", "threaded", "threads go in, not whole processes")
 	p.set(Setting{Kind: File, Name: dir + "/cpuset.cpus", Format: List, Rule: Same, Want: cores.Format(p.r.CPUs), Within: dir}, "the cores")
 	for i, tid := range p.r.Threads {
 		t, ok := task(p.s, p.r.PID, tid)

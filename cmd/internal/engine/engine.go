@@ -54,6 +54,7 @@ type engine struct {
 	spawnOnce sync.Once
 	spawned   chan *exec.Cmd // the monitor, once it was started
 	status    chan int
+	partition string         // that `cloister host apply` has made of the core
 	quiet     chan string    // what became of --isolate and --require; empty: all is well
 	signals   chan os.Signal // that end the run
 	clock     string         // the kernel's clocksource, once it was asked for
@@ -198,30 +199,8 @@ func (e *engine) claim() error {
 	if o.name == "" {
 		o.name = fmt.Sprintf("%s-%d", strings.TrimPrefix(filepath.Base(o.program), "@"), os.Getpid())
 	}
-	e.allowed, e.keep = allowed, allowed
-	if o.cpu == autoCPU {
-		if err := e.place(dir, allowed); err != nil {
-			return err
-		}
-	}
-	for _, cpu := range o.dedicated() {
-		// Against what is left: the last one must not go.
-		if err := (cores.Host{Root: "/"}).Check(cpu, e.keep); err != nil {
-			return err
-		}
-		l := e.lease // of --cpu auto
-		if e.lease = nil; l == nil || cpu != o.cpu {
-			if l, err = cores.Take(dir, cpu, fmt.Sprintf("VM %s (process %d)", o.name, os.Getpid())); err != nil {
-				return err
-			}
-		}
-		e.leases = append(e.leases, l)
-		e.keep = cores.Without(e.keep, cpu)
-	}
-	if len(e.leases) > 0 {
-		if _, err := cores.KeepOff(os.Getpid(), e.keep); err != nil {
-			return err
-		}
+	if err := e.takeCore(dir, allowed); err != nil {
+		return err
 	}
 	if err := checkOutputs(o); err != nil {
 		return err
@@ -390,7 +369,7 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 	if err != nil {
 		cwd = "/"
 	}
-	m, err := vmm.New(vmm.Config{
+	m, err := e.newMachine(vmm.Config{
 		Program: o.program, ExecFn: e.execFn, ELF: int(e.elf.Fd()), ELFSize: st.Size(), Args: o.args, Env: environ(), Mounts: o.mounts, Net: o.net == "host", Cwd: cwd,
 		Builtin: strings.HasPrefix(o.program, "@"), CPU: o.cpu, FIFO: o.fifo, Memory: o.memory, Huge: o.hugepages,
 		Lock: !o.noLock, OwnClock: e.ownClock(), Seal: vmm.SealPolicy(o.seal), RingCalls: o.syscalls == "ring", Ledgers: e.ledger, Guest: e.guest, Stamp: e.stamp,

@@ -6,9 +6,15 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
 
 	"github.com/cloister-vmm/cloister/cmd/internal/session"
 	"github.com/cloister-vmm/cloister/isolation/cores"
+	"github.com/cloister-vmm/cloister/vmm"
+	"golang.org/x/sys/unix"
 )
 
 // Isolation of the host is the monitor's work (docs/decisions/0006-host-isolation.md): the engine passes on what was
@@ -47,6 +53,40 @@ func (o *options) checkIsolation() error {
 		return nil
 	}
 	return fmt.Errorf("--require %q: choose A, B, C or D", o.require)
+}
+
+// takeCore leases the cores that were asked for, and keeps this process off them.
+func (e *engine) takeCore(dir string, allowed []int) (err error) {
+	o := e.o
+	e.keep = allowed
+	if o.cpu == autoCPU {
+		if err := e.place(dir, allowed); err != nil {
+			return err
+		}
+	}
+	for _, cpu := range o.dedicated() {
+		where := e.keep // what is left: the last one must not go
+		if cpu == o.cpu {
+			if e.partition = partitionOf(cpu); e.partition != "" {
+				where = append([]int{cpu}, where...)
+			}
+		}
+		if err := (cores.Host{Root: "/"}).Check(cpu, where); err != nil {
+			return err
+		}
+		l := e.lease // of --cpu auto
+		if e.lease = nil; l == nil || cpu != o.cpu {
+			if l, err = cores.Take(dir, cpu, fmt.Sprintf("VM %s (process %d)", o.name, os.Getpid())); err != nil {
+				return err
+			}
+		}
+		e.leases = append(e.leases, l)
+		e.keep = cores.Without(e.keep, cpu)
+	}
+	if len(e.leases) > 0 {
+		_, err = cores.KeepOff(os.Getpid(), e.keep)
+	}
+	return err
 }
 
 // place takes the lease of the best CPU that nobody has.
@@ -90,6 +130,56 @@ func (e *engine) awaitQuiet() error {
 	}
 }
 
+// partitionOf is the isolated partition that `cloister host apply` has made of a CPU, if there is one: then a thread
+// can be on that CPU only by being in it.
+func partitionOf(cpu int) string {
+	dirs, err := filepath.Glob("/sys/fs/cgroup/cloister-cpus-*")
+	if err != nil {
+		return "" // the pattern is a constant
+	}
+	for _, d := range dirs {
+		list, err := cores.ParseList(session.Fact(filepath.Join(d, "cpuset.cpus")))
+		if err == nil && slices.Contains(list, cpu) && session.Fact(filepath.Join(d, "cpuset.cpus.partition")) == "isolated" {
+			return d
+		}
+	}
+	return ""
+}
+
+// newMachine builds the machine, with its vCPU's thread where the core is.
+func (e *engine) newMachine(c vmm.Config) (m *vmm.Machine, err error) {
+	err = e.inPartition(func() error {
+		m, err = vmm.New(c)
+		return err
+	})
+	return m, err
+}
+
+// inPartition calls f on a thread that is in the core's partition, so that the vCPU's thread, which f makes, is born
+// there. The partition is threaded and a child of the root, so the process has to be in the root's cgroup.
+func (e *engine) inPartition(f func() error) (err error) {
+	if e.partition == "" {
+		return f()
+	}
+	write := func(name string, id int) {
+		if err == nil {
+			err = os.WriteFile(filepath.Join("/sys/fs/cgroup", name), []byte(strconv.Itoa(id)), 0)
+		}
+	}
+	runtime.LockOSThread() // a locked thread is never the parent of Go's own
+	defer runtime.UnlockOSThread()
+	write("cgroup.procs", os.Getpid())
+	write(filepath.Join(filepath.Base(e.partition), "cgroup.threads"), unix.Gettid())
+	if err != nil {
+		return fmt.Errorf("enter the partition %s of CPU %d: %w: run as root, or give the core back and use --isolate", e.partition, e.o.cpu, err)
+	}
+	err = f()
+	made := err
+	err = nil
+	write("cgroup.threads", unix.Gettid()) // guestLife gives it its CPUs back, as all others of ours
+	return errors.Join(made, err)
+}
+
 // restoreHost gives the core back when there is no monitor that does.
 func (e *engine) restoreHost() {
 	if !e.o.isolate || e.o.keepQuiet {
@@ -97,7 +187,7 @@ func (e *engine) restoreHost() {
 	}
 	path, err := session.MonitorPath()
 	if err == nil {
-		c := exec.Command(path, "host", "restore", "--cpu", fmt.Sprint(e.o.cpu))
+		c := exec.Command(path, "host", "restore", "--owner", "VM "+e.o.name)
 		c.Stderr = os.Stderr
 		err = c.Run()
 	}

@@ -86,7 +86,9 @@ func writeRecording(s *host.Recorder, name string) error {
 	if err != nil {
 		return fmt.Errorf("--record: %w", err)
 	}
-	s.Add(doctor.Recorded, doctor.Config(s))
+	if c := doctor.Config(s); c != "" {
+		s.Add(doctor.Recorded, c)
+	}
 	f, err := os.Create(name)
 	if err != nil {
 		return fmt.Errorf("--record: %w", err)

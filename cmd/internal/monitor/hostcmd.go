@@ -125,26 +125,37 @@ func hostApply(args []string) int {
 
 // applyLeased holds the cores' leases while it applies: threads are not pulled from under a running VM.
 func applyLeased(a *host.Applier, r host.Request) (*host.Result, error) {
+	release, err := leaseAll(r.CPUs, "cloister host apply")
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return a.Apply(r)
+}
+
+// leaseAll takes the leases of all these cores that exist, or of none; those that do not are Apply's to refuse.
+func leaseAll(cpus []int, who string) (release func(), err error) {
 	dir, err := session.RunDir()
 	if err != nil {
 		return nil, err
 	}
 	var leases []*cores.Lease
-	defer func() {
+	release = func() {
 		for _, l := range leases {
 			if err := l.Release(); err != nil {
 				session.Failf("%v", err)
 			}
 		}
-	}()
-	for _, c := range r.CPUs {
-		l, err := cores.Take(dir, c, fmt.Sprintf("cloister host apply (process %d)", os.Getpid()))
+	}
+	for _, c := range cpus {
+		l, err := cores.Take(dir, c, fmt.Sprintf("%s (process %d)", who, os.Getpid()))
 		if err != nil {
+			release()
 			return nil, err
 		}
 		leases = append(leases, l)
 	}
-	return a.Apply(r)
+	return release, nil
 }
 
 // holdLatency keeps every CPU out of its sleep states for as long as the file is open
@@ -164,11 +175,18 @@ func hostRestore(args []string) int {
 	f := newFlags("host restore")
 	var cpus []int
 	cpuFlag(f, &cpus, "the `CPUS` to give back (default: all that were taken)")
+	owner := f.String("owner", "", "give back what this `owner` was given, as host status names it, even while the core is in use")
 	asJSON := f.Bool("json", false, "print JSON")
 	if status, done := parseHost(f, args); done {
 		return status
 	}
-	list, err := (&host.Applier{}).Restore(cpus)
+	var list []*host.Result
+	var err error
+	if *owner != "" {
+		list, err = (&host.Applier{}).RestoreOwner(*owner)
+	} else {
+		list, err = restoreLeased(&host.Applier{}, cpus)
+	}
 	foreign := 0
 	for _, res := range list {
 		foreign += len(res.Foreign)
@@ -186,6 +204,32 @@ func hostRestore(args []string) int {
 		return session.Failf("%d settings were changed by somebody else since and are left as they are", foreign)
 	}
 	return 0
+}
+
+// restoreLeased does not take a core from under a running VM.
+func restoreLeased(a *host.Applier, cpus []int) (list []*host.Result, err error) {
+	claims, err := a.Claims()
+	if err != nil || len(claims) == 0 {
+		return nil, err
+	}
+	if os.Geteuid() != 0 {
+		return nil, errors.New("host restore: it writes to /proc and /sys: run as root")
+	}
+	for _, c := range claims {
+		if len(cpus) > 0 && len(cores.Common(c.CPUs, cpus)) == 0 {
+			continue
+		}
+		back, e := func() ([]*host.Result, error) {
+			release, err := leaseAll(c.CPUs, "cloister host restore")
+			if err != nil {
+				return nil, err
+			}
+			defer release()
+			return a.RestoreOwner(c.Owner)
+		}()
+		list, err = append(list, back...), errors.Join(err, e)
+	}
+	return list, err
 }
 
 // claimed is a line of `host status`.
