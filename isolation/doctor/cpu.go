@@ -60,7 +60,7 @@ func (e *examiner) domains() {
 	default:
 		evidence = append(evidence, Evidence{"/proc/mounts", "no cpuset hierarchy"})
 	}
-	f := Finding{ID: "sched-domain", CPUs: e.outside(apart), State: Wrong, What: "the scheduler balances other tasks onto it (no isolcpus, no isolated cpuset)", Evidence: evidence,
+	f := Finding{ID: "sched-domain", CPUs: e.outside(apart), State: Wrong, What: "the scheduler balances other tasks onto it: no isolcpus, no cpuset", Evidence: evidence,
 		Causes: switched, Cost: Tasks, Cap: D, Way: RunTime}
 	if l.V2 == "" && l.V1 == "" {
 		f.Way, f.Remedy = Boot, "isolcpus=domain,managed_irq,"+spell(e.cpus)
@@ -143,7 +143,7 @@ func (e *examiner) rcu() {
 		f.Remedy = "a kernel with CONFIG_RCU_NOCB_CPU, and rcu_nocbs=" + spell(e.cpus)
 	}
 	e.add(f)
-	e.knob("rcu-expedited", "sys/kernel/rcu_normal", "expedited grace periods interrupt every core that is not idle", isNot("1"), Finding{Causes: interrupt, Cost: OnDemand, Cap: B, Way: ByHand,
+	e.knob("rcu-expedited", "sys/kernel/rcu_normal", "expedited grace periods interrupt cores that are busy", isNot("1"), Finding{Causes: interrupt, Cost: OnDemand, Cap: B, Way: ByHand,
 		Remedy: "echo 1 >/sys/kernel/rcu_normal (or rcupdate.rcu_normal_after_boot=1)"})
 	if len(without) < len(e.cpus) {
 		e.knob("rcu-patience", "sys/module/rcutree/parameters/nohz_full_patience_delay", "RCU asks a core without a tick for a quiescent state at once", is("0"), Finding{Causes: interrupt, Cost: OnDemand, Cap: B, Way: Boot,
@@ -195,7 +195,7 @@ func (e *examiner) others() {
 // throttling: what stops a real-time thread that never sleeps.
 func (e *examiner) throttling() {
 	period := host.Text(e.s, "proc/sys/kernel/sched_rt_period_us")
-	e.knob("rt-throttling", "proc/sys/kernel/sched_rt_runtime_us", "a SCHED_FIFO thread that never sleeps (--fifo) is stopped for the rest of each "+period+" us", isNot("-1"),
+	e.knob("rt-throttling", "proc/sys/kernel/sched_rt_runtime_us", "a SCHED_FIFO thread (--fifo) that never sleeps is stopped in each "+period+" us", isNot("-1"),
 		Finding{Causes: []string{"gaps"}, Cost: Seconds, Cap: C, Way: Max, Remedy: "sysctl kernel.sched_rt_runtime_us=-1"})
 	release := host.Text(e.s, "proc/sys/kernel/osrelease")
 	for _, c := range e.cpus {
@@ -206,7 +206,7 @@ func (e *examiner) throttling() {
 				continue
 			}
 			f.State, f.Cap, f.Way, f.Remedy, f.Cost = Unknown, B, ByHand, "mount -t debugfs none /sys/kernel/debug", Proof
-			f.What = "whether the fair server (Linux 6.12) takes time from a SCHED_FIFO thread is not known"
+			f.What = "whether the fair server stops a SCHED_FIFO thread: not known"
 		}
 		e.add(f)
 	}

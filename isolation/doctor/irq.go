@@ -143,7 +143,7 @@ func (e *examiner) workqueues() {
 		}
 	}
 	slices.Sort(hit)
-	f := Finding{ID: "workqueues", CPUs: slices.Compact(hit), State: verdict(len(hit) > 0), What: "unbound work of the kernel (writeback, the offloaded tick, ...) may run on it", Evidence: evidence, Causes: switched, Cost: OnDemand, Cap: C, Way: RunTime}
+	f := Finding{ID: "workqueues", CPUs: slices.Compact(hit), State: verdict(len(hit) > 0), What: "unbound work of the kernel may run on it (writeback, ...)", Evidence: evidence, Causes: switched, Cost: OnDemand, Cap: C, Way: RunTime}
 	if !known {
 		f.State = Unknown
 		_, ev := e.look(files[0])
@@ -165,7 +165,7 @@ func (e *examiner) watchdogs() {
 	if on == "0" || evOn.Value == "not there" {
 		soft = nil
 	}
-	f := Finding{ID: "watchdog", CPUs: soft, State: verdict(len(soft) > 0), What: "the lockup detector has a timer there, every 4 s by default", Evidence: []Evidence{ev, evOn}, Causes: interrupt, Cost: Seconds, Cap: C, Way: RunTime}
+	f := Finding{ID: "watchdog", CPUs: soft, State: verdict(len(soft) > 0), What: "the lockup detector's timer, every 4 s by default", Evidence: []Evidence{ev, evOn}, Causes: interrupt, Cost: Seconds, Cap: C, Way: RunTime}
 	if len(soft) == 0 {
 		f.CPUs = e.cpus
 	}
@@ -193,7 +193,7 @@ func (e *examiner) watchdogs() {
 
 // periodic: statistics that each core folds.
 func (e *examiner) periodic() {
-	e.knob("vmstat", "proc/sys/vm/stat_interval", "memory statistics are folded on every core that has some, this often in seconds", func(v string) bool { n, ok := number(v); return !ok || n < 10 },
+	e.knob("vmstat", "proc/sys/vm/stat_interval", "memory statistics are folded on each core, every so many s", func(v string) bool { n, ok := number(v); return !ok || n < 10 },
 		Finding{Causes: append(slices.Clone(switched), "vmstat_update"), Cost: Seconds, Cap: C, Way: RunTime})
 	e.knob("writeback", "proc/sys/vm/dirty_writeback_centisecs", "dirty pages are written back by workers, which the mask of workqueues places", func(string) bool { return false }, Finding{Causes: switched, Cost: OnDemand, Cap: A, Way: RunTime})
 	clock, evClock := e.look("sys/devices/system/clocksource/clocksource0/current_clocksource")

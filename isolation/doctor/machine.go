@@ -22,7 +22,7 @@ func chosen(v string) string {
 func (e *examiner) pages() {
 	const thp = "sys/kernel/mm/transparent_hugepage/"
 	e.knob("thp", thp+"enabled", "huge pages are made and split under any process", func(v string) bool { return chosen(v) == "always" }, Finding{Causes: zapped, Cost: OnDemand, Cap: C, Way: Max})
-	e.knob("khugepaged", thp+"khugepaged/scan_sleep_millisecs", "khugepaged drains the page lists of every core, this often in ms", func(v string) bool { n, ok := number(v); return !ok || n < 60000 },
+	e.knob("khugepaged", thp+"khugepaged/scan_sleep_millisecs", "khugepaged drains each core's page lists, every so many ms", func(v string) bool { n, ok := number(v); return !ok || n < 60000 },
 		Finding{Causes: append(slices.Clone(interrupt), "lru_add_drain_per_cpu"), Cost: Seconds, Cap: C, Way: RunTime})
 	e.knob("ksm", "sys/kernel/mm/ksm/run", "equal pages are merged", is("1"), Finding{Causes: zapped, Cost: OnDemand, Cap: C, Way: Max})
 	nodes, evNodes := e.listOf("sys/devices/system/node/online")
@@ -41,7 +41,7 @@ func (e *examiner) pages() {
 			}
 		}
 	}
-	e.add(Finding{ID: "hugepages", State: verdict(huge == ""), What: "no huge pages are reserved: guest memory lies on small ones", Evidence: evidence, Causes: slower, Cost: Slower, Cap: A, Way: ByHand, Remedy: "sysctl vm.nr_hugepages=512, and --hugepages"})
+	e.add(Finding{ID: "hugepages", State: verdict(huge == ""), What: "no huge pages are reserved for guest memory", Evidence: evidence, Causes: slower, Cost: Slower, Cap: A, Way: ByHand, Remedy: "sysctl vm.nr_hugepages=512, and --hugepages"})
 }
 
 // reclaim: what takes pages away, or looks at who uses them.
@@ -54,7 +54,7 @@ func (e *examiner) reclaim() {
 	e.knob("page-ageing", "sys/kernel/mm/lru_gen/enabled", "the multi-generational LRU clears accessed bits", func(v string) bool { return v != "0x0000" && v != "0" && v != "n" }, Finding{Causes: []string{"none, but TLB flushes (kvm_age_hva)"}, Cost: OnDemand, Cap: B, Way: Max})
 	for _, t := range e.tasks {
 		if strings.HasPrefix(t.Name, "kdamond") {
-			e.add(Finding{ID: "damon", State: Wrong, What: "DAMON samples which pages are used, by clearing accessed bits", Evidence: []Evidence{{fmt.Sprintf("/proc/%d/comm", t.PID), t.Name}}, Causes: []string{"none, but TLB flushes (kvm_age_hva)"}, Cost: OnDemand, Cap: B, Way: ByHand,
+			e.add(Finding{ID: "damon", State: Wrong, What: "DAMON clears accessed bits, to see what is used", Evidence: []Evidence{{fmt.Sprintf("/proc/%d/comm", t.PID), t.Name}}, Causes: []string{"none, but TLB flushes (kvm_age_hva)"}, Cost: OnDemand, Cap: B, Way: ByHand,
 				Remedy: "echo off >/sys/kernel/mm/damon/admin/kdamonds/0/state"})
 			break
 		}
@@ -127,7 +127,7 @@ func (e *examiner) caches() {
 			}
 		}
 	}
-	f := Finding{ID: "cache", CPUs: shared, State: verdict(len(shared) > 0 && !apart), What: "it shares its last-level cache with other CPUs, not partitioned (CAT, MBA)", Evidence: []Evidence{ev, resctrl}, Causes: slower, Cost: Slower, Cap: A, Way: ByHand, Remedy: "cloister host apply --resctrl, where the processor can"}
+	f := Finding{ID: "cache", CPUs: shared, State: verdict(len(shared) > 0 && !apart), What: "the last-level cache is shared, not partitioned (CAT, MBA)", Evidence: []Evidence{ev, resctrl}, Causes: slower, Cost: Slower, Cap: A, Way: ByHand, Remedy: "cloister host apply --resctrl, where the processor can"}
 	if ev.File == "" {
 		_, at := e.look(fmt.Sprintf("%s/cpu%d/cache/index3/shared_cpu_list", cpuDir, e.cpus[0]))
 		f.Evidence = []Evidence{at, resctrl}
@@ -152,7 +152,7 @@ func (e *examiner) backend() string {
 
 // virtualisation: what is below this host, and takes cores away unseen.
 func (e *examiner) virtualisation() {
-	e.add(Finding{ID: "nested", State: verdict(e.nested()), What: "this host is itself a guest: what its hypervisor does is invisible, and no zero is certified", Evidence: []Evidence{{"/proc/cpuinfo", map[bool]string{true: "flags: hypervisor", false: "no flag hypervisor"}[e.nested()]}},
+	e.add(Finding{ID: "nested", State: verdict(e.nested()), What: "itself a guest: outer exits are invisible, no zero certified", Evidence: []Evidence{{"/proc/cpuinfo", map[bool]string{true: "flags: hypervisor", false: "no flag hypervisor"}[e.nested()]}},
 		Causes: []string{"gaps without exits"}, Cost: Proof, Cap: B, Way: Never, Remedy: "run on the machine itself"})
 	for line := range strings.Lines(host.Text(e.s, "proc/stat")) {
 		f := strings.Fields(line)
@@ -245,7 +245,7 @@ func (e *examiner) mitigations() {
 	}
 	e.knob("microcode", cpuDir+"/vulnerabilities/old_microcode", "the microcode is older than the kernel knows of", func(v string) bool { return strings.HasPrefix(v, "Vulnerable") }, Finding{Causes: nothing, Cost: Proof, Cap: A, Way: Boot, Remedy: "the vendor's microcode package",
 		Evidence: []Evidence{{"/proc/cpuinfo", "microcode " + microcode}}})
-	e.knob("split-lock", "proc/sys/kernel/split_lock_mitigate", "a locked access across two cache lines puts its thread to sleep", isNot("0"), Finding{Causes: []string{"gaps"}, Cost: OnDemand, Cap: A, Way: ByHand, Remedy: "sysctl kernel.split_lock_mitigate=0"})
+	e.knob("split-lock", "proc/sys/kernel/split_lock_mitigate", "a split lock puts its thread to sleep", isNot("0"), Finding{Causes: []string{"gaps"}, Cost: OnDemand, Cap: A, Way: ByHand, Remedy: "sysctl kernel.split_lock_mitigate=0"})
 }
 
 // spell writes a list of CPUs as the kernel takes it.

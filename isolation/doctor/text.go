@@ -16,7 +16,7 @@ func (r *Report) Encode(w io.Writer) error {
 	return e.Encode(r)
 }
 
-const width = 132
+const width = 120
 
 // clip keeps a cell on its line.
 func clip(s string, n int) string {
@@ -92,7 +92,8 @@ func (f *Finding) how() string {
 	return f.Remedy
 }
 
-// WriteText prints one screen: the grades, what to do first, and what is wrong. With all, also what is well.
+// WriteText prints one screen: what is wrong, and at its end, which stays on the screen, what to do first and the
+// grades. With all, also what is well.
 func (r *Report) WriteText(w io.Writer, all bool) error {
 	var b strings.Builder
 	nested := ""
@@ -103,24 +104,7 @@ func (r *Report) WriteText(w io.Writer, all bool) error {
 	if r.Backend != "" {
 		backend = "KVM " + r.Backend
 	}
-	fmt.Fprintf(&b, "kernel %s, %s%s\n\n", r.Kernel, backend, nested)
-	for _, c := range r.Cores {
-		after := "no write can better that"
-		if c.After != c.Grade {
-			after = "with host apply --level max: " + string(c.After)
-		}
-		fmt.Fprintf(&b, "CPU %-3d grade %s   for %s; %s\n", c.CPU, c.Grade, clip(strings.Join(c.Why, ", "), 60), after)
-	}
-	if len(r.Changes) > 0 {
-		b.WriteString("\nWhat matters most\n")
-	}
-	for i, c := range r.Changes {
-		how := c.Remedy
-		if c.Way == Boot && !strings.HasPrefix(how, "a kernel") {
-			how = "boot with " + how
-		}
-		fmt.Fprintf(&b, "  %d. %s   (%s)\n", i+1, how, clip(strings.Join(c.For, ", "), max(30, width-10-len(how))))
-	}
+	fmt.Fprintf(&b, "kernel %s, %s%s\n", r.Kernel, backend, nested)
 	var well, unknown []string
 	grade := Grade("")
 	for _, f := range r.rows() {
@@ -147,11 +131,15 @@ func (r *Report) WriteText(w io.Writer, all bool) error {
 		mark := map[State]string{OK: "+", Wrong: "-", Unknown: "?"}[f.State]
 		fmt.Fprintf(&b, "%s %-19s ", mark, clip(name, 19))
 		if !all && !f.Cap.Below(B) { // the lesser ones get a line
-			fmt.Fprintf(&b, "%-66s | %s\n", clip(f.What, 66), f.evidence(width-91))
+			fmt.Fprintf(&b, "%-60s | %s\n", clip(f.What, 60), f.evidence(width-85))
 			continue
 		}
 		leads := string(f.Cost) + ": " + strings.Join(f.Causes, ", ")
-		what := clip(f.What, 84)
+		text := f.What
+		if f.State == OK {
+			text = "looked at: " + text
+		}
+		what := clip(text, 78)
 		fmt.Fprintf(&b, "%s | %s\n", what, clip(leads, width-25-len(what)))
 		second := f.evidence(width - 22)
 		if f.State != OK && f.how() != "" {
@@ -168,6 +156,24 @@ func (r *Report) WriteText(w io.Writer, all bool) error {
 	}
 	if len(unknown) > 0 {
 		fmt.Fprintf(&b, "unknown %s\n", wrap(compact(unknown), 8))
+	}
+	if len(r.Changes) > 0 {
+		b.WriteString("\nWhat matters most\n")
+	}
+	for i, c := range r.Changes {
+		how := c.Remedy
+		if c.Way == Boot && !strings.HasPrefix(how, "a kernel") {
+			how = "boot with " + how
+		}
+		fmt.Fprintf(&b, "  %d. %s   (%s)\n", i+1, how, clip(strings.Join(c.For, ", "), max(30, width-10-len(how))))
+	}
+	b.WriteByte('\n')
+	for _, c := range r.Cores {
+		after := "no write can better that"
+		if c.After != c.Grade {
+			after = "with host apply --level max: " + string(c.After)
+		}
+		fmt.Fprintf(&b, "CPU %-3d grade %s   for %s; %s\n", c.CPU, c.Grade, clip(strings.Join(c.Why, ", "), 60), after)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
