@@ -31,6 +31,8 @@ internal/testenv/... !> ... but internal/testenv/...                 : the tests
 vcpu/...             !> ... but vcpu/... internal/kvm/... guest/abi isolation/breaks : a thread and its loop; what it runs and who watches is not its business
 guest/...            !> vmm/... vcpu/... internal/kvm/... observe/... jitter/... patch/... : loading and the Linux ABI are tested without a VM
 isolation/...        !> vmm/... vcpu/... internal/... guest/... firmware/... virtio/... patch/... observe/... but guest/abi : it serves any process that wants a quiet core, not only ours (review, point 5)
+isolation/host/...   !> isolation/breaks isolation/doctor/...        : what writes to the host knows neither ledgers nor opinions
+cmd/cloister cmd/internal/engine !> isolation/host/... isolation/doctor/... : the engine starts fast and stays still; the monitor changes the host (decision 0006)
 observe/...          !> vmm/... vcpu/... internal/kvm/... patch/...  : it reads snapshots; what it cannot reach it cannot slow
 jitter/...           !> vmm/... vcpu/... internal/kvm/... observe/... : the same sampler and histogram serve the bare-metal side
 virtio/...           !> vmm/... vcpu/... internal/kvm/... observe/... : a device sees memory and interrupts as interfaces, and is fuzzed without a VM

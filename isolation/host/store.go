@@ -41,10 +41,12 @@ func open(s System, dir string, create bool) (*store, error) {
 	if !create {
 		flags = os.O_RDONLY
 	}
-	lock, err := os.OpenFile(filepath.Join(dir, lockFile), flags, 0o644)
+	lock, err := os.OpenFile(filepath.Join(dir, lockFile), flags, 0o600) // or any user could hold it for ever
 	if err != nil {
-		if !create && errors.Is(err, fs.ErrNotExist) {
-			return &store{dir: dir, state: state{held: map[string]*held{}}}, nil
+		if !create && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)) {
+			// Without the lock a record may be half written: that is a torn end, which is passed over.
+			j := &store{dir: dir, state: state{held: map[string]*held{}}}
+			return j, j.load(s, false)
 		}
 		return nil, fmt.Errorf("host journal: %w: host isolation needs root", err)
 	}

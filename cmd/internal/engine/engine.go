@@ -369,7 +369,7 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 	if err != nil {
 		cwd = "/"
 	}
-	m, err := e.newMachine(vmm.Config{
+	m, err := vmm.New(vmm.Config{
 		Program: o.program, ExecFn: e.execFn, ELF: int(e.elf.Fd()), ELFSize: st.Size(), Args: o.args, Env: environ(), Mounts: o.mounts, Net: o.net == "host", Cwd: cwd,
 		Builtin: strings.HasPrefix(o.program, "@"), CPU: o.cpu, FIFO: o.fifo, Memory: o.memory, Huge: o.hugepages,
 		Lock: !o.noLock, OwnClock: e.ownClock(), Seal: vmm.SealPolicy(o.seal), RingCalls: o.syscalls == "ring", Ledgers: e.ledger, Guest: e.guest, Stamp: e.stamp,
@@ -390,7 +390,7 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 			e.tell(session.Message{Warn: err.Error()})
 		}
 	}
-	if err := m.Prepare(); err != nil {
+	if err := e.inPartition(m.Prepare); err != nil {
 		return session.StatusCloister, vmm.Result{}, err.Error()
 	}
 	e.stamp("start")
@@ -401,7 +401,7 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 		e.tell(session.Message{Ready: &r}, m.Info.StatsFD)
 	}
 	if err := e.awaitQuiet(); err != nil {
-		return session.StatusCloister, vmm.Result{}, err.Error()
+		return session.StatusCloister, vmm.Result{}, e.abandon(m, err)
 	}
 	if err := m.Enter(); err != nil {
 		return session.StatusCloister, vmm.Result{}, err.Error()

@@ -146,15 +146,6 @@ func partitionOf(cpu int) string {
 	return ""
 }
 
-// newMachine builds the machine, with its vCPU's thread where the core is.
-func (e *engine) newMachine(c vmm.Config) (m *vmm.Machine, err error) {
-	err = e.inPartition(func() error {
-		m, err = vmm.New(c)
-		return err
-	})
-	return m, err
-}
-
 // inPartition calls f on a thread that is in the core's partition, so that the vCPU's thread, which f makes, is born
 // there. The partition is threaded and a child of the root, so the process has to be in the root's cgroup.
 func (e *engine) inPartition(f func() error) (err error) {
@@ -178,6 +169,14 @@ func (e *engine) inPartition(f func() error) (err error) {
 	err = nil
 	write("cgroup.threads", unix.Gettid()) // guestLife gives it its CPUs back, as all others of ours
 	return errors.Join(made, err)
+}
+
+// abandon ends a machine whose core is not quiet enough; it gives the reason, in one line.
+func (e *engine) abandon(m *vmm.Machine, why error) string {
+	if err := m.Abandon(); err != nil {
+		return fmt.Sprintf("%v; and %v", why, err)
+	}
+	return why.Error()
 }
 
 // restoreHost gives the core back when there is no monitor that does.
