@@ -37,10 +37,8 @@ func (e *examiner) domains() {
 	apart := slices.Clone(iso)
 	switch {
 	case l.V2 != "":
-		for _, name := range []string{"cpuset.cpus.isolated"} {
-			if list, ev := e.listOf(path.Join(l.V2, name)); ev.Value != "not there" {
-				evidence, apart = append(evidence, ev), append(apart, list...)
-			}
+		if list, ev := e.listOf(path.Join(l.V2, "cpuset.cpus.isolated")); ev.Value != "not there" {
+			evidence, apart = append(evidence, ev), append(apart, list...)
 		}
 		for dir, cpus := range l.Partitions(e.s) {
 			if v, ev := e.look(path.Join(dir, "cpuset.cpus.partition")); v == "isolated" {

@@ -103,6 +103,9 @@ func (e *examiner) interrupts() {
 		}
 		f := Finding{ID: "irq", CPUs: []int{c}, State: verdict(len(here) > 0), What: "interrupts of devices may come to it", Causes: append(slices.Clone(interrupt), "irq_exits"), Cost: OnDemand, Cap: D, Way: RunTime,
 			Evidence: []Evidence{{"/proc/irq/*/smp_affinity_list", fmt.Sprintf("%d IRQs", len(here))}, {"/proc/interrupts", fmt.Sprintf("%d came%s", came, worst)}}}
+		if came == 0 { // so far nothing had a reason to
+			f.Cap = C
+		}
 		e.add(f)
 		if len(managed) > 0 && !strings.Contains(iso, "managed_irq") {
 			e.add(Finding{ID: "irq-managed", CPUs: []int{c}, State: Wrong, What: "the kernel manages the affinity of some itself: it cannot be changed", Evidence: []Evidence{{"/sys/kernel/debug/irq/irqs", "IRQs " + strings.Join(managed, " ")}, managedAtBoot},

@@ -40,10 +40,8 @@ func (r *Result) WriteText(w io.Writer, verb string) error {
 		fmt.Fprintf(&b, ", %d threads had ended", r.Gone)
 	}
 	b.WriteByte('\n')
-	for kind, list := range map[string][]Remark{"refused": r.Refused} {
-		for _, x := range list {
-			fmt.Fprintf(&b, "  %s: %s\n", kind, x)
-		}
+	for _, x := range r.Refused {
+		fmt.Fprintf(&b, "  refused: %s\n", x)
 	}
 	for _, x := range r.Foreign {
 		fmt.Fprintf(&b, "  left alone: %s\n", x)

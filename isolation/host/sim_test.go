@@ -133,7 +133,7 @@ func (s *sim) Mkdir(name string) error {
 	if err := s.Live.Mkdir(name); err != nil {
 		return err
 	}
-	files := map[string]string{}
+	var files map[string]string
 	switch {
 	case strings.Contains(name, "resctrl"):
 		b, err := s.Read("sys/fs/resctrl/schemata")
