@@ -108,10 +108,19 @@ func (a *Applier) apply(j *store, r Request) (*Result, error) {
 	if err := j.add(a.System, &record{Op: opClaim, Claim: &c}); err != nil {
 		return nil, a.undo(j, p.Owner, err)
 	}
+	lacking := false
 	for _, step := range p.Steps {
-		if err := a.step(j, p.Owner, step, res); err != nil {
+		before := len(res.Refused)
+		if step.whole && lacking {
+			err = a.refused(res, step.Setting, errors.New("it is left out: the cpuset before it could not be made whole"))
+		} else {
+			err = a.step(j, p.Owner, step, res)
+		}
+		if err != nil {
 			return nil, a.undo(j, p.Owner, err)
 		}
+		x := step.Setting
+		lacking = lacking || len(res.Refused) > before && (x.Kind == Directory || x.Kind == Member || x.Within != "")
 	}
 	if err := a.sweep(j, r, p, res); err != nil {
 		return nil, a.undo(j, p.Owner, err)

@@ -329,6 +329,28 @@ func TestWithoutCgroupRights(t *testing.T) {
 	}
 	mustRestore(t, a)
 	same(t, "restored", before, snapshot(t, s.Root))
+
+	// Half a cpuset of version 1 would leave the whole machine without balancing, half a partition throw its thread out.
+	for name, c := range map[string]struct {
+		overlay map[string]string
+		refuse  string
+		keep    string
+		value   string
+	}{
+		"v1": {v1, "sys/fs/cgroup/cpuset/cloister-rest/cpuset.mems", "sys/fs/cgroup/cpuset/cpuset.sched_load_balance", "1"},
+		"v2": {nil, "sys/fs/cgroup/cloister-cpus-3/cpuset.cpus", part, "member"},
+	} {
+		s := unpack(t, "four.txtar", c.overlay)
+		s.errno = map[string]error{c.refuse: unix.EACCES}
+		before := snapshot(t, s.Root)
+		a := &Applier{System: s, Dir: memory(t)}
+		res := mustApply(t, a, Request{CPUs: []int{3}})
+		if got := Text(s, c.keep); got != c.value || len(res.Refused) != 2 || !strings.Contains(res.Refused[1].Why, "left out") {
+			t.Errorf("%s: %s is %q, refused %v", name, c.keep, got, res.Refused)
+		}
+		mustRestore(t, a)
+		same(t, name, before, snapshot(t, s.Root))
+	}
 }
 
 // The owner's threads go into the partition, and are left on the core.

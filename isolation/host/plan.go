@@ -30,8 +30,7 @@ type Step struct {
 	Old     string  `json:"old"`
 	New     string  `json:"new"`
 	Why     string  `json:"why"` // what it keeps off the cores
-	// Sweep: taken again until nothing of the kind is left, for what comes up meanwhile.
-	sweep bool
+	whole   bool    // only when all of the cpuset before it could be made: alone it would do harm
 }
 
 // String is one line of a plan.

@@ -206,7 +206,7 @@ func (p *planner) partition() {
 	// Not "within": it is put back before the threads leave, so that they stay on the core.
 	name := dir + "/cpuset.cpus.partition"
 	x := Setting{Kind: File, Name: name, Format: Plain, Rule: Same, Want: "isolated"}
-	p.plan.Steps = append(p.plan.Steps, Step{Setting: x, Old: "member", New: "isolated", Why: "the scheduler balances nothing onto the cores"})
+	p.plan.Steps = append(p.plan.Steps, Step{Setting: x, Old: "member", New: "isolated", Why: "the scheduler balances nothing onto the cores", whole: true})
 }
 
 // exclusive is the same with cgroup version 1: no domain of the scheduler spans the cores any more.
@@ -226,7 +226,11 @@ func (p *planner) exclusive() {
 	file(own, "cpuset.mems", mems, "all memory")
 	file(own, "cpuset.cpu_exclusive", "1", "no cpuset beside it may have the cores")
 	file(own, "cpuset.sched_load_balance", "0", "the scheduler balances nothing onto the cores")
+	n := len(p.plan.Steps)
 	p.knob(root+"/cpuset.sched_load_balance", "0", "no balancing across the whole machine")
+	for i := range p.plan.Steps[n:] {
+		p.plan.Steps[n+i].whole = true // without the set for the rest, nothing at all would be balanced
+	}
 }
 
 // cache gives the cores half of the last-level cache's ways, and the rest of the machine the other half.
@@ -290,9 +294,6 @@ func (p *planner) tasks() {
 			}
 		default:
 			p.set(Setting{Kind: Affinity, Name: threadName(t), Rule: Except}, t.Name)
-			if n := len(p.plan.Steps); n > 0 {
-				p.plan.Steps[n-1].sweep = true
-			}
 		}
 	}
 	if len(bound) > 0 {

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cloister-vmm/cloister/internal/testenv"
+	"golang.org/x/tools/txtar"
+)
+
+// stage is a machine's /sys, /proc/sys and /proc/irq, recorded, laid over those of a mount and PID namespace of our
+// own: the built programs write what they would write, threads and leases outside are not seen, and nothing of this machine is
+// changed. It lacks what only a kernel does, so cpusets are refused there; that is the lab's to show.
+const stage = `set -eu
+mount --make-rprivate /
+mount -t proc proc /proc
+for d in proc/irq proc/sys sys; do mount --bind "$STAGE/$d" /$d; done
+mount --bind "$STAGE/latency" /dev/cpu_dma_latency
+mount -t tmpfs run /run
+for d in /sys /proc/sys /proc/irq; do
+	echo on stage >$d/.stage
+	[ -f "$STAGE$d/.stage" ] || { echo "$d is the machine's own"; exit 99; }
+	rm $d/.stage
+done
+set +e
+snapshot() { (cd "$STAGE" && find sys proc -type f | sort | xargs cksum) >"/run/$1"; }
+same() {
+	snapshot now
+	cmp -s /run/before /run/now || { echo "$1: not as it was:"; diff /run/before /run/now; }
+	[ ! -f /run/cloister-host/journal ] || echo "$1: a journal is left"
+}
+applied() { i=0; until [ "$(cat /proc/sys/vm/stat_interval)" = 120 ]; do i=$((i + 1)); [ $i -lt 300 ] || { echo "it does not apply:"; cat /run/out; exit 1; }; sleep 0.1; done; sleep 1; }
+begin() { cloister run --quiet --cpu 1 --isolate --seal start --for 60s @spin >/run/out 2>&1 & e=$!; applied; m=$(pgrep -P $e -f monitor-process); }
+finish() { wait $e 2>/dev/null; [ $? = $1 ] || echo "it ended with another status than $1"; while kill -0 $m 2>/dev/null; do sleep 0.1; done; }
+snapshot before
+`
+
+// onStage runs a script there; whatever it prints is what went wrong.
+func onStage(t *testing.T, script string) {
+	t.Helper()
+	testenv.Need(t, testenv.KVM, testenv.Root, testenv.MultiCPU)
+	bin, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := txtar.ParseFile("../../isolation/host/testdata/nested.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	put := func(name string, text []byte) {
+		p := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, text, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range a.Files {
+		if strings.HasPrefix(f.Name, "sys/") || strings.HasPrefix(f.Name, "proc/sys/") || strings.HasPrefix(f.Name, "proc/irq/") {
+			put(f.Name, f.Data)
+		}
+	}
+	for _, name := range []string{"proc/sys/kernel/random/boot_id", "proc/sys/vm/max_map_count", "proc/sys/vm/overcommit_memory"} {
+		b, err := os.ReadFile("/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		put(name, b)
+	}
+	put("latency", nil)
+	c := exec.Command("sh", "-c", stage+script)
+	c.Env = []string{"PATH=" + filepath.Dir(bin) + ":" + os.Getenv("PATH"), "STAGE=" + dir, "CLOISTER_RUN_DIR=/run/cloister"}
+	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	c.WaitDelay = 5 * time.Second
+	end := time.AfterFunc(limit, func() { _ = c.Process.Kill() }) // it may have ended; as it is the first of its PID namespace, all end with it
+	defer end.Stop()
+	out, err := c.CombinedOutput()
+	if err != nil || len(out) > 0 {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// However a run with --isolate ends, every file is what it was.
+func TestIsolatedRunGivesBack(t *testing.T) {
+	for name, script := range map[string]string{
+		"by itself":      `cloister run --quiet --cpu 1 --isolate --for 1s @spin >/run/out 2>&1 || cat /run/out; same end`,
+		"ctrl-c":         `begin; kill -INT $e; finish 130; same ctrl-c`,
+		"engine killed":  `begin; kill -9 $e; finish 137; same engine`,
+		"monitor killed": `begin; kill -9 $m; sleep 0.5; kill -INT $e; finish 130; same monitor`,
+		"crash":          `cloister run --quiet --cpu 1 --isolate @fault:pf >/run/out 2>&1; [ $? = 139 ] || cat /run/out; same crash`,
+		"refused":        `cloister run --cpu 1 --isolate --require A @spin >/run/out 2>&1; [ $? = 125 ] && grep -q 'is of grade D' /run/out || cat /run/out; same refused`,
+		"both killed": `begin; kill -STOP $m; kill -9 $e; kill -9 $m; finish 137
+cloister host status | grep -q 'it has ended' || echo 'no claim of the dead is shown'
+cloister run --quiet --cpu 1 --isolate --for 1s @spin 2>&1 | grep -q 'give them back first' || echo 'the core was given away again'
+cloister host restore >/run/out 2>&1 || cat /run/out; same both`,
+		"kept": `cloister run --quiet --cpu 1 --isolate --keep --for 1s @spin >/run/out 2>&1 || cat /run/out
+[ "$(cat /proc/sys/vm/stat_interval)" = 120 ] || echo 'it was not kept'
+cloister host restore --cpu 1 >/run/out 2>&1 || cat /run/out; same kept`,
+	} {
+		t.Run(name, func(t *testing.T) { onStage(t, script) })
+	}
+}
+
+// The commands: apply, hold, restore; in use is not taken away.
+func TestHostCommandsOnStage(t *testing.T) {
+	onStage(t, `cloister host apply --cpu 1 >/run/out 2>&1 || cat /run/out
+[ "$(cat /proc/irq/36/smp_affinity_list)" = 0 ] || echo 'IRQ 36 was not moved'
+cloister host apply --cpu 1 2>&1 | grep -q 'are isolated for' || echo 'applied twice'
+cloister run --quiet --cpu 1 --for 4s @spin & e=$!
+sleep 2
+cloister host restore >/run/out 2>&1 && echo 'taken from a running VM'
+wait $e || echo 'the run on an applied core failed'
+cloister host restore >/run/out 2>&1 || cat /run/out
+same commands
+cloister host apply --cpu 1 --hold >/run/out 2>&1 & e=$!; m=$e
+applied
+ls -l /proc/$e/fd | grep -q cpu_dma_latency || echo 'the latency is not held'
+kill -INT $e; finish 0
+same hold
+cloister host apply --cpu 1 --strict >/run/out 2>&1 && echo 'strict, and a refusal is borne'
+same strict`)
+}
+
+// What is undone while a VM runs is said at once and in the report, and is not overwritten.
+func TestDriftIsReported(t *testing.T) {
+	onStage(t, `cloister run --cpu 1 --isolate --seal start --for 6s --report /run/r.json @spin >/run/out 2>&1 & e=$!
+applied
+echo 7 >/proc/sys/vm/stat_interval
+echo 0-1 >/proc/irq/36/smp_affinity_list
+wait $e || cat /run/out
+grep -q 'drift: the affinity of IRQ 36: /proc/irq/36/smp_affinity_list was 0, is 0-1' /run/out || { echo 'it was not said:'; cat /run/out; }
+grep -q 'left alone: /proc/sys/vm/stat_interval: it was 1, we made it 120, and somebody has made it 7' /run/out || { echo 'it was overwritten, or not said:'; cat /run/out; }
+grep -q '"was": "120"' /run/r.json || echo 'the report does not have it'
+grep -q '"drift: the affinity of IRQ 36' /run/r.json || echo 'the certificate does not say so'
+[ "$(cat /proc/sys/vm/stat_interval)" = 7 ] || echo 'it was overwritten'
+echo 1 >/proc/sys/vm/stat_interval
+same drift`)
+}
