@@ -66,7 +66,8 @@ func mustRestore(t *testing.T, a *Applier, cpus ...int) []*Result {
 func TestApplyAndRestore(t *testing.T) {
 	for name, overlay := range map[string]map[string]string{
 		"v2": nil, "v1": v1, "hybrid": hybrid, "no cpuset": none,
-		"smt": {cpuDir + "/cpu3/topology/thread_siblings_list": "1,3", cpuDir + "/cpu1/topology/thread_siblings_list": "1,3"},
+		"v1 elsewhere": {"proc/mounts": "cpuset /dev/cpuset cgroup rw,cpuset 0 0", "-sys/fs/cgroup": "", "dev/cpuset/cpuset.cpus": "0-3", "dev/cpuset/cpuset.mems": "0", "dev/cpuset/cpuset.sched_load_balance": "1"},
+		"smt":          {cpuDir + "/cpu3/topology/thread_siblings_list": "1,3", cpuDir + "/cpu1/topology/thread_siblings_list": "1,3"},
 	} {
 		for _, level := range []Level{RunTime, Max} {
 			t.Run(name+" "+string(level), func(t *testing.T) {

@@ -71,19 +71,22 @@ func (x Setting) String() string {
 	return "/" + x.Name
 }
 
-// valid guards what comes out of a journal: a setting may reach into proc and sys and nowhere else.
+// valid guards what comes out of a journal: a setting may reach into proc and sys, and to cpusets wherever they are
+// mounted, and nowhere else.
 func (x Setting) valid() error {
 	name := x.Name
 	switch x.Kind {
 	case File, Directory:
-		if path.Clean(name) != name || !strings.HasPrefix(name, "sys/") && !strings.HasPrefix(name, "proc/") {
-			return fmt.Errorf("%q is no file of /proc or /sys", name)
+		knob := strings.HasPrefix(name, "sys/") || strings.HasPrefix(name, "proc/")
+		cpuset := x.Kind == File && (strings.HasPrefix(path.Base(name), "cpuset.") || strings.HasPrefix(path.Base(name), "cgroup.")) || x.Kind == Directory && ours(name)
+		if path.Clean("/"+name) != "/"+name || !knob && !cpuset {
+			return fmt.Errorf("%q is no file of /proc or /sys, nor a cpuset", name)
 		}
 	case Affinity, Member:
 		if !strings.Contains(name, "@") {
 			return fmt.Errorf("%q names no thread", name)
 		}
-		if x.Kind == Member && (path.Clean(x.Base) != x.Base || !strings.HasPrefix(x.Base, "sys/")) {
+		if x.Kind == Member && (path.Clean("/"+x.Base) != "/"+x.Base) {
 			return fmt.Errorf("%q is no hierarchy of cgroups", x.Base)
 		}
 	default:
