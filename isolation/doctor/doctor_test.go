@@ -268,6 +268,19 @@ func TestPlainMachine(t *testing.T) {
 	}
 }
 
+// A machine of the lab that was booted for it: what is left can be turned at run time.
+func TestNohzMachine(t *testing.T) {
+	r := examine(t, tree(t, "nohz.txtar"), 2)
+	for id, want := range map[string]State{"tick": OK, "sched-domain": OK, "rcu": OK, "tasks": Wrong, "tick-tasks": Wrong, "nested": Wrong} {
+		if f := r.find(id); f == nil || f.State != want {
+			t.Errorf("%s: %+v, want %s", id, f, want)
+		}
+	}
+	if r.Cores[0].Grade != D || r.Cores[0].After != B {
+		t.Errorf("%+v", r.Cores)
+	}
+}
+
 // Bad input: one clear line.
 func TestExamineRefuses(t *testing.T) {
 	for name, c := range map[string]struct {
