@@ -65,6 +65,13 @@ func TestSealedBesideHelpers(t *testing.T) {
 			if len(rep.VCPUs) < 3 {
 				t.Errorf("%s: %d vCPUs in the report", libc, len(rep.VCPUs))
 			}
+			tids := map[int]bool{0: true}
+			for _, v := range rep.VCPUs {
+				if tids[v.TID] {
+					t.Errorf("%s: vCPU %d is said to be the host's thread %d", libc, v.ID, v.TID)
+				}
+				tids[v.TID] = true
+			}
 			for _, v := range rep.VCPUs[1:] {
 				if v.Breaks.ByCause[breaks.Syscall.String()].Count == 0 {
 					t.Errorf("%s: vCPU %d made no system call", libc, v.ID)

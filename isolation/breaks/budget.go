@@ -231,7 +231,6 @@ func (b Budget) Check(counts *Counts, now uint64) Verdict {
 	v := Verdict{State: start, SealedNS: Nanoseconds(sealed, counts.TSCHz)}
 	book := &counts.Book[Sealed]
 	kernel, kernelOK, kernelWhy := counts.KernelCauses(Sealed, b.Backend)
-	_, readable := tolls(b.Backend)
 	for _, c := range b.Clauses {
 		r := ClauseVerdict{Clause: c.Text, Unit: "breaks", State: start}
 		window := 1.0
@@ -246,9 +245,9 @@ func (b Budget) Check(counts *Counts, now uint64) Verdict {
 				r.Measured = add(r.Measured, book.Cause[cause].Count)
 				if cause.FromKernel() {
 					r.Measured = add(r.Measured, kernel[cause])
-					if !kernelOK && !(readable && direct(cause)) {
-						unknown = kernelWhy
-					}
+				}
+				if why := counts.Uncounted(cause, b.Backend, kernelOK, kernelWhy); why != "" {
+					unknown = why
 				}
 			}
 		default:
@@ -264,6 +263,9 @@ func (b Budget) Check(counts *Counts, now uint64) Verdict {
 			r.Measured = Nanoseconds(cycles, counts.TSCHz)
 			if counts.TSCHz == 0 {
 				unknown = "the frequency of the TSC is not known"
+			}
+			if b.Backend == BackendBare {
+				unknown = "the length of a native thread's breaks is measured by nobody"
 			}
 		}
 		if c.PerSecond && counts.TSCHz == 0 {

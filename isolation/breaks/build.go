@@ -45,8 +45,11 @@ type Ledger struct {
 	EventsLost uint64
 	// NoStatistics says why KVM's statistics are not in this ledger; empty: they are.
 	NoStatistics string
+	TID          int // the host's thread; 0: not known
 	Threads      Threads
 	Ring         *Ring // of the calls that Counts.RingCalls counts; nil: not known
+	// Statistics are the kernel's raw figures of the two books under its own names, in place of KVM's; nil: KVM's.
+	Statistics [2]map[string]uint64
 }
 
 // backend is how the ledger's statistics are to be read; empty: not at all.
@@ -128,7 +131,7 @@ func (r *Report) addVCPU(f *Facts, l *Ledger, several bool) {
 		end = max(l.Now, c.LastOut, c.LastIn)
 	}
 	v := VCPUReport{
-		ID: c.ID, Seals: c.Seals, Kicks: c.Kicks,
+		ID: c.ID, TID: l.TID, Seals: c.Seals, Kicks: c.Kicks,
 		WallNS:   Nanoseconds(c.Wall(end), c.TSCHz),
 		SealedNS: Nanoseconds(c.SealedFor(end), c.TSCHz),
 		IdleNS:   Nanoseconds(c.IdleFor(end), c.TSCHz),
@@ -155,6 +158,9 @@ func (r *Report) addVCPU(f *Facts, l *Ledger, several bool) {
 		if kernel[half], ok, why = c.KernelCauses(half, backend); !ok {
 			r.Books.KernelClosed = false
 			switch {
+			case backend == BackendBare && (half == Sealed || len(r.VCPUs) > 0): // it is true of every thread
+			case backend == BackendBare:
+				r.Books.Why = append(r.Books.Why, why)
 			case backend != "":
 				r.Books.Why = append(r.Books.Why, where+why)
 			case half == Sealed || several && f.NoStatistics != "" && len(r.VCPUs) > 0: // once is enough
@@ -177,6 +183,15 @@ func (r *Report) addVCPU(f *Facts, l *Ledger, several bool) {
 	v.Breaks = bookReport(f, &whole, &wholeKernel, c.TSCHz, backend)
 	v.GuestNS = v.Breaks.GuestNS
 	v.Ring = ringReport(f, l)
+	if l.Statistics[Open] != nil || l.Statistics[Sealed] != nil {
+		v.Open.Kernel, v.Sealed.Kernel, v.Breaks.Kernel = map[string]uint64{}, map[string]uint64{}, map[string]uint64{}
+		for half, to := range []*BookReport{&v.Open, &v.Sealed} {
+			for name, n := range l.Statistics[half] {
+				to.Kernel[name] = n
+				v.Breaks.Kernel[name] += n
+			}
+		}
+	}
 	r.VCPUs = append(r.VCPUs, v)
 }
 

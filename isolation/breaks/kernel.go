@@ -9,6 +9,32 @@ const (
 	BackendPVM = "pvm" // the software back end: shadow paging, no virtualisation hardware
 )
 
+// BackendBare says that there is no virtual machine: the ledger is of a native thread. Its Kernel[KernelIRQ] are the
+// interrupts of the thread's core, Kernel[KernelPageFixed] its page faults; its other causes are in nobody's books.
+const BackendBare = "bare"
+
+// whyBare is why the books of a native thread do not close.
+const whyBare = "a native thread's system calls, exceptions and signals are counted by nobody"
+
+// Uncounted says why the count of a cause is not known, or not known whole, for a vCPU; empty: it is what it
+// seems to be. ok and why are KernelCauses' own.
+func (c *Counts) Uncounted(cause Cause, backend string, ok bool, why string) string {
+	if backend != BackendBare {
+		_, readable := tolls(backend)
+		if !cause.FromKernel() || ok || readable && direct(cause) {
+			return ""
+		}
+		return why
+	}
+	switch {
+	case cause == HostInterrupt && c.CPU == NoCPU:
+		return "the thread has no core of its own whose interrupts could be counted: give it one (--cpu)"
+	case cause == Syscall, cause == SpuriousKick, cause == Signal, cause >= ExcDivide && cause <= ExcOther:
+		return whyBare
+	}
+	return "" // the kernel's own counter, or something that only a virtual machine has
+}
+
 // Indices into Counts.Book.
 const (
 	Open   = 0
@@ -125,6 +151,10 @@ func (c *Counts) KernelCauses(half int, backend string) (counts [NCause]uint64, 
 func kernelCauses(b *Book, backend string, seals, ends, rings uint64) (counts [NCause]uint64, ok bool, why string) {
 	if backend == "" {
 		return counts, false, "KVM's statistics were not read: exits that the kernel served itself are not known"
+	}
+	if backend == BackendBare {
+		counts[HostInterrupt], counts[PageFault] = b.Kernel[KernelIRQ], b.Kernel[KernelPageFixed]
+		return counts, false, whyBare
 	}
 	t, known := tolls(backend)
 	if !known {

@@ -112,6 +112,7 @@ func (h *Hex) UnmarshalText(b []byte) error {
 type VCPUReport struct {
 	ID       uint32     `json:"id"`
 	CPU      *uint32    `json:"cpu"` // host core it owns; null: none
+	TID      int        `json:"tid"` // host thread; 0: not known
 	WallNS   uint64     `json:"wall_ns"`
 	GuestNS  uint64     `json:"guest_ns"`
 	SealedNS uint64     `json:"sealed_ns"`
@@ -149,7 +150,7 @@ type BookReport struct {
 	ByCause  map[string]CauseCount `json:"by_cause"`
 	Planned  map[string]CauseCount `json:"planned"`
 	Syscalls []SyscallCount        `json:"syscalls"`
-	Kernel   map[string]uint64     `json:"kernel"` // KVM's own statistics, raw, by their names; null: not read
+	Kernel   map[string]uint64     `json:"kernel"` // statistics of KVM, or of the kernel for a native thread, raw, by their names; null: not read
 }
 
 // CauseCount is one cause. The times are null for a cause that KVM counts and nobody times.

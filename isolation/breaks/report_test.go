@@ -263,7 +263,7 @@ func schema(t *testing.T) *jsonschema.Schema {
 func TestReportsFollowTheSchema(t *testing.T) {
 	s := schema(t)
 	for name, r := range map[string]*Report{
-		"sample": Build(sampleFacts(t), []Ledger{sampleLedger()}), "fault": faultReport(t), "empty": Build(Facts{}, nil), "zero": Build(Facts{}, []Ledger{{}}),
+		"sample": Build(sampleFacts(t), []Ledger{sampleLedger()}), "fault": faultReport(t), "empty": Build(Facts{}, nil), "zero": Build(Facts{}, []Ledger{{}}), "bare": Build(bareFacts(), []Ledger{bareLedger(1), bareLedger(NoCPU)}),
 	} {
 		doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(encode(t, r)))
 		if err != nil {

@@ -23,7 +23,7 @@ type TextOptions struct {
 // WriteText prints the report for a human: what ended the run, where the time went, each cause with
 // its price, sealed apart from open, and whether the figures can be trusted.
 func (r *Report) WriteText(w io.Writer, o TextOptions) error {
-	p := &page{color: o.Color}
+	p := &page{color: o.Color, bare: r.Host.Backend == BackendBare}
 	p.head(r)
 	if r.Fault != nil {
 		p.fault(r.Fault)
@@ -62,6 +62,7 @@ func (g *GapReport) WriteText(w io.Writer, o TextOptions) error {
 type page struct {
 	bytes.Buffer
 	color bool
+	bare  bool // a native run
 }
 
 func (p *page) line(format string, args ...any) {
@@ -116,18 +117,29 @@ func (p *page) vcpu(v *VCPUReport, sites []TopSite) {
 		core = fmt.Sprintf("on CPU %d", *v.CPU)
 	}
 	p.line("")
-	p.line("%s %s: wall %s, inside KVM_RUN %s%s, sealed %s", p.paint(bold, fmt.Sprintf("vCPU %d", v.ID)), core,
-		duration(v.WallNS), duration(v.GuestNS), inBrackets(share(v.GuestNS, v.WallNS)), duration(v.SealedNS))
+	what, where := fmt.Sprintf("vCPU %d", v.ID), "inside KVM_RUN"
+	if p.bare {
+		what, where = fmt.Sprintf("thread %d (%s)", v.TID, v.threadNames()), "running"
+	}
+	p.line("%s %s: wall %s, %s %s%s, sealed %s", p.paint(bold, what), core, duration(v.WallNS), where,
+		duration(v.GuestNS), inBrackets(share(v.GuestNS, v.WallNS)), duration(v.SealedNS))
 	all := &v.Breaks
-	p.line("  %s, %s per second, %s", plural(all.Total, "break"), rate(all.Total, v.WallNS), lostText(all, v.WallNS))
+	if p.bare {
+		p.line("  %s that the kernel counts, %s per second, not timed", plural(all.Total, "break"), rate(all.Total, v.WallNS))
+	} else {
+		p.line("  %s, %s per second, %s", plural(all.Total, "break"), rate(all.Total, v.WallNS), lostText(all, v.WallNS))
+	}
 	open := span(v.SealedNS, v.WallNS)
 	if v.Seals == 0 {
 		p.book("never sealed", &v.Open, open, sites, nowhere)
-		return
+	} else {
+		p.book("sealed", &v.Sealed, v.SealedNS, sites, nowhere)
+		if open > 0 || v.Open.Returns > 0 || v.Open.Total > 0 {
+			p.book("open (not sealed)", &v.Open, open, sites, nowhere)
+		}
 	}
-	p.book("sealed", &v.Sealed, v.SealedNS, sites, nowhere)
-	if open > 0 || v.Open.Returns > 0 || v.Open.Total > 0 {
-		p.book("open (not sealed)", &v.Open, open, sites, nowhere)
+	if p.bare {
+		p.statistics([]VCPUReport{*v})
 	}
 }
 
@@ -138,7 +150,11 @@ func nowhere(string) string { return "" }
 func (p *page) book(title string, b *BookReport, ns uint64, sites []TopSite, who func(cause string) string) {
 	p.line("")
 	if b.Total == 0 {
-		p.line("  %s, %s: no breaks%s", p.paint(bold, title), duration(ns), plannedText(b))
+		none := "no breaks"
+		if p.bare {
+			none = "none that the kernel counts"
+		}
+		p.line("  %s, %s: %s%s", p.paint(bold, title), duration(ns), none, plannedText(b))
 		return
 	}
 	p.line("  %s, %s: %s, %s%s", p.paint(bold, title), duration(ns), plural(b.Total, "break"), lostText(b, ns), plannedText(b))

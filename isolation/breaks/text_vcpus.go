@@ -18,7 +18,11 @@ const (
 func (p *page) vcpus(list []VCPUReport, sites []TopSite) {
 	p.line("")
 	t := table{left: []int{2}}
-	t.row("vCPU", "core", "threads", "wall", "in guest", "breaks", "lost", "sealed", "sealed breaks")
+	if p.bare {
+		t.row("thread", "core", "name", "tid", "wall", "running", "breaks", "sealed", "sealed breaks")
+	} else {
+		t.row("vCPU", "core", "threads", "wall", "in guest", "breaks", "lost", "sealed", "sealed breaks")
+	}
 	for _, i := range worthARow(list) {
 		v := &list[i]
 		core, sealed, spent := "-", "never", "-"
@@ -35,12 +39,19 @@ func (p *page) vcpus(list []VCPUReport, sites []TopSite) {
 		case untimed > 0 || v.Breaks.Kernel == nil:
 			lost = ">= " + lost
 		}
-		t.row(strconv.FormatUint(uint64(v.ID), 10), core, v.threadNames(), duration(v.WallNS), orElse(share(v.GuestNS, v.WallNS), "-"),
-			v.Breaks.least()+strconv.FormatUint(v.Breaks.Total, 10), lost, sealed, spent)
+		id, inside, all := strconv.FormatUint(uint64(v.ID), 10), orElse(share(v.GuestNS, v.WallNS), "-"), v.Breaks.least()+strconv.FormatUint(v.Breaks.Total, 10)
+		if p.bare { // no length is known
+			t.row(id, core, v.threadNames(), strconv.Itoa(v.TID), duration(v.WallNS), inside, all, sealed, spent)
+		} else {
+			t.row(id, core, v.threadNames(), duration(v.WallNS), inside, all, lost, sealed, spent)
+		}
 	}
 	t.write(p, "  ")
 	if more := len(list) - vcpuRows; more > 0 {
-		p.line("  and %s more, never sealed or less disturbed, in the JSON report", plural(uint64(more), "vCPU"))
+		p.line("  and %s more, never sealed or less disturbed, in the JSON report", plural(uint64(more), p.noun()))
+	}
+	if p.bare {
+		p.line("  breaks are those that the kernel counts, none of them timed")
 	}
 
 	var sealed, open BookReport
@@ -64,7 +75,7 @@ func (p *page) vcpus(list []VCPUReport, sites []TopSite) {
 		p.line("  %s of vCPUs that had no thread to run are in no figure", duration(idleNS))
 	}
 	half := func(title string, b *BookReport, ns uint64, n int, of func(*VCPUReport) *BookReport) {
-		p.book(title+" on "+plural(uint64(n), "vCPU"), b, ns, sites, func(cause string) string {
+		p.book(title+" on "+plural(uint64(n), p.noun()), b, ns, sites, func(cause string) string {
 			for i := range list {
 				if c, ok := of(&list[i]).ByCause[cause]; ok && c.MaxNS != nil && *c.MaxNS == b.MaxNS {
 					return fmt.Sprintf(" on vCPU %d", list[i].ID)
@@ -82,6 +93,9 @@ func (p *page) vcpus(list []VCPUReport, sites []TopSite) {
 	}
 	if openOnes > 0 {
 		half(title, &open, openNS, openOnes, func(v *VCPUReport) *BookReport { return &v.Open })
+	}
+	if p.bare {
+		p.statistics(list)
 	}
 }
 
@@ -168,19 +182,19 @@ func mergeCauses(to, from map[string]CauseCount) map[string]CauseCount {
 // verdicts prints how the clauses of a budget stand, with their vCPU where there are several.
 func (p *page) verdicts(b *BudgetState, several bool) {
 	if several && b.State == Untested {
-		p.line("          - %s no vCPU was ever sealed", b.State)
+		p.line("          - %s no %s was ever sealed", b.State, p.noun())
 		return
 	}
 	for _, c := range b.Clauses {
 		who := ""
 		if several {
-			who = fmt.Sprintf("vCPU %d: ", c.VCPU)
+			who = fmt.Sprintf("%s %d: ", p.noun(), c.VCPU)
 		}
 		switch {
 		case c.State == Kept:
 			p.line("          - %s%s: %s used", who, clean(c.Clause), used(c.ClauseVerdict))
 		case c.State == Broken:
-			p.line("          - %s vCPU %d: %s", p.paint(red, "broken:"), c.VCPU, clean(c.Why))
+			p.line("          - %s %s %d: %s", p.paint(red, "broken:"), p.noun(), c.VCPU, clean(c.Why))
 		default:
 			p.line("          - %s %s%s: %s", c.State, who, clean(c.Clause), clean(c.Why))
 		}

@@ -355,7 +355,7 @@ func (m *monitor) lastLedgers(f *breaks.Facts) (list []breaks.Ledger) {
 		f.NoStatistics = "this kernel has no KVM_GET_STATS_FD"
 	}
 	for _, v := range m.vcpus {
-		l := breaks.Ledger{Sites: v.ledger.Sites[:], EventsLost: m.trace.lostOf(v), Threads: v.threads, Ring: &v.ledger.Ring}
+		l := breaks.Ledger{Sites: v.ledger.Sites[:], EventsLost: m.trace.lostOf(v), TID: v.tid, Threads: v.threads, Ring: &v.ledger.Ring}
 		if !v.ledger.Snapshot(&l.Counts) {
 			f.FailedClauses = append(f.FailedClauses, fmt.Sprintf("the ledger of vCPU %d could not be read consistently", v.id))
 		}

@@ -266,8 +266,8 @@ func TestStatisticsAreOfOneVCPU(t *testing.T) {
 	for _, l := range list {
 		ids = append(ids, l.Counts.ID)
 	}
-	if !slices.Equal(ids, []uint32{0, 1, 3}) || f.NoStatistics != "" || list[0].NoStatistics != "" || list[1].NoStatistics == "" || len(f.FailedClauses) != 0 {
-		t.Errorf("ledgers of %d, %+v", ids, f)
+	if !slices.Equal(ids, []uint32{0, 1, 3}) || f.NoStatistics != "" || list[0].NoStatistics != "" || list[1].NoStatistics == "" || list[1].TID != 2 || list[2].TID != 0 || len(f.FailedClauses) != 0 {
+		t.Errorf("ledgers of %d, threads %d and %d, %+v", ids, list[1].TID, list[2].TID, f)
 	}
 	m.vcpus[0].stats = nil
 	if m.lastLedgers(&f); f.NoStatistics == "" {
