@@ -5,6 +5,7 @@ package main
 import (
 	"os"
 
+	"github.com/cloister-vmm/cloister/cmd/internal/bare"
 	"github.com/cloister-vmm/cloister/cmd/internal/engine"
 	"github.com/cloister-vmm/cloister/cmd/internal/monitor"
 	"github.com/cloister-vmm/cloister/cmd/internal/session"
@@ -22,6 +23,8 @@ func command(args []string) int {
 		return monitor.Process()
 	case "run": // --one-process
 		return engine.Main(args[1:], monitor.Run)
+	case session.BareCommand:
+		return bare.Main(args[1:])
 	case "ps":
 		return monitor.PS(args[1:])
 	case "stats":

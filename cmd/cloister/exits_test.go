@@ -32,6 +32,14 @@ func (b *box) reported(args ...string) (result, *breaks.Report) {
 
 func (b *box) report(name string, r result) *breaks.Report {
 	b.t.Helper()
+	rep := b.decoded(name, r)
+	b.closed(rep)
+	return rep
+}
+
+// decoded reads a report that must follow its schema.
+func (b *box) decoded(name string, r result) *breaks.Report {
+	b.t.Helper()
 	raw, err := os.ReadFile(name)
 	if err != nil {
 		b.t.Fatalf("no report: %v\nstatus %d, %s", err, r.status, tail(r.err))
@@ -59,7 +67,6 @@ func (b *box) report(name string, r result) *breaks.Report {
 	if rep.Exit.Code != r.status {
 		b.t.Errorf("exit.code %d, status %d", rep.Exit.Code, r.status)
 	}
-	b.closed(&rep)
 	return &rep
 }
 

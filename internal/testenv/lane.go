@@ -29,7 +29,7 @@ const (
 var promised = map[Lane][]string{
 	LaneNone:   {},
 	LaneUnit:   {},
-	LaneKVM:    {"kvm", "root", "multicpu", "tracefs", "btf", "tool:gcc", "tool:musl-gcc", "tool:go"},
+	LaneKVM:    {"kvm", "root", "multicpu", "tracefs", "btf", "trace", "tool:gcc", "tool:musl-gcc", "tool:go"},
 	LaneLab:    {"kvm", "hardware-kvm", "svm", "root", "multicpu", "isolated-core", "nohz-full", "tracefs", "btf", "cgroup2", "kernel-guest", "lab-machine"},
 	LaneLabVMX: {"kvm", "hardware-kvm", "vmx", "root", "tracefs", "btf", "cgroup2", "lab-machine"},
 }

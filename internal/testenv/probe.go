@@ -42,6 +42,9 @@ var (
 	BTF = Requirement{"btf", probeBTF}
 	// Cgroup2: the unified hierarchy with the cpuset controller is mounted.
 	Cgroup2 = Requirement{"cgroup2", probeCgroup2}
+	// Trace: this process may trace its children and take descriptors from them, which the system call filters of
+	// some containers forbid.
+	Trace = Requirement{"trace", probeTrace}
 	// KernelGuest: whole kernels boot in reasonable time, and there is one to boot
 	// (see GuestKernel). Software back ends take about an hour to unpack one.
 	KernelGuest = Requirement{"kernel-guest", probeKernelGuest}
@@ -74,6 +77,21 @@ func probeKVM() error {
 		return err
 	}
 	return f.Close()
+}
+
+func probeTrace() error {
+	self, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err != nil {
+		return fmt.Errorf("pidfd_open: %w", err)
+	}
+	fd, err := unix.PidfdGetfd(self, self, 0) // of oneself: the kernel asks for no right, a filter may refuse
+	if err == nil {
+		err = unix.Close(fd)
+	}
+	if err != nil {
+		err = fmt.Errorf("pidfd_getfd: %w", err)
+	}
+	return errors.Join(err, unix.Close(self))
 }
 
 func probeRoot() error {

@@ -79,7 +79,7 @@ func byName(name string) Requirement {
 		return Tool(tool)
 	}
 	for _, r := range []Requirement{
-		KVM, HardwareKVM, SVM, VMX, PVM, Root, MultiCPU, IsolatedCore, NoHzFull, Tracefs, BTF, Cgroup2, KernelGuest, LabMachine,
+		KVM, HardwareKVM, SVM, VMX, PVM, Root, MultiCPU, IsolatedCore, NoHzFull, Tracefs, BTF, Cgroup2, Trace, KernelGuest, LabMachine,
 	} {
 		if r.name == name {
 			return r

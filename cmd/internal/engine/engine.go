@@ -40,6 +40,7 @@ type engine struct {
 
 	elf       *os.File
 	execFn    string // the program's path as execve(2) would have got it
+	tscHz     uint64 // of a built-in program; 0: not asked for
 	leases    []*cores.Lease
 	lease     *cores.Lease // of --cpu auto, until it is among leases
 	vmDir     string
@@ -72,6 +73,9 @@ func Main(args []string, inProcess Monitor) int {
 	}
 	if err != nil {
 		return session.Failf("%v", err)
+	}
+	if o.bare {
+		return session.ExecMonitor(append([]string{session.BareCommand}, args...))
 	}
 	if o.oneProcess && inProcess == nil {
 		return session.ExecMonitor(append([]string{"run"}, args...))
@@ -123,9 +127,13 @@ func (e *engine) openProgram() (int, error) {
 	o := e.o
 	if strings.HasPrefix(o.program, "@") {
 		hz, err := tscHz()
+		if err != nil && o.bare {
+			hz, err = calibrate()
+		}
 		if err != nil {
 			return session.StatusCloister, err
 		}
+		e.tscHz = hz
 		b, err := workload.ELF(o.program, o.args[1:], hz)
 		if err != nil {
 			return session.StatusNotFound, err

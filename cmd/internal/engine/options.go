@@ -42,6 +42,7 @@ type options struct {
 	limit      time.Duration
 	oneProcess bool
 	ownClock   bool
+	bare       bool
 	program    string
 	args       []string
 	isolating
@@ -86,6 +87,7 @@ func runFlags(o *options) *flag.FlagSet {
 	f.Func("rw", "let the program read and write `DIR[:GUESTDIR]`; may be repeated", mount(true))
 	f.StringVar(&o.net, "net", "none", "`host|none`: sockets on the host's network, and Unix sockets below --rw")
 	f.BoolVar(&o.ownClock, "own-clock", false, "give the program Cloister's own clock even where the host's can be shared")
+	f.BoolVar(&o.bare, "bare", false, "run the program natively, placed, sealed and reported alike: to compare")
 	f.StringVar(&o.seal, "seal", "call", "isolation begins at `start|first-write|call`")
 	f.StringVar(&o.syscalls, "syscalls", "exit", "how sealed threads make system calls: by an `exit|ring` to a housekeeping core (docs/threads.md)")
 	f.StringVar(&o.budget, "budget", "", "what may be spent while sealed: `CLAUSES` such as total=0 or syscall<=10/s,page-fault=0")
@@ -118,8 +120,9 @@ func parseSize(s string) (uint64, error) {
 }
 
 const (
-	minMemory = 12 << 20 // the stack and a small program
-	maxMemory = 28 << 30 // the guest's address space is 32 GiB
+	defaultMemory = 1 << 30
+	minMemory     = 12 << 20 // the stack and a small program
+	maxMemory     = 28 << 30 // the guest's address space is 32 GiB
 )
 
 // refuseEmpty: an option that was given says something. An empty one is mostly an unset variable, and a gate
@@ -135,7 +138,7 @@ func refuseEmpty(f *flag.FlagSet) (err error) {
 
 // parseRun reads the command line of `cloister run`; bad input changes nothing.
 func parseRun(args []string) (*options, error) {
-	o := &options{cpu: -1, memory: 1 << 30}
+	o := &options{cpu: -1, memory: defaultMemory}
 	f := runFlags(o)
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {

@@ -22,6 +22,9 @@ const (
 // MonitorCommand is the subcommand of cloister-monitor that the engine starts as a process of its own.
 const MonitorCommand = "monitor-process"
 
+// BareCommand is the subcommand of cloister-monitor that `cloister run --bare` becomes; run's own arguments follow.
+const BareCommand = "run-bare"
+
 // Failf says what went wrong, in one line, and gives the status of a failure of Cloister itself.
 func Failf(format string, a ...any) int {
 	fmt.Fprintf(os.Stderr, "cloister: "+format+"\n", a...)
