@@ -246,6 +246,9 @@ func (g *gathering) book(s *Snapshot, l *Ledger, half int, vm, id, sealed string
 			}
 			continue
 		}
+		if uncounted(c, k, g.c.vm.backend(l)) {
+			continue
+		}
 		g.put(mBreaks, float64(count.Count), vm, id, k.String(), sealed)
 		if hz == 0 {
 			continue
@@ -263,6 +266,9 @@ func (g *gathering) book(s *Snapshot, l *Ledger, half int, vm, id, sealed string
 		return
 	}
 	g.put(mClosed, bit(closed), vm, id, sealed)
+	if g.c.vm.Backend == breaks.BackendBare {
+		return
+	}
 	for i, name := range breaks.KernelNames {
 		g.put(mKVM, float64(b.Kernel[i]), vm, id, name, sealed)
 	}

@@ -112,11 +112,19 @@ func (v *VM) backend(l *Ledger) string {
 // kernelHalf gives the counts of the causes that are FromKernel, and for each whether it is known.
 func kernelHalf(c *breaks.Counts, half int, backend string) (counts [breaks.NCause]uint64, known func(breaks.Cause) bool, ok bool, why string) {
 	counts, ok, why = c.KernelCauses(half, backend)
+	if backend == breaks.BackendBare {
+		return counts, func(k breaks.Cause) bool { return c.Uncounted(k, backend, ok, why) == "" }, ok, why
+	}
 	readable := backend == breaks.BackendVMX || backend == breaks.BackendSVM || backend == breaks.BackendPVM
 	return counts, func(k breaks.Cause) bool {
 		// Differences are known only if the books close; the others are the kernel's own figures.
 		return readable && (ok || k != breaks.Transit && k != breaks.KernelOther)
 	}, ok, why
+}
+
+// uncounted reports whether nobody counts a cause that returns to the engine: in a native run, which has none.
+func uncounted(c *breaks.Counts, k breaks.Cause, backend string) bool {
+	return backend == breaks.BackendBare && !k.FromKernel() && c.Uncounted(k, backend, false, "") != ""
 }
 
 // inGuest is the time inside KVM_RUN, cycles, with what has passed of a stay that still lasts: an

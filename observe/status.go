@@ -167,6 +167,8 @@ func (v *VM) book(s *Snapshot, l *Ledger, half int) Book {
 	for k := range breaks.NCause {
 		e := Cause{Planned: k.Planned()}
 		switch {
+		case uncounted(c, k, v.backend(l)):
+			continue
 		case k.FromKernel() && !known(k):
 		case k.FromKernel():
 			e.Count = &kernel[k]

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 	"github.com/cloister-vmm/cloister/guest/workload"
 	"github.com/cloister-vmm/cloister/internal/testenv"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
+	"github.com/cloister-vmm/cloister/observe"
 	"golang.org/x/sys/unix"
 )
 
@@ -334,6 +336,42 @@ func TestBareThreads(t *testing.T) {
 	}
 }
 
+// A native run is looked at as a VM is: ps, stats, a scrape, stop.
+func TestBareIsServed(t *testing.T) {
+	b := newNativeBox(t)
+	p, pid := b.nativeStart("--name", "seen", "--metrics", "0", "--seal", "start", "@spin")
+	var s observe.Status
+	for i := 0; s.WallNS < 100e6; i++ {
+		var list []observe.Status
+		if r := b.cloister("ps", "--json"); json.Unmarshal([]byte(r.out), &list) != nil || i > 500 {
+			t.Fatalf("ps: %+v", r)
+		}
+		if len(list) == 1 {
+			s = list[0]
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if s.Name != "seen" || s.Engine != p.cmd.Process.Pid || s.State != observe.Sealed || s.VCPUs[0].SealedNS == 0 || s.VCPUs[0].Sealed.GuestNS == 0 || s.Memory.Guest == nil {
+		t.Errorf("%+v", s)
+	}
+	page := fetch(t, "http://"+s.Metrics+"/metrics")
+	if !strings.Contains(page, `cloister_breaks_total{cause="page-fault",sealed="true",vcpu="0",vm="seen"} `) || !strings.Contains(page, `cloister_vcpu_thread_info{thread="@spin"`) || strings.Contains(page, `cause="syscall"`) {
+		t.Error(page)
+	}
+	if r := b.cloister("stats", "seen"); r.status != 0 || !strings.Contains(r.out, "page-fault") && !strings.Contains(r.out, "counted by nobody") {
+		t.Errorf("%+v", r)
+	}
+	if r := b.cloister("stop", "seen"); r.status != 0 || alive(pid) {
+		t.Errorf("stop: %+v", r)
+	}
+	if r := p.wait(); r.status != 143 {
+		t.Errorf("%+v", r)
+	}
+	taken := must(net.Listen("tcp", "127.0.0.1:0"))(t)
+	defer taken.Close()
+	b.refused(125, []string{"--metrics", "another address"}, "run", "--bare", "--metrics", taken.Addr().String(), "@spin")
+}
+
 // Nonsense is refused in one line with the status that it has for a VM.
 func TestBareRefuses(t *testing.T) {
 	b := newNativeBox(t)
@@ -344,7 +382,7 @@ func TestBareRefuses(t *testing.T) {
 	}{
 		{"run --bare", 125, "no program"}, {"run --bare --fifo 100 @spin", 125, "1 to 99"}, {"run --bare --budget nonsense=0 @spin", 125, "nonsense"},
 		{"run --bare --cpu 4000 @spin", 125, "CPU 4000 does not exist"}, {"run --bare --report /no/such/dir/r @spin", 125, "--report"},
-		{"run --bare --trace t @spin", 125, "--bare"}, {"run --bare --pprof p @spin", 125, "--bare"}, {"run --bare --metrics 0 @spin", 125, "--bare"},
+		{"run --bare --trace t @spin", 125, "--bare"}, {"run --bare --pprof p @spin", 125, "--bare"},
 		{"run --bare @nonsense", 127, "@jitter"}, {"run --bare no-such-program", 127, "PATH"}, {"run --bare /etc", 126, "regular file"},
 		{"run --bare /etc/passwd", 126, "executable"},
 	} {

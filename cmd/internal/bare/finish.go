@@ -97,7 +97,7 @@ func (r *run) notMeasured() []breaks.NotKnown {
 	}
 	if len(r.threads) > 1 {
 		list = append(list, breaks.NotKnown{What: "the last moments of threads other than the first",
-			Why: fmt.Sprintf("their counters go with them: what they did in the last %v of their lives may be missing", look)})
+			Why: fmt.Sprintf("their counters go with them: what they did in the last %v of their lives may be missing", period)})
 	}
 	for _, want := range []struct{ figure, why string }{
 		{runNS, "this kernel has no schedstat (CONFIG_SCHED_INFO): guest_ns is not known"},

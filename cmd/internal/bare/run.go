@@ -16,9 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// look is how often the list of threads is read and, with a budget, the counters of those that are sealed. Nothing
+// period is how often the list of threads is read and, with a budget, the counters of those that are sealed. Nothing
 // of the program's is touched by it.
-const look = 20 * time.Millisecond
+const period = 20 * time.Millisecond
 
 // run is one native run.
 type run struct {
@@ -41,8 +41,10 @@ type run struct {
 	brokenBy []string
 
 	signals chan os.Signal
-	wake    int    // eventfd: a signal came
-	stopped string // why it was ended from outside; empty: it was not
+	ask     chan func()   // what the servers want to know or to be done
+	over    chan struct{} // closed when nothing is answered any more
+	wake    int           // eventfd: one of the three, or a child's news
+	stopped string        // why it was ended from outside; empty: it was not
 	stopSig int
 	ended   uint64 // when
 	reaped  *unix.WaitStatus
@@ -56,7 +58,7 @@ func Main(args []string) int {
 		return max(status, session.Failf("%v", err))
 	}
 	defer b.Release()
-	r := &run{b: b, phases: b.Phases, last: time.Now(), wake: -1}
+	r := &run{b: b, phases: b.Phases, last: time.Now(), wake: -1, ask: make(chan func(), 16), over: make(chan struct{})}
 	status, err = r.whole()
 	if err != nil {
 		return max(status, session.Failf("%v", err))
@@ -94,6 +96,9 @@ func (r *run) whole() (status int, err error) {
 	if err := r.listenToSignals(); err != nil {
 		return session.StatusCloister, err
 	}
+	if err := r.serveLookers(); err != nil {
+		return session.StatusCloister, err
+	}
 	if err := r.start(); err != nil {
 		if n := (notRun{}); errors.As(err, &n) {
 			return session.StatusNotRun, err
@@ -104,6 +109,7 @@ func (r *run) whole() (status int, err error) {
 	for err == nil && r.reaped == nil {
 		err = r.turn()
 	}
+	close(r.over)
 	if err != nil {
 		return session.StatusCloister, errors.Join(err, r.p.kill(), r.p.close())
 	}
@@ -133,12 +139,17 @@ func (r *run) listenToSignals() (err error) {
 			if s != unix.SIGCHLD {
 				r.signals <- s
 			}
-			if _, err := unix.Write(r.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}); err != nil && err != unix.EAGAIN { // full: it wakes up anyway
-				session.Failf("eventfd: %v", err)
-			}
+			r.wakeUp()
 		}
 	}()
 	return nil
+}
+
+// wakeUp ends the loop's waiting.
+func (r *run) wakeUp() {
+	if _, err := unix.Write(r.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}); err != nil && err != unix.EAGAIN { // full: it wakes up anyway
+		session.Failf("eventfd: %v", err)
+	}
 }
 
 // start starts the program, which stands then.
@@ -242,7 +253,7 @@ func (r *run) readOf(t *thread) (figures, error) {
 
 // turn waits for something to happen, and serves it.
 func (r *run) turn() error {
-	wait := look
+	wait := period
 	if r.b.For > 0 && r.stopped == "" {
 		wait = max(0, min(wait, time.Duration(r.main.counts.Start+uint64(r.b.For)-min(now(), r.main.counts.Start+uint64(r.b.For)))))
 	}
@@ -272,6 +283,9 @@ func (r *run) turn() error {
 	case s := <-r.signals:
 		sig := s.(unix.Signal)
 		r.stop(unix.SignalName(sig), int(sig))
+	case f := <-r.ask:
+		f()
+		r.wakeUp() // there may be another
 	default:
 	}
 	if r.b.For > 0 && now()-r.main.counts.Start >= uint64(r.b.For) {
@@ -307,7 +321,7 @@ func (r *run) lastLook() {
 	if f, err := r.readOf(r.main); err == nil {
 		r.main.last = f
 	} else {
-		r.warn("the program's last figures are those of %v before its end: %v", look, err)
+		r.warn("the program's last figures are those of %v before its end: %v", period, err)
 	}
 }
 

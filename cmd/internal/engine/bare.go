@@ -19,22 +19,34 @@ import (
 // checked, the program is open and the core is claimed, by the same code as for a VM. What it says of the
 // run is the user's word.
 type Bare struct {
-	Name, Program, ExecFn         string   // the program's name as found, and as execve(2) gets it
-	Args                          []string // with the program's name
-	Env                           []string
-	ELF                           *os.File
-	BuildID                       []byte
-	CPU, FIFO                     int // -1: no core of its own; 0: no real-time priority
-	Lock                          bool
-	Seal, Budget, OnBreak, Report string
-	Quiet, Timings, BuiltIn       bool
-	For                           time.Duration // 0: no limit
-	Keep                          []int         // CPUs of everything else
-	Started                       time.Time
-	Phases                        []breaks.Timing
-	NoEffect                      []string // options that were given and mean nothing natively
-	tscHz                         uint64
-	release                       func()
+	Name      string
+	Program   string   // its path as found, or the name of a built-in one
+	ExecFn    string   // what execve(2) is to get
+	Args      []string // with the program's name
+	Env       []string
+	ELF       *os.File
+	BuildID   []byte
+	BuiltIn   bool
+	CPU       int  // -1: no core of its own
+	FIFO      int  // 0: no real-time priority
+	Lock      bool // its memory
+	Seal      string
+	Budget    string
+	OnBreak   string
+	Report    string
+	Metrics   *os.File // listening socket of --metrics; nil without it
+	MetricsAt string   // the address that was bound
+	Quiet     bool
+	Timings   bool
+	For       time.Duration // 0: no limit
+	VMDir     string        // the run's directory
+	Keep      []int         // CPUs of everything else
+	Started   time.Time
+	Phases    []breaks.Timing
+	NoEffect  []string // options that were given and mean nothing natively
+
+	tscHz   uint64
+	release func()
 }
 
 // Claim reads the command line of `cloister run --bare` and claims what it names. The error is one line, the
@@ -45,8 +57,8 @@ func Claim(args []string) (b *Bare, status int, err error) {
 	if err != nil {
 		return nil, session.StatusCloister, err
 	}
-	if o.profile != "" || o.trace != "" || o.metrics != "" {
-		return nil, session.StatusCloister, errors.New("--pprof, --trace and --metrics need a VM's ledger, which a native run has not: leave them out, or leave out --bare")
+	if o.profile != "" || o.trace != "" {
+		return nil, session.StatusCloister, errors.New("--pprof and --trace need the sites and moments of breaks, which a native run has not: leave them out, or leave out --bare")
 	}
 	e := &engine{o: o, started: started, last: started, guest: -1, ledgerFD: -1}
 	if status, err := e.openProgram(); err != nil {
@@ -68,7 +80,7 @@ func Claim(args []string) (b *Bare, status int, err error) {
 		e.release()
 		return nil, session.StatusCloister, errors.Join(err, e.elf.Close())
 	}
-	b = &Bare{Name: o.name, Program: o.program, ExecFn: e.execFn, Args: o.args, Env: environ(), ELF: e.elf, BuildID: im.BuildID, CPU: o.cpu, FIFO: o.fifo, Lock: !o.noLock,
+	b = &Bare{Name: o.name, Program: o.program, ExecFn: e.execFn, Args: o.args, Env: environ(), ELF: e.elf, Metrics: e.metrics, MetricsAt: o.metrics, VMDir: e.vmDir, BuildID: im.BuildID, CPU: o.cpu, FIFO: o.fifo, Lock: !o.noLock,
 		Seal: o.seal, Budget: o.budget, OnBreak: o.onBreak, Report: o.report, Quiet: o.quiet, Timings: o.timings, BuiltIn: strings.HasPrefix(o.program, "@"),
 		For: o.limit, Keep: e.keep, Started: started, Phases: e.phases, tscHz: e.tscHz, release: e.release}
 	for option, given := range map[string]bool{"--memory": o.memory != defaultMemory, "--hugepages": o.hugepages, "--ro and --rw": len(o.mounts) > 0,
