@@ -331,6 +331,11 @@ func TestBareThreads(t *testing.T) {
 	if helper.CPU != nil || helper.Threads[0].Name != "helper" || helper.Seals != 0 || helper.Open.Kernel["write_calls"] < 20 || helper.Open.Kernel["minor_faults"] < 300 || helper.Open.Kernel["migrations"] == 0 {
 		t.Errorf("the helper: %+v", helper)
 	}
+	// Threads without end take rows up to a limit, and the others are counted.
+	r, rep = b.native("--no-lock", "--", prog, "300", "400")
+	if r.status != 0 || len(rep.VCPUs) != 256 || !slices.ContainsFunc(rep.NotMeasured, func(n breaks.NotKnown) bool { return n.What == "146 threads" }) {
+		t.Errorf("%d rows; %+v", len(rep.VCPUs), rep.NotMeasured)
+	}
 	if helper.TID == hot.TID || helper.ID != 1 {
 		t.Errorf("thread %d and %d", hot.TID, helper.TID)
 	}

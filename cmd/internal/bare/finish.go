@@ -97,7 +97,10 @@ func (r *run) notMeasured() []breaks.NotKnown {
 	}
 	if len(r.threads) > 1 {
 		list = append(list, breaks.NotKnown{What: "the last moments of threads other than the first",
-			Why: fmt.Sprintf("their counters go with them: what they did in the last %v of their lives may be missing", period)})
+			Why: fmt.Sprintf("their counters go with them: what they did in the last %v of their lives may be missing", helperPeriod)})
+	}
+	if n := len(r.beyond); n > 0 {
+		list = append(list, breaks.NotKnown{What: fmt.Sprintf("%d threads", n), Why: fmt.Sprintf("a report has the first %d that were seen", maxThreads)})
 	}
 	for _, want := range []struct{ figure, why string }{
 		{runNS, "this kernel has no schedstat (CONFIG_SCHED_INFO): guest_ns is not known"},

@@ -16,6 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// helperPeriod is how often the counters of threads that no budget is about are read.
+const helperPeriod = 100 * time.Millisecond
+
 // period is how often the list of threads is read and, with a budget, the counters of those that are sealed. Nothing
 // of the program's is touched by it.
 const period = 20 * time.Millisecond
@@ -25,7 +28,10 @@ type run struct {
 	b       *engine.Bare
 	p       *process
 	main    *thread
-	threads []*thread // in order of appearance; the first is main
+	threads []*thread    // in order of appearance; the first is main
+	beyond  map[int]bool // those that got no row, by their TIDs
+	watched uint64       // when they were looked at last
+	helped  uint64       // when the counters of the helpers were read last
 	phases  []breaks.Timing
 	last    time.Time
 	warned  []string
@@ -58,7 +64,7 @@ func Main(args []string) int {
 		return max(status, session.Failf("%v", err))
 	}
 	defer b.Release()
-	r := &run{b: b, phases: b.Phases, last: time.Now(), wake: -1, ask: make(chan func(), 16), over: make(chan struct{})}
+	r := &run{b: b, beyond: map[int]bool{}, phases: b.Phases, last: time.Now(), wake: -1, ask: make(chan func(), 16), over: make(chan struct{})}
 	status, err = r.whole()
 	if err != nil {
 		return max(status, session.Failf("%v", err))
@@ -291,7 +297,7 @@ func (r *run) turn() error {
 	if r.b.For > 0 && now()-r.main.counts.Start >= uint64(r.b.For) {
 		r.stop(fmt.Sprintf("--for %v is over", r.b.For), 0)
 	}
-	if r.stopped == "" && r.reaped == nil {
+	if r.stopped == "" && r.reaped == nil && now()-r.watched >= uint64(period) {
 		r.watch()
 	}
 	return nil
@@ -336,7 +342,10 @@ func (r *run) serve() error {
 		return fmt.Errorf("take a call of the program: %w", err)
 	}
 	t := r.thread(int(n.tid))
-	if t == nil { // of a process that the program forked
+	switch {
+	case t == nil && r.beyond[int(n.tid)]:
+		return reply(r.p.listener, n.id, unix.EAGAIN)
+	case t == nil: // of a process that the program forked
 		return reply(r.p.listener, n.id, unix.ENOSYS)
 	}
 	switch uint64(n.nr) {
@@ -413,6 +422,9 @@ func (r *run) stop(why string, sig int) {
 	err := unix.Kill(r.p.pid, unix.SIGSTOP)
 	for i := 0; err == nil && i < 500 && r.runs(); i++ {
 		time.Sleep(200 * time.Microsecond)
+		if !r.writing { // a traced thread stops the others only when its signal has passed through us
+			err = r.traced()
+		}
 	}
 	for _, t := range r.threads {
 		if t.final {

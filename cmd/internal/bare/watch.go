@@ -15,7 +15,10 @@ import (
 // helpers share the others.
 func (r *run) place(t *thread) (keepOff bool) { return t != r.main && r.b.CPU >= 0 }
 
-// thread finds a thread of the program, or begins its ledger; nil: it is none of the program's.
+// maxThreads is how many threads get a row: a program that makes threads without end must not fill our memory.
+const maxThreads = 256
+
+// thread finds a thread of the program, or begins its ledger; nil: it is none of the program's, or one too many.
 func (r *run) thread(tid int) *thread {
 	for _, t := range r.threads {
 		if t.tid == tid && !t.final {
@@ -26,6 +29,15 @@ func (r *run) thread(tid int) *thread {
 	if err != nil {
 		return nil
 	}
+	if len(r.threads) == maxThreads {
+		if !r.beyond[tid] {
+			r.beyond[tid] = true
+			if r.b.CPU >= 0 {
+				r.toOthers(tid)
+			}
+		}
+		return nil
+	}
 	none := figures{}
 	for name := range f {
 		none[name] = 0 // all that it has spent is of this run
@@ -34,29 +46,30 @@ func (r *run) thread(tid int) *thread {
 	t.last, t.name = f, threadName(r.p.pid, tid)
 	r.threads = append(r.threads, t)
 	if r.place(t) {
-		r.toOthers(t)
+		r.toOthers(tid)
 	}
 	return t
 }
 
 // toOthers moves a thread to the housekeeping CPUs if it is still where it was born. One that the program has
 // placed itself stays there.
-func (r *run) toOthers(t *thread) {
+func (r *run) toOthers(tid int) {
 	var have, keep unix.CPUSet
 	for _, c := range r.b.Keep {
 		keep.Set(c)
 	}
-	err := unix.SchedGetaffinity(t.tid, &have)
+	err := unix.SchedGetaffinity(tid, &have)
 	if err == nil && have.Count() == 1 && have.IsSet(r.b.CPU) {
-		err = unix.SchedSetaffinity(t.tid, &keep)
+		err = unix.SchedSetaffinity(tid, &keep)
 	}
 	if err != nil && err != unix.ESRCH {
-		r.warn("keep thread %d on CPUs %s: %v", t.tid, cores.Format(r.b.Keep), err)
+		r.warn("keep thread %d on CPUs %s: %v", tid, cores.Format(r.b.Keep), err)
 	}
 }
 
 // watch finds the threads that came and went, reads what they have spent, and judges it.
 func (r *run) watch() {
+	r.watched = now()
 	tids, err := cores.Threads(r.p.pid)
 	if err != nil {
 		return // it is ending
@@ -66,12 +79,17 @@ func (r *run) watch() {
 		alive[tid] = true
 		r.thread(tid)
 	}
+	all := r.stopped != "" || now()-r.helped >= uint64(helperPeriod)
+	if all {
+		r.helped = now()
+	}
 	for _, t := range r.threads {
+		judged := r.budget != nil && t.counts.Seals > 0
 		switch {
 		case t.final:
 		case !alive[t.tid]:
 			t.end(now())
-		case t != r.main || r.budget != nil || r.stopped != "":
+		case judged, all && t != r.main, r.stopped != "":
 			if f, err := r.readOf(t); err == nil {
 				t.last = f
 			}

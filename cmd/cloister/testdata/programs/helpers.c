@@ -1,6 +1,6 @@
 /*
- * helpers MS: a main thread that seals itself and computes for MS milliseconds, beside a helper that maps, writes
- * and sleeps all the time. Prints what the helper did, on standard error, and "done".
+ * helpers MS [N]: a main thread that seals itself and computes for MS milliseconds, beside a helper that maps, writes
+ * and sleeps all the time. The helper writes to standard error, the end "done". N more threads sleep.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -30,15 +30,29 @@ static void *helper(void *arg)
 	return arg;
 }
 
+static void *sleeper(void *arg)
+{
+	while (!stop)
+		usleep(10000);
+	return arg;
+}
+
 int main(int argc, char **argv)
 {
 	long ms = argc > 1 ? atol(argv[1]) : 100;
 	struct timespec a, b;
+	int n = argc > 2 ? atoi(argv[2]) : 0;
+	pthread_attr_t small;
 	pthread_t t;
 
 	clock_gettime(CLOCK_MONOTONIC, &a);
 	if (pthread_create(&t, NULL, helper, NULL) != 0)
 		return 9;
+	pthread_attr_init(&small);
+	pthread_attr_setstacksize(&small, 32768);
+	for (pthread_t more; n > 0; n--)
+		if (pthread_create(&more, &small, sleeper, NULL) != 0)
+			return 9;
 	usleep(100000);
 	cloister_isolate(1);
 	do {
