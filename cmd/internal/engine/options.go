@@ -163,7 +163,12 @@ func parseRun(args []string) (*options, error) {
 		if o.cpu >= 0 && main >= 0 && main != o.cpu {
 			return nil, fmt.Errorf("--cpu %d and --place main=%d: choose one core for the first thread", o.cpu, main)
 		}
+		if o.cpu >= 0 {
+			o.place = append([]rule{{order: 0, cpu: o.cpu}}, o.place...)
+		}
 		o.cpu = max(o.cpu, main)
+	} else if o.cpu >= 0 {
+		o.place = []rule{{order: 0, cpu: o.cpu}} // else the first thread would lose it with its next name
 	}
 	if o.syscalls != "exit" && o.syscalls != "ring" {
 		return nil, fmt.Errorf("--syscalls %q: choose exit or ring", o.syscalls)
