@@ -341,6 +341,47 @@ func TestBareThreads(t *testing.T) {
 	}
 }
 
+// --place means natively what it means in a VM: by name, also one that a thread gives itself just before it is sealed,
+// and by order; the class goes with the core, and nobody else is on it.
+func TestBarePlace(t *testing.T) {
+	b := newNativeBox(t, testenv.Root, testenv.MultiCPU)
+	prog := compile(t, "gcc", "placed", "placed.c", "-static", "-pthread")
+	cpu := lastCPU(t)
+	for _, c := range []struct {
+		place string
+		row   int // that has the core
+	}{
+		{"rt*=" + cpu + ",*=housekeeping", 2},
+		{"#2=" + cpu, 2},
+		{"#1=housekeeping,rt-h?t=" + cpu, 2},
+		{"#1=" + cpu, 1},
+		{"main=" + cpu + ",#2=housekeeping", 0},
+	} {
+		r, rep := b.native("--place", c.place, "--fifo", "3", "--budget", "page-fault<=100", "--", prog)
+		if r.status != 0 || len(rep.VCPUs) != 4 {
+			t.Fatalf("%s: %+v, %d threads", c.place, r, len(rep.VCPUs))
+		}
+		if on := "CPU " + cpu + "\nfifo\n"; (r.out == on) != (c.row == 2) || c.row != 2 && (strings.Contains(r.out, on) || !strings.HasSuffix(r.out, "other\n")) {
+			t.Errorf("%s: the sealed thread says %q", c.place, r.out)
+		}
+		for i, v := range rep.VCPUs {
+			interrupts := v.Breaks.ByCause[breaks.HostInterrupt.String()].Count
+			if (v.CPU != nil) != (i == c.row) || v.CPU != nil && strconv.Itoa(int(*v.CPU)) != cpu || (interrupts > 0) != (i == c.row) || (v.Seals == 1) != (i == 2) {
+				t.Errorf("%s: row %d: core %v, %d interrupts, %d seals, %+v", c.place, i, v.CPU, interrupts, v.Seals, v.Threads)
+			}
+		}
+		if c.row == 2 {
+			if hot := rep.VCPUs[2]; hot.Threads[0].Name != "rt-hot" || hot.Sealed.Kernel["interrupt:LOC"] == 0 || hot.Sealed.Kernel["migrations"] != 0 || hot.Sealed.Kernel["interrupt:LOC"] > 5000 {
+				t.Errorf("%s: %+v", c.place, hot)
+			}
+		}
+	}
+	// The first thread keeps the core of --cpu, whatever it calls itself.
+	if r, rep := b.native("--cpu", cpu, "--", prog, "first"); r.status != 0 || rep.VCPUs[0].CPU == nil || rep.VCPUs[0].Threads[0].Name != "rt-first" {
+		t.Errorf("%+v, %+v", r, rep.VCPUs[0])
+	}
+}
+
 // A native run is looked at as a VM is: ps, stats, a scrape, stop.
 func TestBareIsServed(t *testing.T) {
 	b := newNativeBox(t)

@@ -65,9 +65,6 @@ func (f figures) interrupts() (n uint64) {
 	return n
 }
 
-// wakeups are the interrupts by which another core wakes a thread of this one.
-func (f figures) wakeups() uint64 { return f[interrupt+"RES"] + f[interrupt+"CAL"] }
-
 // readThread reads the figures of one thread below proc, such as /proc/4711/task/4712. A file that this kernel
 // has not been built with leaves its figures out; without stat there is no such thread.
 func readThread(proc string) (figures, error) {

@@ -39,8 +39,8 @@ func TestFiguresOfACore(t *testing.T) {
 	if err != nil || !maps.Equal(f, want) {
 		t.Errorf("%v, %v; want %v", f, err, want)
 	}
-	if f.interrupts() != 275 || f.wakeups() != 16 {
-		t.Errorf("%d interrupts, %d wake-ups", f.interrupts(), f.wakeups())
+	if f.interrupts() != 275 {
+		t.Errorf("%d interrupts", f.interrupts())
 	}
 	if _, err := readCore(root, 1); err == nil || !strings.Contains(err.Error(), "CPU 1 has no") {
 		t.Errorf("a core that is not there: %v", err)
@@ -119,6 +119,30 @@ func TestBordersLoseNothing(t *testing.T) {
 	}
 	if th.counts.Seals != 1 || th.counts.SealedIn == 0 || th.counts.Book[0].Total != 1 {
 		t.Errorf("%d seals of %d ns, %d returns", th.counts.Seals, th.counts.SealedIn, th.counts.Book[0].Total)
+	}
+}
+
+// A thread that gets a core, and another one, loses none of its own figures, and has those of each core for its time.
+func TestMovesLoseNothing(t *testing.T) {
+	own := func(n uint64) figures { return figures{runNS: 1000 * n, migrations: n} }
+	with := func(f figures, loc uint64) figures {
+		f[interrupt+"LOC"] = loc
+		return f
+	}
+	th := newThread(1, 2, -1, own(0))
+	th.moved(3, own(2), with(own(2), 500)) // a core that had 500 before
+	if th.cpu() != 3 || th.movedAt == 0 {
+		t.Errorf("on core %d", th.cpu())
+	}
+	th.seal(with(own(3), 510))
+	th.pardon(with(own(4), 511)) // it came to the core as it woke up
+	th.unseal(with(own(5), 530))
+	th.moved(-1, with(own(6), 535), own(6))
+	th.last = own(7)
+	th.end(now())
+	if _, s := th.snapshot(); s[0][runNS] != 5000 || s[1][runNS] != 2000 || s[1][migrations] != 1 || s[0][migrations] != 6 ||
+		s[0][interrupt+"LOC"] != 15 || s[1][interrupt+"LOC"] != 20 || th.cpu() != -1 {
+		t.Errorf("open %v, sealed %v", s[0], s[1])
 	}
 }
 

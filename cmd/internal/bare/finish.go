@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/cloister-vmm/cloister/cmd/internal/monitor"
@@ -38,10 +39,16 @@ func (r *run) finish() int {
 		return status // nobody will read a report
 	}
 	rep := r.report(breaks.Exit{Signal: sig, Reason: reason})
-	if b := rep.Budget; b != nil && r.broken && b.State != breaks.Broken {
+	for _, t := range r.threads {
+		b := rep.Budget
+		if b == nil || len(t.brokenBy) == 0 || slices.ContainsFunc(b.Clauses, func(c breaks.ClauseOfVCPU) bool {
+			return c.VCPU == t.counts.ID && c.State == breaks.Broken
+		}) {
+			continue
+		}
 		b.OK, b.State = false, breaks.Broken
-		for _, why := range r.brokenBy {
-			b.BrokenBy = append(b.BrokenBy, why+" (while it ran)")
+		for _, why := range t.brokenBy {
+			b.BrokenBy = append(b.BrokenBy, fmt.Sprintf("vCPU %d: %s (while it ran)", t.counts.ID, why))
 		}
 	}
 	status = monitor.BudgetStatus(status, rep.Budget)
@@ -92,7 +99,7 @@ func (r *run) notMeasured() []breaks.NotKnown {
 		{What: "length of breaks", Why: "an interrupt or a fault is counted by the kernel and timed by nobody; wait_ns is the time that another thread had the core"},
 		{What: "sites and stacks", Why: "nobody stands beside a native thread when it is disturbed"},
 	}
-	if r.b.CPU < 0 {
+	if !slices.ContainsFunc(r.threads, func(t *thread) bool { return t.cpu() >= 0 }) {
 		list = append(list, breaks.NotKnown{What: "host-interrupt", Why: "the program has no core of its own whose interrupts could be counted: give it one (--cpu)"})
 	}
 	if len(r.threads) > 1 {

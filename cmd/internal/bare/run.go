@@ -42,9 +42,7 @@ type run struct {
 
 	gap *gap // nil: no record was registered
 
-	budget   *breaks.Budget
-	broken   bool
-	brokenBy []string
+	budget *breaks.Budget
 
 	signals chan os.Signal
 	ask     chan func()   // what the servers want to know or to be done
@@ -192,9 +190,7 @@ func (r *run) prepare() error {
 		}
 	}
 	if b.FIFO > 0 {
-		// Reset on fork: a helper thread of this priority on this core would wait for ever.
-		attr := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: uint32(b.FIFO), Flags: unix.SCHED_FLAG_RESET_ON_FORK}
-		if err := unix.SchedSetAttr(p.pid, attr, 0); err != nil {
+		if err := unix.SchedSetAttr(p.pid, priority(b.FIFO, true), 0); err != nil {
 			return fmt.Errorf("SCHED_FIFO %d for the program: %w: run as root, or raise RLIMIT_RTPRIO", b.FIFO, err)
 		}
 	}
@@ -220,6 +216,7 @@ func (r *run) prepare() error {
 	if b.BuiltIn {
 		r.main.name = b.Program // the kernel has the number of a descriptor
 	}
+	r.main.placedAs = r.main.name
 	r.threads = []*thread{r.main}
 	switch b.Seal {
 	case "start":
@@ -227,7 +224,7 @@ func (r *run) prepare() error {
 		if err := p.release(); err != nil {
 			return err
 		}
-		return r.awaken(r.main)
+		return r.awaken(r.main, now())
 	case "first-write":
 		r.writing = true
 		return r.toNextCall(0)
@@ -250,11 +247,7 @@ func (r *run) read(tid, cpu int) (figures, error) {
 }
 
 func (r *run) readOf(t *thread) (figures, error) {
-	cpu := -1
-	if t.counts.CPU != breaks.NoCPU {
-		cpu = int(t.counts.CPU)
-	}
-	return r.read(t.tid, cpu)
+	return r.read(t.tid, t.cpu())
 }
 
 // turn waits for something to happen, and serves it.
@@ -367,6 +360,9 @@ func (r *run) isolate(t *thread, n notification, at uint64) error {
 		return reply(r.p.listener, n.id, 0)
 	}
 	r.settle(t.tid)
+	if on {
+		r.rename(t) // what it was called a moment ago: the sealed interval begins where it belongs
+	}
 	f, err := r.readOf(t)
 	if err != nil {
 		return err
@@ -380,7 +376,7 @@ func (r *run) isolate(t *thread, n notification, at uint64) error {
 	if err := reply(r.p.listener, n.id, 0); err != nil || !on {
 		return err
 	}
-	return r.awaken(t)
+	return r.awaken(t, at)
 }
 
 // settle waits until a thread whose call has been received sleeps in it: only then are its counters final.
@@ -393,8 +389,9 @@ func (r *run) settle(tid int) {
 	}
 }
 
-// awaken looks at the core once the thread that was sealed runs, for the interrupt that woke it.
-func (r *run) awaken(t *thread) error {
+// awaken looks at the core once the thread that was sealed runs, for the interrupt that woke it, and for its way to
+// that core if it was given it since at.
+func (r *run) awaken(t *thread, at uint64) error {
 	if t.counts.CPU == breaks.NoCPU {
 		return nil
 	}
@@ -404,9 +401,14 @@ func (r *run) awaken(t *thread) error {
 		}
 		time.Sleep(20 * time.Microsecond)
 	}
-	f, err := readCore("/", int(t.counts.CPU))
+	f, err := readCore("/", t.cpu())
 	if err != nil {
 		return err
+	}
+	if t.movedAt >= at {
+		if own, err := readThread(threadDir(r.p.pid, t.tid)); err == nil { // else it has ended
+			f.add(own)
+		}
 	}
 	t.pardon(f)
 	return nil

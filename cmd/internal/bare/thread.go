@@ -23,13 +23,17 @@ func now() uint64 {
 
 // thread is one thread of the program, and its ledger.
 type thread struct {
-	tid    int
-	name   string
-	counts breaks.Counts
-	base   figures    // at the latest border
-	last   figures    // at the latest reading
-	total  [2]figures // open, sealed: what ended intervals had
-	final  bool       // nothing is read of it any more
+	tid      int
+	name     string
+	movedAt  uint64 // when it got its core
+	placedAs string // what it was called when it was placed last
+	counts   breaks.Counts
+	base     figures    // at the latest border
+	last     figures    // at the latest reading
+	total    [2]figures // open, sealed: what ended intervals had
+	final    bool       // nothing is read of it any more
+
+	brokenBy []string // by what it broke the budget while it ran; nil: it did not
 }
 
 // newThread begins a ledger: cpu is the core that it owns, or -1; base what it had spent when it began.
@@ -43,6 +47,30 @@ func newThread(id, tid, cpu int, base figures) *thread {
 		t.total[breaks.Open][name], t.total[breaks.Sealed][name] = 0, 0
 	}
 	return t
+}
+
+// cpu is the core that it owns, or -1.
+func (t *thread) cpu() int {
+	if t.counts.CPU == breaks.NoCPU {
+		return -1
+	}
+	return int(t.counts.CPU)
+}
+
+// moved says that it owns another core from now on, or with -1 none: before has the figures of the old one, after
+// those of the new one, and both the same of the thread's own.
+func (t *thread) moved(cpu int, before, after figures) {
+	t.take(before)
+	t.base, t.last, t.movedAt = after, after, now()
+	for name := range after {
+		for half := range t.total {
+			t.total[half][name] += 0 // a hole becomes a 0, as in newThread
+		}
+	}
+	t.counts.CPU = breaks.NoCPU
+	if cpu >= 0 {
+		t.counts.CPU = uint32(cpu)
+	}
 }
 
 // half is the book that is open.
@@ -77,16 +105,18 @@ func (t *thread) unseal(f figures) {
 }
 
 // pardon moves at most one interrupt from the sealed book to the open one: the wake-up from the call that
-// sealed. after is the core a moment after the wake-up.
+// sealed, and one migration, if it woke up on a core that it was given in that call. after is a moment later.
 func (t *thread) pardon(after figures) {
-	if t.counts.Sealed == 0 || after.wakeups() <= t.base.wakeups() {
+	if t.counts.Sealed == 0 {
 		return
 	}
-	for _, name := range []string{interrupt + "RES", interrupt + "CAL"} {
-		if after[name] > t.base[name] {
-			t.base[name]++
-			t.total[breaks.Open][name]++
-			return
+	for _, names := range [][]string{{interrupt + "RES", interrupt + "CAL"}, {migrations}} {
+		for _, name := range names {
+			if after[name] > t.base[name] {
+				t.base[name]++
+				t.total[breaks.Open][name]++
+				break
+			}
 		}
 	}
 }

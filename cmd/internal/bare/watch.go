@@ -11,32 +11,55 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// place says where a thread belongs; later rules by name go here. The first one owns the core of --cpu, the
-// helpers share the others.
-func (r *run) place(t *thread) (keepOff bool) { return t != r.main && r.b.CPU >= 0 }
-
 // maxThreads is how many threads get a row: a program that makes threads without end must not fill our memory.
 const maxThreads = 256
 
-// thread finds a thread of the program, or begins its ledger; nil: it is none of the program's, or one too many.
+// thread finds a thread of the program; nil: it is none of the program's, or one too many.
 func (r *run) thread(tid int) *thread {
+	if t := r.known(tid); t != nil {
+		return t
+	}
+	r.meet() // those that were made before it, too: they are numbered in their order
+	return r.known(tid)
+}
+
+func (r *run) known(tid int) *thread {
 	for _, t := range r.threads {
 		if t.tid == tid && !t.final {
 			return t
 		}
 	}
-	f, err := readThread(threadDir(r.p.pid, tid))
+	return nil
+}
+
+// meet begins the ledgers of threads that are new, and gives all that there are; nil: the program is ending.
+func (r *run) meet() (alive map[int]bool) {
+	tids, err := cores.Threads(r.p.pid)
 	if err != nil {
 		return nil
+	}
+	alive = map[int]bool{}
+	for _, tid := range tids {
+		alive[tid] = true
+		if r.known(tid) == nil {
+			r.begin(tid)
+		}
+	}
+	return alive
+}
+
+// begin begins the ledger of a thread, if there is room for it.
+func (r *run) begin(tid int) {
+	f, err := readThread(threadDir(r.p.pid, tid))
+	if err != nil {
+		return // it has ended
 	}
 	if len(r.threads) == maxThreads {
 		if !r.beyond[tid] {
 			r.beyond[tid] = true
-			if r.b.CPU >= 0 {
-				r.toOthers(tid)
-			}
+			r.toOthers(tid)
 		}
-		return nil
+		return
 	}
 	none := figures{}
 	for name := range f {
@@ -45,39 +68,16 @@ func (r *run) thread(tid int) *thread {
 	t := newThread(len(r.threads), tid, -1, none)
 	t.last, t.name = f, threadName(r.p.pid, tid)
 	r.threads = append(r.threads, t)
-	if r.place(t) {
-		r.toOthers(tid)
-	}
-	return t
-}
-
-// toOthers moves a thread to the housekeeping CPUs if it is still where it was born. One that the program has
-// placed itself stays there.
-func (r *run) toOthers(tid int) {
-	var have, keep unix.CPUSet
-	for _, c := range r.b.Keep {
-		keep.Set(c)
-	}
-	err := unix.SchedGetaffinity(tid, &have)
-	if err == nil && have.Count() == 1 && have.IsSet(r.b.CPU) {
-		err = unix.SchedSetaffinity(tid, &keep)
-	}
-	if err != nil && err != unix.ESRCH {
-		r.warn("keep thread %d on CPUs %s: %v", tid, cores.Format(r.b.Keep), err)
-	}
+	t.placedAs = t.name
+	r.place(t, true)
 }
 
 // watch finds the threads that came and went, reads what they have spent, and judges it.
 func (r *run) watch() {
 	r.watched = now()
-	tids, err := cores.Threads(r.p.pid)
-	if err != nil {
+	alive := r.meet()
+	if alive == nil {
 		return // it is ending
-	}
-	alive := map[int]bool{}
-	for _, tid := range tids {
-		alive[tid] = true
-		r.thread(tid)
 	}
 	all := r.stopped != "" || now()-r.helped >= uint64(helperPeriod)
 	if all {
@@ -93,21 +93,21 @@ func (r *run) watch() {
 			if f, err := r.readOf(t); err == nil {
 				t.last = f
 			}
-			if name := threadName(r.p.pid, t.tid); t != r.main && name != "" { // a thread may get its name late
-				t.name = name
-			}
+		}
+		if !t.final && (all || r.b.Named) { // a thread may get its name late
+			r.rename(t)
 		}
 	}
 	r.judge()
 }
 
-// judge holds the sealed threads against the budget, and acts on the first breach.
+// judge holds each sealed thread against the budget, and acts on the first breach.
 func (r *run) judge() {
-	if r.budget == nil || r.broken || r.stopped != "" {
+	if r.budget == nil || r.stopped != "" {
 		return
 	}
 	for _, t := range r.threads {
-		if t.counts.Seals == 0 {
+		if t.counts.Seals == 0 || len(t.brokenBy) > 0 {
 			continue
 		}
 		c, _ := t.snapshot()
@@ -115,15 +115,19 @@ func (r *run) judge() {
 		if v.State != breaks.Broken {
 			continue
 		}
-		r.broken, r.brokenBy = true, v.BrokenBy()
+		t.brokenBy = v.BrokenBy()
 		action, sig, err := session.ParseOnBreak(r.b.OnBreak)
 		if action == "kill" {
 			sig = int(unix.SIGKILL)
 		}
 		if err == nil && action != "report" { // it was checked before the run
-			r.stop("budget broken: "+r.brokenBy[0], sig)
+			who := ""
+			if len(r.threads) > 1 {
+				who = fmt.Sprintf("vCPU %d: ", t.counts.ID)
+			}
+			r.stop("budget broken: "+who+t.brokenBy[0], sig)
+			return
 		}
-		return
 	}
 }
 
@@ -285,5 +289,5 @@ func (r *run) atCall(ws unix.WaitStatus) error {
 	if err := r.p.release(); err != nil {
 		return err
 	}
-	return r.awaken(r.main)
+	return r.awaken(r.main, now())
 }

@@ -27,9 +27,12 @@ type Bare struct {
 	ELF       *os.File
 	BuildID   []byte
 	BuiltIn   bool
-	CPU       int  // -1: no core of its own
-	FIFO      int  // 0: no real-time priority
-	Lock      bool // its memory
+	CPU       int                              // -1: no core of its own
+	FIFO      int                              // 0: no real-time priority
+	Place     func(order int, name string) int // the core that a thread shall own, by its number (0: the first one) and its name; -1: none
+	Named     bool                             // Place has rules about names
+	Owned     []int                            // all cores that the run owns
+	Lock      bool                             // its memory
 	Seal      string
 	Budget    string
 	OnBreak   string
@@ -80,7 +83,7 @@ func Claim(args []string) (b *Bare, status int, err error) {
 		e.release()
 		return nil, session.StatusCloister, errors.Join(err, e.elf.Close())
 	}
-	b = &Bare{Name: o.name, Program: o.program, ExecFn: e.execFn, Args: o.args, Env: environ(), ELF: e.elf, Metrics: e.metrics, MetricsAt: o.metrics, VMDir: e.vmDir, BuildID: im.BuildID, CPU: o.cpu, FIFO: o.fifo, Lock: !o.noLock,
+	b = &Bare{Name: o.name, Program: o.program, ExecFn: e.execFn, Args: o.args, Env: environ(), ELF: e.elf, Metrics: e.metrics, MetricsAt: o.metrics, VMDir: e.vmDir, BuildID: im.BuildID, CPU: o.cpu, FIFO: o.fifo, Place: o.placeOf, Named: slices.ContainsFunc(o.place, func(r rule) bool { return r.order < 0 }), Owned: o.dedicated(), Lock: !o.noLock,
 		Seal: o.seal, Budget: o.budget, OnBreak: o.onBreak, Report: o.report, Quiet: o.quiet, Timings: o.timings, BuiltIn: strings.HasPrefix(o.program, "@"),
 		For: o.limit, Keep: e.keep, Started: started, Phases: e.phases, tscHz: e.tscHz, release: e.release}
 	for option, given := range map[string]bool{"--memory": o.memory != defaultMemory, "--hugepages": o.hugepages, "--ro and --rw": len(o.mounts) > 0,
