@@ -17,7 +17,10 @@ LANES    := build/lanes
 # What the tests build and compare with. CHECK=PACKAGE, see tools/need.
 TEST_NEEDS := gcc=gcc g++=g++ musl-gcc=musl-tools rustc=rustc spin=spin \
 	/usr/lib/x86_64-linux-gnu/libc.a=libc6-dev \
-	/usr/share/doc/busybox-static=busybox-static /bin/bash-static=bash-static
+	/usr/share/doc/busybox-static=busybox-static /bin/bash-static=bash-static \
+	/bin/zsh-static=zsh-static /bin/mksh-static=mksh /sbin/e2fsck.static=e2fsck-static mke2fs=e2fsprogs /usr/bin/gpgv-static=gpgv-static \
+	/usr/lib/x86_64-linux-gnu/libsqlite3.a=libsqlite3-dev /usr/lib/x86_64-linux-gnu/libz.a=zlib1g-dev \
+	/usr/lib/x86_64-linux-gnu/libcrypto.a=libssl-dev /usr/lib/x86_64-linux-gnu/liblua5.4.a=liblua5.4-dev
 
 .PHONY: build demo test test-unit test-kvm table check fmt vet lint policy bench model fuzz cover deps codeowners notice clean help FORCE
 

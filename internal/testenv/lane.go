@@ -45,7 +45,8 @@ func CurrentLane() (Lane, error) {
 }
 
 // Promises reports whether the lane must have the requirement called name.
-// CPUs(n) is promised to the lanes that promise MultiCPU, for n up to the lane's CPUs.
+// CPUs(n) is promised to the lanes that promise MultiCPU, for n up to the lane's CPUs; the kvm lane
+// promises every package where packages are Debian's, since `make deps` installs them.
 func (l Lane) Promises(name string) bool {
 	for _, p := range promised[l] {
 		if p == name {
@@ -53,7 +54,7 @@ func (l Lane) Promises(name string) bool {
 		}
 	}
 	return l == LaneLab && (name == "cpus:2" || name == "cpus:3" || name == "cpus:4") ||
-		l == LaneKVM && name == "cpus:2"
+		l == LaneKVM && (name == "cpus:2" || strings.HasPrefix(name, "package:") && Has(Tool("dpkg-query")))
 }
 
 // decisive says what makes a machine one for the kvm lane. What else that lane

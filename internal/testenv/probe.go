@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The requirements. CPUs(n) and Tool(name) make more.
+// The requirements. CPUs(n), Tool(name) and Package(name) make more.
 var (
 	// KVM: /dev/kvm can be opened for reading and writing.
 	KVM = Requirement{"kvm", probeKVM}
@@ -66,6 +66,17 @@ func Tool(name string) Requirement {
 	return Requirement{"tool:" + name, func() error {
 		if _, err := exec.LookPath(name); err != nil {
 			return fmt.Errorf("%s is not in PATH", name)
+		}
+		return nil
+	}}
+}
+
+// Package requires a Debian package to be installed, for programs and libraries that are tested as Debian ships them.
+func Package(name string) Requirement {
+	return Requirement{"package:" + name, func() error {
+		out, err := exec.Command("dpkg-query", "-W", "-f", "${db:Status-Status}", name).Output()
+		if err != nil || string(out) != "installed" {
+			return fmt.Errorf("the Debian package %s is not installed", name)
 		}
 		return nil
 	}}

@@ -78,6 +78,9 @@ func byName(name string) Requirement {
 	if tool, ok := strings.CutPrefix(name, "tool:"); ok {
 		return Tool(tool)
 	}
+	if pkg, ok := strings.CutPrefix(name, "package:"); ok {
+		return Package(pkg)
+	}
 	for _, r := range []Requirement{
 		KVM, HardwareKVM, SVM, VMX, PVM, Root, MultiCPU, IsolatedCore, NoHzFull, Tracefs, BTF, Cgroup2, Trace, KernelGuest, LabMachine,
 	} {
