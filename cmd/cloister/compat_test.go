@@ -153,6 +153,7 @@ func (b *box) stage(c compatible) {
 
 // A program of others writes, leaves behind and returns in a guest what it does natively.
 func TestCompatibility(t *testing.T) {
+	testenv.NeedLong(t) // the kvm lane runs it all: once is enough
 	for _, c := range slices.Concat(compatFromDebian, compatLibraries, compatRuntimes) {
 		if c.test != "" {
 			continue
