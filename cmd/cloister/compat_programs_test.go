@@ -119,6 +119,14 @@ var compatRuntimes = []compatible{
 		build: goBuilt("build", "-buildvcs=false", "./testdata/compat/go/files"), steps: [][]string{{"."}},
 	},
 	{
+		name: "Go, faults and preemption", from: "the Go in PATH", shows: "loops without calls give way at GOMAXPROCS 1 to 8; faults become panics; os/signal",
+		build: goBuilt("build", "-buildvcs=false", "./testdata/compat/go/faults"), steps: [][]string{{}}, status: 6,
+	},
+	{
+		name: "Go, web", from: "the Go in PATH", shows: "HTTP on the loopback interface: 200 requests at once, large bodies, deadlines; Unix and datagram sockets",
+		build: goBuilt("build", "-buildvcs=false", "./testdata/compat/go/web"), steps: [][]string{{"."}}, flags: []string{"--net", "host"},
+	},
+	{
 		name: "gofmt", from: "the Go in PATH", shows: "formats and rewrites package os",
 		build: goTool("bin/gofmt"), prepare: goFiles("os"), steps: [][]string{{"-s", "-r", "a[b:len(a)] -> a[b:]", "."}},
 	},
@@ -128,7 +136,7 @@ var compatRuntimes = []compatible{
 		steps: [][]string{{"-p", "unicode", "-std", "-complete", "-c=4", "-o", "unicode.a", "casetables.go", "digit.go", "graphic.go", "letter.go", "tables.go"}},
 	},
 	ownTests("sync", "", "MutexMisuse|Issue76126"),
-	ownTests("time", "Sleep|Tick|Timer|After|Reset|Stop|Monotonic|Now|Local", "Issue5745|LongAdjust"),
+	ownTests("time", "Sleep|Tick|Timer|After|Reset|Stop|Monotonic|Now|Local", "LongAdjust"),
 	ownTests("os", "Consistent|Pollable|NonBlocking|FIFO|DirFS|Getwd|Stat|Readdir|Link|link|Rename|Chtimes|Chmod|Truncate|Seek|ReadAt|WriteAt|Append|Permissions|"+
 		"OpenFile|FileRDWR|SameFile|LargeWrite|RemoveAll|PipeThreads|CopyFS|RemoveReadOnly|ReadFile|Mkdir|EPIPE|ClosedPipe|FdRace|CopyFile|Temp|Create|Deadline|Timeout|RootO|RootRem|RootS",
 		"FileNonBlocking|ChdirAndGetwd|CopyFileToFile|StatStdin|OneAtATime|RootConsistency|RootMulti|Executable|Network|RemoveAllLarge|StdPipe|Socket|ReadFileProc"),
@@ -161,7 +169,6 @@ var compatExcluded = []struct{ what, why string }{
 	{"sqlite3, lua5.4, openssl, python3, perl as Debian ships them", "linked dynamically; the first three are here through their static libraries"},
 	{"busybox's and the shells' ways to start another program", "fork and exec are refused"},
 	{"tests of sync: MutexMisuse, Issue76126", "they start themselves again"},
-	{"tests of time: Issue5745", "a nil dereference that becomes a panic: a handler of SIGSEGV, pending (issue 3)"},
 	{"tests of time: LongAdjustTimers", "some seconds of timers; the others show as much"},
 	{"tests of os: OpenFileNonBlocking, ChdirAndGetwd, ReaddirnamesOneAtATime, DirFSReadFileProc", "want files of the host that the run does not share"},
 	{"tests of os: StatStdin, FileChdirTestlog, StdPipe, Executable", "they start themselves again"},

@@ -28,6 +28,7 @@ type compatible struct {
 	prepare  func(t *testing.T, dir string)        // puts more there, the same each time
 	steps    [][]string                            // arguments of each run, one after the other in one directory
 	env      []string                              // besides that of every box
+	flags    []string                              // of cloister run
 	status   int                                   // of the last run natively, so that a program that fails in both is seen
 	sum      func(string) string                   // what of the standard output counts; nil: each byte
 }
@@ -179,7 +180,7 @@ func TestCompatibility(t *testing.T) {
 				return list, b.tree()
 			}
 			natively, left := all(func(argv ...string) []string { return argv })
-			guest, now := all(b.compatGuest)
+			guest, now := all(func(argv ...string) []string { return b.compatGuest(c.flags, argv) })
 			for i, args := range c.steps {
 				b.compare(args, natively[i], guest[i])
 			}
@@ -194,8 +195,8 @@ func TestCompatibility(t *testing.T) {
 }
 
 // compatGuest is guest with a temporary directory and the Go distribution (its zones), of which Go's own tests make use.
-func (b *box) compatGuest(argv ...string) []string {
-	return slices.Concat([]string{b.bin, "run", "--quiet", "--rw", b.work, "--rw", b.t.TempDir() + ":/tmp", "--ro", "/etc", "--ro", goEnv(b.t, "GOROOT"), "--"}, argv)
+func (b *box) compatGuest(flags, argv []string) []string {
+	return slices.Concat([]string{b.bin, "run"}, flags, []string{"--quiet", "--rw", b.work, "--rw", b.t.TempDir() + ":/tmp", "--ro", "/etc", "--ro", goEnv(b.t, "GOROOT"), "--"}, argv)
 }
 
 // check fails if Debian 12 has another version of a package than the one that the document names.
