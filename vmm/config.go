@@ -53,6 +53,8 @@ type Config struct {
 	Stamp  func(phase string) // marks the end of a phase of start-up
 	// GapRecord is told where the program keeps its record (guest address); the monitor reads it there.
 	GapRecord func(addr uint64)
+	// Shared are files below /dev for the program: vfs.Options.Shared.
+	Shared map[string]int
 }
 
 // Result is how a run ended.

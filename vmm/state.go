@@ -351,7 +351,7 @@ func (m *Machine) makeLinux() error {
 	}
 	if m.files, err = vfs.New(m.cfg.Mounts, vfs.Options{
 		Exe: m.cfg.Program, ExeFD: m.cfg.ELF, Args: m.cfg.Args, Env: m.cfg.Env, Cwd: m.cfg.Cwd, CPUs: m.cpus(), Memory: m.cfg.Memory,
-		PID: os.Getpid(), Maps: m.space.Maps, Hostname: host, Auxv: func() []byte { return m.auxv },
+		PID: os.Getpid(), Maps: m.space.Maps, Hostname: host, Shared: m.cfg.Shared, Auxv: func() []byte { return m.auxv },
 		Status: func() string { return m.kernel.Status() }, Stat: func() string { return m.kernel.Stat() },
 		Statm: func() string { return m.kernel.Statm() }, Limits: func() string { return m.kernel.Limits() },
 		FreeMemory: func() uint64 { used, _ := m.space.Usage(); return m.cfg.Memory - min(used, m.cfg.Memory) },

@@ -444,5 +444,19 @@ func (s *Space) Advise(addr, length uint64, advice int) unix.Errno {
 	return 0
 }
 
+// lasting is how many bytes of whole pages from off on a shared file will always have: 0 unless it is a memory file that is
+// sealed against shrinking (fcntl(2), F_SEAL_SHRINK).
+func lasting(fd int, off int64) uint64 {
+	if fd < 0 {
+		return 0
+	}
+	seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
+	var st unix.Stat_t
+	if err != nil || seals&unix.F_SEAL_SHRINK == 0 || unix.Fstat(fd, &st) != nil || st.Size <= off {
+		return 0
+	}
+	return up(uint64(st.Size - off))
+}
+
 // foreign: the host's own pages, which are not ours to change.
 func (r *region) foreign() bool { return r.name == "[vvar]" || r.name == "[vdso]" }

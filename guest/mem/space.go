@@ -344,13 +344,21 @@ func (s *Space) Maps() string {
 	return b.String()
 }
 
-// Ranges calls f for every region that the guest can touch, in order; write says whether it may write.
+// Ranges calls f for every region that the guest can touch without a harm, in order; write says whether it may write.
+// Of shared files these are the memory files that cannot shrink: a touch behind another file's end is a fault, and one
+// in a hole of it fills the disk.
 func (s *Space) Ranges(f func(start, end uint64, write bool)) {
 	s.mu.Lock()
 	regions := slices.Clone(s.regions)
+	for i := range regions {
+		r := &regions[i]
+		if r.file() {
+			r.end = r.start + min(r.end-r.start, lasting(r.fd, r.off))
+		}
+	}
 	s.mu.Unlock()
 	for _, r := range regions {
-		if r.prot != 0 && !r.file() && !r.foreign() {
+		if r.prot != 0 && r.start < r.end && !r.foreign() {
 			f(r.start, r.end, r.prot&Write != 0)
 		}
 	}

@@ -923,3 +923,71 @@ func TestHuge(t *testing.T) {
 		t.Errorf("shared file on huge pages: %#x, %v, want ENODEV", at, e)
 	}
 }
+
+// TestRangesOfFiles: what is touched at sealing are the memory files that cannot shrink, as far as they go; never a file of
+// the disk, whose holes a touch would fill, nor what lies behind an end, where it would be a fault.
+func TestRangesOfFiles(t *testing.T) {
+	r := newRig(t, 1<<20)
+	file, err := os.Create(filepath.Join(t.TempDir(), "sparse"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	memory := func(size int64, seals int) int {
+		fd, err := unix.MemfdCreate("shared", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+		if err := unix.Ftruncate(fd, size); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
+			t.Fatal(err)
+		}
+		return fd
+	}
+	if err := file.Truncate(4 * abi.Page); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name  string
+		fd    int
+		off   int64
+		prot  int
+		pages uint64 // of the 4 that are mapped
+	}{
+		{"disk", int(file.Fd()), 0, Read | Write, 0},
+		{"open memory", memory(4*abi.Page, 0), 0, Read | Write, 0},
+		{"sealed", memory(4*abi.Page, unix.F_SEAL_SHRINK), 0, Read | Write, 4},
+		{"sealed, read", memory(4*abi.Page, unix.F_SEAL_SHRINK), 0, Read, 4},
+		{"sealed, short", memory(abi.Page+1, unix.F_SEAL_SHRINK), 0, Read | Write, 2},
+		{"sealed, from its second page", memory(3*abi.Page, unix.F_SEAL_SHRINK), abi.Page, Read | Write, 2},
+		{"behind the end", memory(abi.Page, unix.F_SEAL_SHRINK), abi.Page, Read | Write, 0},
+		{"no access", memory(4*abi.Page, unix.F_SEAL_SHRINK), 0, 0, 0},
+	} {
+		at, e := r.Map(0, 4*abi.Page, c.prot, unix.MAP_SHARED, c.fd, c.off)
+		if e != 0 {
+			t.Fatalf("%s: %v", c.name, e)
+		}
+		got := uint64(0)
+		r.Ranges(func(start, end uint64, write bool) {
+			if start == at {
+				got = (end - start) / abi.Page
+				if write != (c.prot&Write != 0) {
+					t.Errorf("%s: write %v", c.name, write)
+				}
+			}
+		})
+		if got != c.pages {
+			t.Errorf("%s: %d pages are touched, want %d", c.name, got, c.pages)
+		}
+		if err := r.Populate(); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &st); err != nil || st.Blocks != 0 {
+		t.Errorf("the sparse file has %d blocks, %v", st.Blocks, err)
+	}
+}

@@ -14,6 +14,7 @@ const (
 	nodeFile
 	nodeLink
 	nodeDevice
+	nodeShared
 )
 
 // node is an entry of the namespace that Cloister made: something synthetic, a mount point, or a directory
@@ -35,6 +36,7 @@ type node struct {
 	file    func() *File            // links that lead to an open file and not to a path; may return nil
 	host    string                  // devices: the host's path
 	rdev    uint64                  // devices: what the host's path must be
+	fd      int                     // shared: the caller's descriptor
 }
 
 func (n *node) fixed() bool { return n.kind != nodeDir || n.names != nil }
@@ -108,6 +110,9 @@ func (n *node) statMode() uint32 {
 
 // stat is the state of a synthetic node. Sizes are 0, as on proc(5): the content is made at open.
 func (f *FS) statNode(n *node, st *unix.Stat_t) {
+	if n.kind == nodeShared && unix.Fstat(n.fd, st) == nil {
+		return // as fstat(2) says of the open file: it is the host's own
+	}
 	at := unix.NsecToTimespec(f.started.UnixNano())
 	*st = unix.Stat_t{
 		Dev: unix.Mkdev(0, synthMinor), Ino: n.ino, Mode: n.statMode(), Nlink: 1, Rdev: n.rdev,

@@ -251,6 +251,8 @@ func (f *FS) openNode(o *object, flags int) (*File, unix.Errno) {
 		return nil, unix.ELOOP
 	case nodeDevice:
 		return f.openDevice(n, o.path(), flags)
+	case nodeShared:
+		return f.openShared(n, o.path(), flags)
 	}
 	if writes(flags) || flags&unix.O_TRUNC != 0 {
 		return nil, unix.EACCES
@@ -278,6 +280,15 @@ func (f *FS) openDevice(n *node, path string, flags int) (*File, unix.Errno) {
 	return f.newFile(&File{FD: fd, Path: path, Flags: flags, node: n}), 0
 }
 
+// openShared opens a file that the caller shares; the host decides what its descriptor's file allows.
+func (f *FS) openShared(n *node, path string, flags int) (*File, unix.Errno) {
+	fd, e := f.viaHandle(n.fd, flags&statusFlags)
+	if e != 0 {
+		return nil, e
+	}
+	return f.newFile(&File{FD: fd, Path: path, Flags: flags, node: n}), 0
+}
+
 // reopen is open(2) on /proc/self/fd/N. It gives no right that the guest lacks: beyond what the descriptor
 // itself allows, only its mount can.
 func (f *FS) reopen(file *File, flags int) (*File, unix.Errno) {
@@ -285,6 +296,8 @@ func (f *FS) reopen(file *File, flags int) (*File, unix.Errno) {
 		switch {
 		case n.kind == nodeDevice:
 			return f.openDevice(n, file.Path, flags)
+		case n.kind == nodeShared:
+			return f.openShared(n, file.Path, flags)
 		case n.kind == nodeLink:
 			return nil, unix.ELOOP
 		case writes(flags) || flags&unix.O_TRUNC != 0:

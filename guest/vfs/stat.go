@@ -146,7 +146,7 @@ func accessNode(n *node, mode uint32) unix.Errno {
 		return unix.EROFS
 	case n.kind == nodeFile && mode&unix.W_OK != 0:
 		return unix.EACCES
-	case (n.kind == nodeFile || n.kind == nodeDevice) && mode&unix.X_OK != 0:
+	case n.kind != nodeDir && n.kind != nodeLink && mode&unix.X_OK != 0:
 		return unix.EACCES
 	}
 	return 0

@@ -27,6 +27,10 @@ type Options struct {
 	Memory  uint64   // bytes of memory that the guest sees: /proc/meminfo
 	Handles int      // most O_PATH handles held for positions; 0 means DefaultHandles
 
+	// Shared are files below /dev, by their path from there, that the guest may open for reading and writing: memory files that
+	// are sealed against shrinking. The descriptors are borrowed until Close. Nobody changes their mode or owner (EROFS).
+	Shared map[string]int
+
 	Hostname string // /proc/sys/kernel/hostname; empty means "cloister"
 	Release  string // /proc/sys/kernel/osrelease; empty means the host's
 	Version  string // /proc/sys/kernel/version; empty means the host's
@@ -99,6 +103,14 @@ func (f *FS) addDev(dev *node) {
 		"null": {1, 3}, "zero": {1, 5}, "full": {1, 7}, "random": {1, 8}, "urandom": {1, 9}, "tty": {5, 0},
 	} {
 		dev.add(name, &node{kind: nodeDevice, mode: 0o666, host: "/dev/" + name, rdev: unix.Mkdev(number[0], number[1])})
+	}
+	for name, fd := range f.opt.Shared {
+		dir, base := path.Split(name)
+		at := dev
+		if dir != "" {
+			at = dev.dir(path.Clean(dir))
+		}
+		at.add(base, &node{kind: nodeShared, mode: 0o600, fd: fd})
 	}
 	dev.add("fd", linkTo("/proc/self/fd"))
 	for i, name := range []string{"stdin", "stdout", "stderr"} {

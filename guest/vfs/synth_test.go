@@ -219,3 +219,54 @@ func BenchmarkOpen(b *testing.B) {
 		})
 	}
 }
+
+// A shared file is the host's own memory under a name of the guest's, and its state is one by name and by descriptor.
+func TestShared(t *testing.T) {
+	fd, err := unix.MemfdCreate("shared", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Ftruncate(fd, 8192); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL); err != nil {
+		t.Fatal(err)
+	}
+	f := openFS(t, Options{Shared: map[string]int{"cloister/ring/out": fd, "top": fd}})
+	for _, name := range []string{"/dev/cloister/ring/out", "/dev/top"} {
+		file, e := f.Open(nil, name, unix.O_RDWR, 0)
+		wantErrno(t, "open", e, 0)
+		if _, e := file.Write([]byte("hello")); e != 0 {
+			t.Fatal(e)
+		}
+		var b [5]byte
+		if _, err := unix.Pread(fd, b[:], 0); err != nil || string(b[:]) != "hello" {
+			t.Errorf("%s: the host reads %q, %v", name, b, err)
+		}
+		var byName, open unix.Stat_t
+		wantErrno(t, "stat", f.Stat(nil, name, true, &byName), 0)
+		wantErrno(t, "fstat", file.Stat(&open), 0)
+		if byName.Ino != open.Ino || byName.Size != 8192 || byName.Mode != open.Mode {
+			t.Errorf("%s: %+v by name, %+v by descriptor", name, byName, open)
+		}
+		wantErrno(t, "truncate", file.Truncate(0), unix.EPERM)
+		wantErrno(t, "chmod", file.Chmod(0), unix.EROFS)
+		_, e = f.Open(nil, name, unix.O_RDWR|unix.O_TRUNC, 0)
+		wantErrno(t, "O_TRUNC", e, unix.EPERM)
+		_, e = f.Open(nil, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0)
+		wantErrno(t, "O_EXCL", e, unix.EEXIST)
+		handle, e := f.Open(nil, name, unix.O_PATH, 0)
+		wantErrno(t, "O_PATH", e, 0)
+		wantErrno(t, "close", handle.Close(), 0)
+		wantErrno(t, "close", file.Close(), 0)
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
+		t.Errorf("the descriptor was borrowed, and is closed: %v", err)
+	}
+	_, e := f.Open(nil, "/dev/cloister/ring/other", unix.O_RDWR, 0)
+	wantErrno(t, "another name", e, unix.ENOENT)
+	dir, e := f.Open(nil, "/dev/cloister/ring", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	wantErrno(t, "the directory", e, 0)
+	wantErrno(t, "close", dir.Close(), 0)
+}
