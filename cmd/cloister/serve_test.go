@@ -430,14 +430,14 @@ func TestBadInputOfLooks(t *testing.T) {
 		{"stats nope", `no VM "nope": none is running`}, {"stop nope", `no VM "nope": none is running`}, {"stats", "which VM? none is running"},
 		{"stop", "stop takes the name of one VM"}, {"stop a b", "stop takes the name of one VM"}, {"stats a b", "one VM at a time"},
 		{"ps x", "ps takes no arguments"}, {"ps --nope", "`cloister ps -h` lists"}, {"stats --interval 1ms", "choose 100ms to 1h0m0s"},
-		{"stats --watch --json", "exclude each other"}, {"stop x --timeout -1s", "not negative"}, {"stats ../x", `no VM "../x"`},
+		{"stats --watch --json", "exclude each other"}, {"stop x --timeout -1s", "not negative"}, {"ring", "takes the name"}, {"ring nope x", `no VM "nope"`}, {"stats ../x", `no VM "../x"`},
 	} {
 		r := b.cloister(strings.Fields(x.args)...)
 		if r.status != session.StatusCloister || r.out != "" || !strings.Contains(r.err, x.want) || strings.Count(r.err, "\n") != 1 {
 			t.Errorf("%s: %d %q %q", x.args, r.status, r.out, r.err)
 		}
 	}
-	for _, name := range []string{"ps", "stats", "stop"} {
+	for _, name := range []string{"ps", "stats", "stop", "ring"} {
 		if r := b.cloister(name, "-h"); r.status != 0 || r.err != "" || !strings.HasPrefix(r.out, "cloister "+name) {
 			t.Errorf("%s -h: %d %q %q", name, r.status, r.out, r.err)
 		}

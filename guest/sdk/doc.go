@@ -2,6 +2,8 @@
 // C++), go (package cloister) and rust (a crate). It has no code of its own: its test writes the parts of
 // the header and of the crate that repeat guest/abi, compares them with it, compiles the examples and runs them.
 //
+// C and Go also have rings: records in shared memory (docs/rings.md).
+//
 // Invariants:
 //  1. A program that uses an SDK runs natively as if it did not: the system calls answer ENOSYS there, and
 //     every example ends with status 0 (TestExamples).

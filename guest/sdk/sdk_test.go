@@ -30,6 +30,12 @@ var constants = []struct {
 	{"GAP_KIND_CYCLIC", abi.GapKindCyclic},
 	{"GAP_BUCKETS", abi.GapBuckets},
 	{"GAP_RING", abi.GapRing},
+	{"RING_MAGIC", abi.RingMagic},
+	{"RING_VERSION", abi.RingVersion},
+	{"RING_DATA", abi.RingData},
+	{"RING_MIN_SIZE", abi.RingMinSize},
+	{"RING_MAX_SIZE", abi.RingMaxSize},
+	{"RING_PREFIX", abi.RingPrefix},
 }
 
 // comments are those of abi.GapRecord's fields, by their C names.
@@ -40,6 +46,14 @@ var comments = map[string]string{
 	"min": "shortest delta", "max": "longest delta", "start": "TSC of the first pass", "last": "TSC of the latest pass",
 	"ring_next": "gaps written to ring so far; store after ring", "reserved": "0",
 	"hist": "bucket i counts deltas of i significant bits", "ring": "the latest gaps", "tsc": "at the end of the gap", "length": "of the gap",
+}
+
+// ringComments are those of abi.RingHeader's fields.
+var ringComments = map[string]string{
+	"magic": "RING_MAGIC", "version": "RING_VERSION", "size": "of the data, bytes; a power of two", "data": "RING_DATA",
+	"head": "producer's: bytes written since the ring was made", "closed": "producer's: not 0 when no record follows",
+	"dropped": "producer's: records given up because the ring was full", "tail": "consumer's: bytes taken since the ring was made",
+	"reserved0": "0", "reserved1": "0", "reserved2": "0",
 }
 
 type field struct {
@@ -78,6 +92,7 @@ func fieldsOf(t reflect.Type) []field {
 var (
 	gapType    = reflect.TypeFor[abi.Gap]()
 	recordType = reflect.TypeFor[abi.GapRecord]()
+	ringType   = reflect.TypeFor[abi.RingHeader]()
 )
 
 func generateC() string {
@@ -85,10 +100,12 @@ func generateC() string {
 	for _, c := range constants {
 		fmt.Fprintf(&b, "#define CLOISTER_%s %#xUL\n", c.name, c.value)
 	}
+	fmt.Fprintf(&b, "#define CLOISTER_RING_DIR %q\n", abi.RingDir)
 	for _, s := range []struct {
-		name string
-		typ  reflect.Type
-	}{{"cloister_gap", gapType}, {"cloister_record", recordType}} {
+		name     string
+		typ      reflect.Type
+		comments map[string]string
+	}{{"cloister_gap", gapType, comments}, {"cloister_record", recordType, comments}, {"cloister_ring_header", ringType, ringComments}} {
 		fmt.Fprintf(&b, "\nstruct %s {\n", s.name)
 		for _, f := range fieldsOf(s.typ) {
 			typ, dim := "uint64_t", ""
@@ -98,7 +115,7 @@ func generateC() string {
 			if f.count > 0 {
 				dim = fmt.Sprintf("[%d]", f.count)
 			}
-			fmt.Fprintf(&b, "\t%s %s%s; /* %s */\n", typ, f.name, dim, comments[f.name])
+			fmt.Fprintf(&b, "\t%s %s%s; /* %s */\n", typ, f.name, dim, s.comments[f.name])
 		}
 		b.WriteString("};\n")
 	}
@@ -182,6 +199,11 @@ func TestGenerated(t *testing.T) {
 			t.Errorf("field %s has no comment", f.name)
 		}
 	}
+	for _, f := range fieldsOf(ringType) {
+		if ringComments[f.name] == "" {
+			t.Errorf("field %s of a ring has no comment", f.name)
+		}
+	}
 }
 
 // command runs a tool in guest/sdk and fails the test with its output.
@@ -213,7 +235,7 @@ func TestLayoutC(t *testing.T) {
 	for _, s := range []struct {
 		name string
 		typ  reflect.Type
-	}{{"struct cloister_gap", gapType}, {"struct cloister_record", recordType}} {
+	}{{"struct cloister_gap", gapType}, {"struct cloister_record", recordType}, {"struct cloister_ring_header", ringType}} {
 		fmt.Fprintf(&b, "_Static_assert(sizeof(%s) == %d, \"size\");\n", s.name, s.typ.Size())
 		for _, f := range fieldsOf(s.typ) {
 			fmt.Fprintf(&b, "_Static_assert(offsetof(%s, %s) == %d, \"%s\");\n", s.name, f.name, f.offset, f.name)
@@ -240,6 +262,64 @@ func TestHeaderIsOldC(t *testing.T) {
 			testenv.Need(t, testenv.Tool(c.tool))
 			src := write(t, c.file, "#include \"cloister.h\"\nint use(struct cloister_record *r) { return cloister_isolate(1) + cloister_gap_record(r) + cloister_available(); }\n")
 			command(t, nil, c.tool, "-std="+c.std, "-Wall", "-Wextra", "-Wno-long-long", "-pedantic", "-Werror", "-Ic", "-c", "-o", src+".o", src)
+		})
+	}
+}
+
+// TestRingHeader: cloister_ring.h compiles without a warning, and does natively what docs/rings.md says.
+func TestRingHeader(t *testing.T) {
+	src := `#include "cloister_ring.h"
+static unsigned char mem[CLOISTER_RING_DATA + CLOISTER_RING_MIN_SIZE] CLOISTER_PAGE_ALIGNED;
+int main(void)
+{
+	struct cloister_ring p, c;
+	char in[3000], out[4096];
+	int i;
+
+	if (cloister_ring_open(&p, CLOISTER_RING_DIR "x") != -ENOENT || cloister_ring_format(mem, 100) != -EINVAL ||
+	    cloister_ring_format(mem + 8, sizeof mem - 8) != -EINVAL || cloister_ring_attach(&p, mem, sizeof mem) != -EINVAL)
+		return 1;
+	if (cloister_ring_format(mem, sizeof mem) != 0 || cloister_ring_attach(&p, mem, sizeof mem) != 0 || cloister_ring_attach(&c, mem, sizeof mem) != 0)
+		return 2;
+	for (i = 0; i < 1000; i++) {
+		uint64_t n = (uint64_t)i * 13 % sizeof in;
+		memset(in, i, sizeof in);
+		if (cloister_ring_get(&c, out, sizeof out) != -EAGAIN || cloister_ring_put(&p, in, n) != 0)
+			return 3;
+		if (n > 0 && cloister_ring_get(&c, out, n - 1) != -EMSGSIZE)
+			return 4;
+		if (cloister_ring_get(&c, out, sizeof out) != (int64_t)n || memcmp(in, out, n) != 0)
+			return 5;
+	}
+	if (cloister_ring_put(&p, in, cloister_ring_max(&p) + 1) != -EMSGSIZE || cloister_ring_put(&p, in, 2100) != 0 || cloister_ring_put(&p, in, 2100) != -EAGAIN)
+		return 6;
+	cloister_ring_drop(&p);
+	cloister_ring_close(&p);
+	if (c.shared->dropped != 1 || cloister_ring_get(&c, out, sizeof out) != 2100 || cloister_ring_get(&c, out, sizeof out) != -ENODATA)
+		return 7;
+	p.shared->tail = p.head + 8;
+	if (cloister_ring_put(&p, in, 3000) != -EBADMSG || cloister_ring_put(&p, in, 0) != -EBADMSG)
+		return 8;
+	c.shared->head = c.tail + 4104;
+	if (cloister_ring_get(&c, out, sizeof out) != -EBADMSG)
+		return 9;
+	cloister_ring_attach(&c, mem, sizeof mem);
+	c.shared->head = c.shared->tail = 0;
+	if (cloister_ring_attach(&c, mem, sizeof mem) != 0)
+		return 10;
+	c.shared->head = 8;
+	memset(c.data, 0xff, 8);
+	return cloister_ring_get(&c, out, sizeof out) == -EBADMSG ? 0 : 11;
+}
+`
+	for _, c := range []struct{ tool, file, std string }{
+		{"gcc", "ring.c", "gnu89"}, {"gcc", "ring.c", "gnu17"}, {"musl-gcc", "ring.c", "gnu11"}, {"g++", "ring.cc", "gnu++98"}, {"g++", "ring.cc", "gnu++20"}, {"clang", "ring.c", "gnu11"},
+	} {
+		t.Run(c.tool+" "+c.std, func(t *testing.T) {
+			testenv.Need(t, testenv.Tool(c.tool))
+			in := write(t, c.file, src)
+			command(t, nil, c.tool, "-std="+c.std, "-O2", "-Wall", "-Wextra", "-Wno-long-long", "-Werror", "-Ic", "-o", in+".out", in)
+			command(t, nil, in+".out")
 		})
 	}
 }

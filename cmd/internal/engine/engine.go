@@ -111,7 +111,7 @@ func (e *engine) run() (int, error) {
 	defer e.release()
 	signal.Ignore(unix.SIGXFSZ, unix.SIGPIPE) // the program's, not ours: its writes get EFBIG and EPIPE
 	signal.Notify(e.signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGABRT)
-	if err := e.share(); err != nil {
+	if err := errors.Join(e.share(), e.makeRings()); err != nil {
 		return session.StatusCloister, err
 	}
 	if err := e.startMonitor(); err != nil {
@@ -233,7 +233,7 @@ func (e *engine) claim() error {
 func (e *engine) release() {
 	if e.vmDir != "" {
 		// By their names first: reading a directory takes a descriptor, and there may be none left.
-		var err error
+		err := e.unlinkRings()
 		for _, name := range []string{session.SocketFile, session.FactsFile, session.LockFile, "."} {
 			if e := os.Remove(filepath.Join(e.vmDir, name)); e != nil && !errors.Is(e, fs.ErrNotExist) {
 				err = e
@@ -378,7 +378,7 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 		cwd = "/"
 	}
 	m, err := vmm.New(vmm.Config{
-		Program: o.program, ExecFn: e.execFn, ELF: int(e.elf.Fd()), ELFSize: st.Size(), Args: o.args, Env: environ(), Mounts: o.mounts, Net: o.net == "host", Cwd: cwd,
+		Program: o.program, ExecFn: e.execFn, ELF: int(e.elf.Fd()), ELFSize: st.Size(), Args: o.args, Env: environ(), Mounts: o.mounts, Net: o.net == "host", Shared: e.sharedRings(), Cwd: cwd,
 		Builtin: strings.HasPrefix(o.program, "@"), CPU: o.cpu, FIFO: o.fifo, Memory: o.memory, Huge: o.hugepages,
 		Lock: !o.noLock, OwnClock: e.ownClock(), Seal: vmm.SealPolicy(o.seal), RingCalls: o.syscalls == "ring", Ledgers: e.ledger, Guest: e.guest, Stamp: e.stamp,
 		CPUs: append(o.dedicated(), e.keep...), Housekeeping: e.keep, Place: o.placeOf, Thread: e.thread,

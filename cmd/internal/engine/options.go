@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cloister-vmm/cloister/guest/abi"
 	"github.com/cloister-vmm/cloister/guest/vfs"
 	"github.com/cloister-vmm/cloister/guest/workload"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
@@ -29,6 +30,7 @@ type options struct {
 	noLock     bool
 	mounts     []vfs.Mount
 	net        string
+	rings      []ringFile
 	seal       string
 	syscalls   string
 	budget     string
@@ -86,6 +88,7 @@ func runFlags(o *options) *flag.FlagSet {
 	f.Func("ro", "let the program read `DIR[:GUESTDIR]`; may be repeated", mount(false))
 	f.Func("rw", "let the program read and write `DIR[:GUESTDIR]`; may be repeated", mount(true))
 	f.StringVar(&o.net, "net", "none", "`host|none`: sockets on the host's network, and Unix sockets below --rw")
+	f.Func("ring", "give the program a ring of shared memory, `NAME=SIZE`, at "+abi.RingDir+"NAME; may be repeated", o.addRing)
 	f.BoolVar(&o.ownClock, "own-clock", false, "give the program Cloister's own clock even where the host's can be shared")
 	f.BoolVar(&o.bare, "bare", false, "run the program natively, placed, sealed and reported alike: to compare")
 	f.StringVar(&o.seal, "seal", "call", "isolation begins at `start|first-write|call`")
@@ -129,7 +132,7 @@ const (
 // that was meant must not be left out silently.
 func refuseEmpty(f *flag.FlagSet) (err error) {
 	f.Visit(func(x *flag.Flag) {
-		if v := x.Value.String(); err == nil && (v == "" && x.Name != "cpu" && x.Name != "memory" && x.Name != "place" && x.Name != "ro" && x.Name != "rw" || x.Name == "for" && v == "0s" || x.Name == "fifo" && v == "0") {
+		if v := x.Value.String(); err == nil && (v == "" && x.Name != "cpu" && x.Name != "memory" && x.Name != "place" && x.Name != "ro" && x.Name != "rw" && x.Name != "ring" || x.Name == "for" && v == "0s" || x.Name == "fifo" && v == "0") {
 			err = fmt.Errorf("--%s is given and says nothing: leave it out, or give a value", x.Name)
 		}
 	})
@@ -181,6 +184,9 @@ func parseRun(args []string) (*options, error) {
 	}
 	if o.memory < minMemory || o.memory > maxMemory {
 		return nil, fmt.Errorf("--memory %d (bytes): choose %dM to %dG", o.memory, minMemory>>20, maxMemory>>30)
+	}
+	if o.hugepages && len(o.rings) > 0 {
+		return nil, errors.New("--ring and --hugepages exclude each other: a ring's small pages cannot lie among huge ones")
 	}
 	if o.limit < 0 {
 		return nil, fmt.Errorf("--for %v: a time is positive", o.limit)
@@ -244,6 +250,7 @@ func Usage(w io.Writer) {
   cloister stop VM                  end a run
   cloister doctor [--cpu LIST]      what will disturb these cores, and what takes it away
   cloister host apply|restore|status    make cores quiet, and put everything back
+  cloister ring VM [NAME]           copy the records of a --ring to standard output, or --write them
   cloister help | version
 
 PROGRAM is a static or static-pie x86-64 Linux program, or one of:

@@ -17,7 +17,18 @@ const (
 	SocketFile = "control.sock" // of the monitor
 	// FactsFile tells `cloister ps` what the ledger does not know, when the monitor is not there to be asked.
 	FactsFile = "vm.json"
+	RingsDir  = "ring" // links to the memory of the VM's rings, by name
 )
+
+// ValidRing reports whether a ring may have that name: it is one component of paths here and in the guest.
+func ValidRing(name string) bool {
+	for _, c := range []byte(name) {
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_') {
+			return false
+		}
+	}
+	return len(name) >= 1 && len(name) <= 32
+}
 
 // RunDir is where VMs and leases are found. The places are tried in this order; the environment's CLOISTER_RUN_DIR comes first.
 func RunDir() (string, error) {

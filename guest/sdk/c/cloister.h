@@ -21,6 +21,13 @@
 #define CLOISTER_GAP_KIND_CYCLIC 0x2UL
 #define CLOISTER_GAP_BUCKETS 0x40UL
 #define CLOISTER_GAP_RING 0x100UL
+#define CLOISTER_RING_MAGIC 0x474e49524f494c43UL
+#define CLOISTER_RING_VERSION 0x1UL
+#define CLOISTER_RING_DATA 0x1000UL
+#define CLOISTER_RING_MIN_SIZE 0x1000UL
+#define CLOISTER_RING_MAX_SIZE 0x40000000UL
+#define CLOISTER_RING_PREFIX 0x8UL
+#define CLOISTER_RING_DIR "/dev/cloister/ring/"
 
 struct cloister_gap {
 	uint64_t tsc; /* at the end of the gap */
@@ -43,6 +50,20 @@ struct cloister_record {
 	uint64_t reserved[4]; /* 0 */
 	uint64_t hist[64]; /* bucket i counts deltas of i significant bits */
 	struct cloister_gap ring[256]; /* the latest gaps */
+};
+
+struct cloister_ring_header {
+	uint64_t magic; /* RING_MAGIC */
+	uint64_t version; /* RING_VERSION */
+	uint64_t size; /* of the data, bytes; a power of two */
+	uint64_t data; /* RING_DATA */
+	uint64_t reserved0[12]; /* 0 */
+	uint64_t head; /* producer's: bytes written since the ring was made */
+	uint64_t closed; /* producer's: not 0 when no record follows */
+	uint64_t dropped; /* producer's: records given up because the ring was full */
+	uint64_t reserved1[13]; /* 0 */
+	uint64_t tail; /* consumer's: bytes taken since the ring was made */
+	uint64_t reserved2[15]; /* 0 */
 };
 /* END GENERATED */
 

@@ -19,6 +19,18 @@ pub const GAP_KIND_CYCLIC: u64 = 0x2;
 pub const GAP_BUCKETS: u64 = 0x40;
 /// `CLOISTER_GAP_RING` of cloister.h.
 pub const GAP_RING: u64 = 0x100;
+/// `CLOISTER_RING_MAGIC` of cloister.h.
+pub const RING_MAGIC: u64 = 0x474e49524f494c43;
+/// `CLOISTER_RING_VERSION` of cloister.h.
+pub const RING_VERSION: u64 = 0x1;
+/// `CLOISTER_RING_DATA` of cloister.h.
+pub const RING_DATA: u64 = 0x1000;
+/// `CLOISTER_RING_MIN_SIZE` of cloister.h.
+pub const RING_MIN_SIZE: u64 = 0x1000;
+/// `CLOISTER_RING_MAX_SIZE` of cloister.h.
+pub const RING_MAX_SIZE: u64 = 0x40000000;
+/// `CLOISTER_RING_PREFIX` of cloister.h.
+pub const RING_PREFIX: u64 = 0x8;
 
 #[allow(clippy::declare_interior_mutable_const)]
 const ZERO: AtomicU64 = AtomicU64::new(0);
