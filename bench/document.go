@@ -44,6 +44,7 @@ const howToRead = `How to read it:
   runs inside Cloister's process; for the floor it is a process of its own. Both stay off the guests' CPU.
 - "Exit served by Go": the floor serves that call on its one thread; Cloister hands it to another core and back.
 - "Start to exit": the floor is one process and keeps no books; Cloister is two. The floor is never pinned.
+- Rings: the floor is the same two programs, both native. The process on the other side runs on a housekeeping CPU and polls.
 - The error of the clock is taken between readings of two cores, each within its own pair of TSC stamps.
 `
 

@@ -66,7 +66,7 @@ func runBench(args []string) (code int, err error) {
 	f.IntVar(&b.fifo, "fifo", 0, "measure exits and kicks with the vCPU's thread in SCHED_FIFO at this `priority`, too (root)")
 	f.IntVar(&b.rounds, "rounds", 20, "how often each side has its turn")
 	f.DurationVar(&b.clock, "clock-duration", 20*time.Second, "how long the guest's clock is compared with the host's")
-	only := f.String("only", "", "measure these `SECTIONS` only: loop,exits,kicks,start,memory,clock")
+	only := f.String("only", "", "measure these `SECTIONS` only: loop,exits,kicks,start,memory,clock,ring")
 	out := f.String("out", "", "write the results to `FILE` (default: bench/RESULTS.md; with -only nowhere)")
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -90,9 +90,9 @@ func runBench(args []string) (code int, err error) {
 		}
 		os.Exit(128 + int(sig.(unix.Signal)))
 	}()
-	sections := map[string]func() error{"loop": b.hotLoop, "exits": b.exits, "kicks": b.kicks, "start": b.start, "memory": b.memory, "clock": b.clocks}
+	sections := map[string]func() error{"loop": b.hotLoop, "exits": b.exits, "kicks": b.kicks, "start": b.start, "memory": b.memory, "clock": b.clocks, "ring": b.rings}
 	failed := 0
-	for _, name := range []string{"loop", "exits", "kicks", "start", "memory", "clock"} {
+	for _, name := range []string{"loop", "exits", "kicks", "start", "memory", "clock", "ring"} {
 		if *only != "" && !strings.Contains(","+*only+",", ","+name+",") {
 			continue
 		}
