@@ -92,15 +92,15 @@ func (r running) listRings(w io.Writer) error {
 	return nil
 }
 
-// host is a VM's ring as this process has opened it, and the process that must live for it to have another side.
-type host struct {
+// ringHost is a VM's ring as this process has opened it, and the process that must live for it to have another side.
+type ringHost struct {
 	engine int // pidfd
 	name   string
 }
 
 // openRing opens a ring by open and makes sure that it is this VM's.
-func openRing[T any](r running, name string, open func(path string) (T, error)) (side T, h *host, err error) {
-	h = &host{name: fmt.Sprintf("VM %s, ring %s", r.name, name)}
+func openRing[T any](r running, name string, open func(path string) (T, error)) (side T, h *ringHost, err error) {
+	h = &ringHost{name: fmt.Sprintf("VM %s, ring %s", r.name, name)}
 	if h.engine, err = unix.PidfdOpen(r.engine, 0); err != nil {
 		return side, nil, fmt.Errorf("VM %s has ended", r.name)
 	}
@@ -137,13 +137,13 @@ func (r running) hasRing(name string) error {
 }
 
 // nap sleeps, and reports whether the engine has ended: then nobody writes to the ring any more.
-func (h *host) nap() bool {
+func (h *ringHost) nap() bool {
 	p := []unix.PollFd{{Fd: int32(h.engine), Events: unix.POLLIN}} // readable when the process has ended (pidfd_open(2))
 	n, err := unix.Poll(p, int(ringNap.Milliseconds()))
 	return err == nil && n > 0
 }
 
-func (h *host) close() error { return unix.Close(h.engine) }
+func (h *ringHost) close() error { return unix.Close(h.engine) }
 
 // readRing copies until the end of the ring, of the VM or of the user's patience.
 func (r running) readRing(name string, w io.Writer) (err error) {
@@ -214,7 +214,7 @@ func (r running) writeRing(name string, in io.Reader, last bool) (err error) {
 }
 
 // put waits for room.
-func (h *host) put(p *ring.Producer, record []byte) error {
+func (h *ringHost) put(p *ring.Producer, record []byte) error {
 	for {
 		err := p.Put(record)
 		switch {

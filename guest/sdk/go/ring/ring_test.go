@@ -228,7 +228,7 @@ func TestCorruptionStays(t *testing.T) {
 		t.Errorf("then a good one: %v", err)
 	}
 
-	p, c, _ = pair(t, abi.RingMinSize)
+	p, _, _ = pair(t, abi.RingMinSize)
 	for p.Put(buf) == nil {
 	}
 	p.h.Tail = p.head + 8
