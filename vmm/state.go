@@ -129,7 +129,7 @@ func (p *processor) setCPUID() error {
 		in[i] = firmware.Entry{Function: e.Function, Index: e.Index, Flags: e.Flags, EAX: e.EAX, EBX: e.EBX, ECX: e.ECX, EDX: e.EDX}
 	}
 	host := func(leaf, sub uint32) firmware.Regs {
-		a, b, c, d := cpuid(leaf, sub)
+		a, b, c, d := kvm.CPUID(leaf, sub)
 		return firmware.Regs{EAX: a, EBX: b, ECX: c, EDX: d}
 	}
 	for _, o := range []firmware.CPUIDOptions{{Native: kvm.DetectBackend("/") == kvm.PVM}, {NoXSave: true}} {

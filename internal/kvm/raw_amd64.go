@@ -14,3 +14,6 @@ func IoctlRaw(fd, op, arg uintptr) (ret int64)
 
 // TSC reads the time-stamp counter, in cycles, after every earlier load has completed. Any thread may call it.
 func TSC() uint64
+
+// CPUID executes CPUID on the CPU that the caller happens to be on; under a hypervisor that is an exit.
+func CPUID(leaf, sub uint32) (eax, ebx, ecx, edx uint32)
