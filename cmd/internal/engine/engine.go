@@ -8,10 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
-	"runtime"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -22,10 +19,6 @@ import (
 	"github.com/cloister-vmm/cloister/vmm"
 	"golang.org/x/sys/unix"
 )
-
-// heapLimit lets the engine's heap grow to this size before a collection runs, bytes. Collections are off
-// otherwise: while the guest makes no exits nothing allocates, and nothing may run beside it.
-const heapLimit = 48 << 20
 
 // Monitor is the monitor's half, for a run in one process.
 type Monitor func(w session.Wire, ledgerFD, guest int) int
@@ -53,11 +46,13 @@ type engine struct {
 	link      link
 	spawn     func() // starts the monitor; through spawnOnce only
 	spawnOnce sync.Once
+	hearing   sync.Once
 	spawned   chan *exec.Cmd // the monitor, once it was started
 	status    chan int
 	partition string         // that `cloister host apply` has made of the core
 	quiet     chan string    // what became of --isolate and --require; empty: all is well
 	signals   chan os.Signal // that end the run
+	heard     chan struct{}  // closed when they do
 	clock     string         // the kernel's clocksource, once it was asked for
 	gaveUp    bool           // the monitor's last word was not waited for
 	machine   *vmm.Machine
@@ -80,11 +75,12 @@ func Main(args []string, inProcess Monitor) int {
 	if o.oneProcess && inProcess == nil {
 		return session.ExecMonitor(append([]string{"run"}, args...))
 	}
-	debug.SetGCPercent(-1)
-	debug.SetMemoryLimit(heapLimit)
-	runtime.GOMAXPROCS(max(4, runtime.GOMAXPROCS(0))) // an idle P for whoever comes back from a system call
-	e := &engine{inProcess: inProcess, o: o, started: time.Now(), status: make(chan int, 1), quiet: make(chan string, 1), signals: make(chan os.Signal, 4), spawned: make(chan *exec.Cmd, 1), guest: -1, ledgerFD: -1}
+	e := &engine{inProcess: inProcess, o: o, started: time.Now(), status: make(chan int, 1), quiet: make(chan string, 1), signals: make(chan os.Signal, 4), heard: make(chan struct{}), spawned: make(chan *exec.Cmd, 1), guest: -1, ledgerFD: -1}
 	e.last = e.started
+	if !e.mayWait() {
+		hold()
+	}
+	go e.hearSignals()
 	code, err := e.run()
 	if err != nil {
 		return max(code, session.Failf("%v", err))
@@ -109,8 +105,6 @@ func (e *engine) run() (int, error) {
 		return session.StatusCloister, err
 	}
 	defer e.release()
-	signal.Ignore(unix.SIGXFSZ, unix.SIGPIPE) // the program's, not ours: its writes get EFBIG and EPIPE
-	signal.Notify(e.signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGABRT)
 	if err := errors.Join(e.share(), e.makeRings()); err != nil {
 		return session.StatusCloister, err
 	}
@@ -289,7 +283,7 @@ const lateMonitor = 50 * time.Millisecond
 // a sealed program would be a disturbance, and the threads that come later have to be watched from the start.
 func (e *engine) mayWait() bool {
 	o := e.o
-	return len(e.leases) == 0 && o.metrics == "" && o.budget == "" && o.trace == "" && !e.ownClock()
+	return o.cpu == -1 && len(o.dedicated()) == 0 && o.metrics == "" && o.budget == "" && o.trace == "" && !e.ownClock()
 }
 
 // needMonitor starts the monitor if it was not started yet.
@@ -298,6 +292,9 @@ func (e *engine) needMonitor() {
 		e.spawnOnce.Do(e.bringUp)
 	}
 }
+
+// hearMonitor listens to the monitor, as soon as there is one and nothing that it could stop is half built.
+func (e *engine) hearMonitor() { e.hearing.Do(func() { go e.listen() }) }
 
 // bringUp starts the monitor and gives it what it has missed; the socket keeps that until it is read.
 func (e *engine) bringUp() {
@@ -389,7 +386,10 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 		return buildStatus(err), vmm.Result{}, err.Error()
 	}
 	e.machine = m
-	go e.listen()
+	<-e.heard
+	if !e.mayWait() {
+		e.hearMonitor()
+	}
 	if len(e.leases) > 0 {
 		if _, err := cores.KeepOff(os.Getpid(), e.keep); err != nil {
 			return session.StatusCloister, vmm.Result{}, err.Error()
@@ -414,7 +414,13 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 	if err := m.Enter(); err != nil {
 		return session.StatusCloister, vmm.Result{}, err.Error()
 	}
-	late := time.AfterFunc(lateMonitor, func() { e.needMonitor() })
+	late := time.AfterFunc(lateMonitor, func() {
+		if e.mayWait() {
+			hold()
+		}
+		e.needMonitor()
+		e.hearMonitor()
+	})
 	e.wait()
 	late.Stop()
 	res, err := m.Wait()
@@ -530,9 +536,7 @@ func (e *engine) finish(end session.Ended) int {
 	}
 	e.needMonitor()
 	e.tell(session.Message{Ended: &end})
-	if e.machine == nil {
-		go e.listen()
-	}
+	e.hearMonitor()
 	status, ok := e.verdict()
 	if ok && !e.o.oneProcess {
 		if c := <-e.spawned; c.Process != nil {

@@ -1,0 +1,30 @@
+package engine
+
+import (
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+
+	"golang.org/x/sys/unix"
+)
+
+// heapLimit lets the engine's heap grow to this size before a collection runs, bytes. Collections are off
+// otherwise: while the guest makes no exits nothing allocates, and nothing may run beside it.
+const heapLimit = 48 << 20
+
+// hold sets Go's runtime so that it leaves the guest alone. Each call stops all goroutines, and the processors that
+// GOMAXPROCS adds have to be made: a run that may begin without a monitor gets it at lateMonitor, so that a
+// short one need not wait for it.
+func hold() {
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(heapLimit)
+	runtime.GOMAXPROCS(max(4, runtime.GOMAXPROCS(0))) // an idle P for whoever comes back from a system call
+}
+
+// hearSignals takes over the signals. The runtime makes a thread for them and hands each over to it, one by
+// one, so this runs beside the building of the machine; guestLife waits for it.
+func (e *engine) hearSignals() {
+	signal.Ignore(unix.SIGXFSZ, unix.SIGPIPE) // the program's, not ours: its writes get EFBIG and EPIPE
+	signal.Notify(e.signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGABRT)
+	close(e.heard)
+}
