@@ -2,7 +2,7 @@
 // exits, its life from the first instruction to the last.
 //
 // It is the engine's half of Cloister. It knows nothing of reports, metrics or policy: it fills ledgers
-// (isolation/breaks) and returns a Result, and the monitor process reads both.
+// (isolation/breaks) and returns a Result, and the monitor process reads both. A start is Begin, Build, Prepare, Enter.
 //
 // Invariants:
 //  1. Nothing the guest does makes this package panic or touch a host byte that is not the guest's:

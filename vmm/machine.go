@@ -37,6 +37,7 @@ type Machine struct {
 	set     *vcpu.Set
 	born    *vcpu.Stopped
 	stopper int              // eventfd: readable = blocking calls of the guest end
+	begun   chan error       // what Begin came to, once; nil when it was taken
 	entries []firmware.Entry // CPUID, once a vCPU has taken it
 	xcr0    uint64
 	xsize   int     // bytes of the XSAVE area for it
@@ -75,37 +76,60 @@ type Info struct {
 // supSize bounds the page tables: one page of them maps 2 MiB, so 1/512 of the limit and some more.
 func supSize(limit uint64) uint64 { return (limit/256+16<<20)&^(abi.Huge-1) + abi.Huge }
 
-// New builds the machine up to the first instruction.
-func New(cfg Config) (m *Machine, err error) {
-	m = &Machine{
-		cfg: cfg, supFD: -1, stopper: -1,
+// Begin starts to make what needs KVM alone: the VM and its first vCPU, with its CPUID. That is a third of a short
+// start, and nothing else has to wait for it: so it runs beside the caller, up to Build. A machine that was begun is
+// given back by Close, whether or not Build was reached.
+func Begin() *Machine {
+	m := &Machine{
+		supFD: -1, stopper: -1, begun: make(chan error, 1),
 		idle: make(chan *processor, stub.MaxVCPUs), over: make(chan struct{}), done: make(chan struct{}),
 	}
+	go func() {
+		err := m.openKVM()
+		if err == nil {
+			err = m.beginMain()
+		}
+		m.begun <- err
+	}()
+	return m
+}
+
+// New builds a machine up to the first instruction: Begin and Build, for who has nothing to do between them.
+func New(cfg Config) (*Machine, error) {
+	m := Begin()
+	if err := m.Build(cfg); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// Build completes what Begin has begun, up to the first instruction. If it fails, nothing of the machine is left.
+func (m *Machine) Build(cfg Config) (err error) {
+	m.cfg = cfg
 	defer func() {
 		if err != nil {
 			err = firstOf(err, m.Close())
-			m = nil
 		}
 	}()
 	if m.image, err = elf.Load(fileAt(cfg.ELF), cfg.ELFSize); err != nil {
-		return m, programError{fmt.Errorf("%s: %w", cfg.Program, err)}
+		return programError{fmt.Errorf("%s: %w", cfg.Program, err)}
 	}
 	for _, step := range []struct {
 		name string
 		do   func() error
 	}{
-		{"kvm", m.openKVM}, {"memory", m.makeMemory}, {"vcpu", m.makeMain}, {"program", m.load}, {"linux", m.makeLinux},
+		{"memory", m.makeMemory}, {"linux", m.makeLinux}, {"kvm", m.takeBegun}, {"program", m.load},
 		{"state", m.setState}, {"thread", m.makeThread},
 	} {
 		if err = step.do(); err != nil {
 			if cfg.Huge && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.ENOMEM)) {
 				err = fmt.Errorf("guest memory on huge pages: the host has too few free ones (%w): reserve more (sysctl vm.nr_hugepages=N) or leave out --hugepages", err)
 			}
-			return m, err
+			return err
 		}
 		cfg.Stamp(step.name)
 	}
-	return m, nil
+	return nil
 }
 
 func firstOf(a, b error) error {
@@ -113,6 +137,19 @@ func firstOf(a, b error) error {
 		return fmt.Errorf("%w (and then: %v)", a, b)
 	}
 	return a
+}
+
+// takeBegun waits for the VM and its first vCPU, and gives them memory, ledger and task.
+func (m *Machine) takeBegun() error {
+	err := <-m.begun
+	m.begun = nil
+	if err != nil {
+		return err
+	}
+	if _, err = m.vm.AddMemory(abi.SupGPA, uint64(len(m.sup)), addr(m.sup), false); err != nil {
+		return err
+	}
+	return m.makeMain()
 }
 
 func (m *Machine) openKVM() (err error) {
@@ -147,9 +184,6 @@ func (m *Machine) makeMemory() (err error) {
 		return fmt.Errorf("supervisor memory: ftruncate: %w", err)
 	}
 	if m.sup, err = mapShared(m.supFD, n, "the supervisor block"); err != nil {
-		return err
-	}
-	if _, err = m.vm.AddMemory(abi.SupGPA, n, addr(m.sup), false); err != nil {
 		return err
 	}
 	m.space = mem.New(mem.Config{
@@ -234,6 +268,10 @@ func (m *Machine) load() error {
 // Close gives everything back. The vCPUs' threads must have ended.
 func (m *Machine) Close() error {
 	var errs []error
+	if m.begun != nil {
+		<-m.begun // whether it succeeded or not: what there is of it is closed below
+		m.begun = nil
+	}
 	m.ender.Wait()
 	if m.kernel != nil {
 		m.kernel.Close()
@@ -243,6 +281,9 @@ func (m *Machine) Close() error {
 	}
 	for _, p := range m.vcpus {
 		errs = append(errs, p.close())
+	}
+	if m.main != nil && len(m.vcpus) == 0 {
+		errs = append(errs, m.main.close())
 	}
 	if m.vm != nil {
 		errs = append(errs, m.vm.Close())
@@ -272,7 +313,7 @@ type programError struct{ error }
 
 func (e programError) Unwrap() error { return e.error }
 
-// IsProgramError reports whether New failed because the program cannot be run.
+// IsProgramError reports whether New or Build failed because the program cannot be run.
 func IsProgramError(err error) bool {
 	var p programError
 	return errors.As(err, &p)

@@ -99,3 +99,21 @@ func TestNewGivesBack(t *testing.T) {
 		})
 	}
 }
+
+// A machine that was begun and whose start failed elsewhere gives everything back, whatever of it was there by then.
+func TestBeginGivesBack(t *testing.T) {
+	testenv.Need(t, testenv.KVM)
+	fds, mappings := held(t)
+	for range 20 {
+		m := Begin()
+		if err := m.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if f, n := held(t); f != fds || n != mappings {
+			t.Fatalf("%d descriptors and %d mappings, before %d and %d", f, n, fds, mappings)
+		}
+		if m.main == nil || m.entries == nil {
+			t.Fatal("Close did not wait for what Begin makes, or there was no vCPU: this test measures the wrong thing")
+		}
+	}
+}

@@ -31,6 +31,7 @@ type processor struct {
 	work   chan *work // a new thread of the guest for a processor that is idle
 
 	statsFD int
+	noStats error // why there are none
 	stats   *kvm.Stats
 	statAt  []uint64
 
@@ -55,41 +56,90 @@ type work struct {
 	xsave  *kvm.XSave
 }
 
-// newProcessor makes vCPU i of the machine; it has no state yet.
+// newProcessor makes vCPU i of the machine, a further one; it has no state yet.
 func (m *Machine) newProcessor(i int) (p *processor, err error) {
-	p = &processor{m: m, id: i, host: -1, work: make(chan *work, 1)}
+	p = m.processor(i)
 	if p.ledger, err = m.cfg.Ledgers(i); err != nil {
 		return nil, err
 	}
 	if p.cpu, err = m.vm.NewVCPU(i); err != nil {
 		return nil, err
 	}
+	m.admit(p) // at once: its number is used up now, whatever becomes of it
+	if err := p.openStats(); err != nil {
+		return nil, err
+	}
+	if err := p.cpu.SetCPUID(cpuidList(m.entries)); err != nil {
+		return nil, err
+	}
+	return p, p.complete()
+}
+
+// beginMain makes the first vCPU as far as that needs the VM alone. The others take over the CPUID that it has taken.
+func (m *Machine) beginMain() (err error) {
+	p := m.processor(0)
+	if p.cpu, err = m.vm.NewVCPU(0); err != nil {
+		return err
+	}
+	m.main = p
+	if err := p.openStats(); err != nil {
+		return err
+	}
+	return p.offerCPUID()
+}
+
+// makeMain completes the first vCPU up to its state.
+func (m *Machine) makeMain() (err error) {
+	p := m.main
+	if p.ledger, err = m.cfg.Ledgers(0); err != nil {
+		return err
+	}
+	m.admit(p)
+	m.Info.StatsFD = p.statsFD
+	if err := p.complete(); err != nil {
+		return err
+	}
+	if p.task, err = m.kernel.NewTask(p); err == nil {
+		p.task.Data = p
+	}
+	return err
+}
+
+func (m *Machine) processor(i int) *processor {
+	return &processor{m: m, id: i, host: -1, work: make(chan *work, 1)}
+}
+
+// admit makes p, which has its ledger, one of the machine's vCPUs.
+func (m *Machine) admit(p *processor) {
 	m.mu.Lock()
 	m.vcpus = append(m.vcpus, p)
 	m.mu.Unlock()
-	tss := firmware.TSS(stub.RSP0(i), [7]uint64{})
-	copy(m.sup[stub.TSS(i):], tss[:])
-	if err := m.space.MapSupervisor(abi.SupVA+stub.TSS(i), abi.SupGPA+stub.TSS(i), 2*abi.Page, mem.Read|mem.Write, false); err != nil {
-		return nil, err
-	}
+}
+
+// openStats opens the kernel's own counts of the vCPU. That there are none is no error: complete warns of it.
+func (p *processor) openStats() error {
 	fd, err := p.cpu.StatsFD()
 	if err != nil {
-		m.cfg.Warn("the kernel's own exits are not counted: " + err.Error())
-		return p, nil
+		p.noStats = err
+		return nil
 	}
 	p.statsFD = fd
 	if p.stats, err = kvm.NewStats(fd); err != nil {
-		return nil, err
+		return err
 	}
 	p.statAt = make([]uint64, len(p.stats.Names))
-	return p, nil
+	return nil
 }
 
-func (m *Machine) makeMain() (err error) {
-	if m.main, err = m.newProcessor(0); err == nil {
-		m.Info.StatsFD = m.main.statsFD
+// complete gives the vCPU its place in the supervisor block.
+func (p *processor) complete() error {
+	m, i := p.m, p.id
+	if p.noStats != nil {
+		m.cfg.Warn("the kernel's own exits are not counted: " + p.noStats.Error())
 	}
-	return err
+	tss := firmware.TSS(stub.RSP0(i), [7]uint64{})
+	copy(m.sup[stub.TSS(i):], tss[:])
+	return m.space.MapSupervisor(abi.SupVA+stub.TSS(i), abi.SupGPA+stub.TSS(i), 2*abi.Page, mem.Read|mem.Write, false)
 }
 
 func (m *Machine) makeThread() error {

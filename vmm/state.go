@@ -75,13 +75,10 @@ func (m *Machine) setState() error {
 	return p.cpu.Prime()
 }
 
-// load gives the vCPU everything but its general registers: CPUID first, the control registers that depend on it,
-// then all that a program finds when execve has returned.
+// load gives the vCPU, which has its CPUID, everything but its general registers: the control registers that depend
+// on it, then all that a program finds when execve has returned.
 func (p *processor) load() (*kvm.Sregs, error) {
 	m := p.m
-	if err := p.setCPUID(); err != nil {
-		return nil, err
-	}
 	s, err := p.cpu.Sregs()
 	if err != nil {
 		return nil, err
@@ -96,7 +93,7 @@ func (p *processor) load() (*kvm.Sregs, error) {
 	if err := p.cpu.SetSregs(s); err != nil {
 		return nil, err
 	}
-	if m.xcr0 != 0 {
+	if p.id > 0 && m.xcr0 != 0 { // the first one has had it from offerCPUID
 		if err := p.cpu.SetXCR0(m.xcr0); err != nil {
 			return nil, err
 		}
@@ -111,15 +108,12 @@ func (p *processor) load() (*kvm.Sregs, error) {
 	return s, err
 }
 
-// setCPUID gives the vCPU its CPUID. Whether the back end really takes XSAVE is only known by trying
-// (pvm takes it without announcing it), so a refusal leaves it out and tries once more.
+// offerCPUID gives the first vCPU its CPUID, with CR4 and XCR0. Whether the back end really takes XSAVE is only known
+// by trying (pvm takes it without announcing it), so a refusal leaves it out and tries once more.
 //
-// What the first vCPU has taken is every further one's.
-func (p *processor) setCPUID() error {
+// What it has taken is every further one's.
+func (p *processor) offerCPUID() error {
 	m := p.m
-	if m.entries != nil {
-		return p.cpu.SetCPUID(cpuidList(m.entries))
-	}
 	supported, err := m.sys.SupportedCPUID()
 	if err != nil {
 		return err
@@ -368,11 +362,5 @@ func (m *Machine) makeLinux() error {
 		Isolate: m.isolate, GapRecord: m.gapRecord, Provoke: m.provoke,
 		Kick: m.kick, Seen: m.seen, Spawn: m.spawn, Renamed: m.renamed, Move: m.move, CPUOf: m.cpuOf, Barrier: m.barrier,
 	})
-	if err != nil {
-		return err
-	}
-	if m.main.task, err = m.kernel.NewTask(m.main); err == nil {
-		m.main.task.Data = m.main
-	}
 	return err
 }

@@ -55,7 +55,8 @@ type engine struct {
 	heard     chan struct{}  // closed when they do
 	clock     string         // the kernel's clocksource, once it was asked for
 	gaveUp    bool           // the monitor's last word was not waited for
-	machine   *vmm.Machine
+	begun     *vmm.Machine   // from the start, beside the rest of it
+	machine   *vmm.Machine   // the same, once it is whole
 }
 
 // Main is `cloister run`. inProcess is nil in the program that has no monitor in it: then --one-process is a matter for
@@ -77,6 +78,7 @@ func Main(args []string, inProcess Monitor) int {
 	}
 	e := &engine{inProcess: inProcess, o: o, started: time.Now(), status: make(chan int, 1), quiet: make(chan string, 1), signals: make(chan os.Signal, 4), heard: make(chan struct{}), spawned: make(chan *exec.Cmd, 1), guest: -1, ledgerFD: -1}
 	e.last = e.started
+	e.begun = vmm.Begin()
 	if !e.mayWait() {
 		hold()
 	}
@@ -374,7 +376,8 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 	if err != nil {
 		cwd = "/"
 	}
-	m, err := vmm.New(vmm.Config{
+	m := e.begun
+	err = m.Build(vmm.Config{
 		Program: o.program, ExecFn: e.execFn, ELF: int(e.elf.Fd()), ELFSize: st.Size(), Args: o.args, Env: environ(), Mounts: o.mounts, Net: o.net == "host", Shared: e.sharedRings(), Cwd: cwd,
 		Builtin: strings.HasPrefix(o.program, "@"), CPU: o.cpu, FIFO: o.fifo, Memory: o.memory, Huge: o.hugepages,
 		Lock: !o.noLock, OwnClock: e.ownClock(), Seal: vmm.SealPolicy(o.seal), RingCalls: o.syscalls == "ring", Ledgers: e.ledger, Guest: e.guest, Stamp: e.stamp,
