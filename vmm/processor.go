@@ -3,6 +3,7 @@ package vmm
 import (
 	"encoding/binary"
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/cloister-vmm/cloister/firmware"
@@ -162,9 +163,10 @@ func (p *processor) makeThread() (err error) {
 	l.Magic = breaks.LedgerMagic
 	kind := serialiseKind()
 	m.Info.Serialise = [...]string{1: "SERIALIZE", 2: "CPUID"}[kind]
-	spin := 1000 // some 50 µs of PAUSE: its core has nothing else to do
-	if p.host < 0 {
-		spin = 50
+	// Some 50 µs of PAUSE: less than two sleeps and wakes cost, and on a core of its own nothing else waits.
+	spin := 1000
+	if p.host < 0 && (p.id > 0 || runtime.NumCPU() == 1) {
+		spin = 50 // whoever serves the exit, or another thread of the program, waits for this very CPU
 	}
 	c := vcpu.Config{
 		ID: p.id, VCPU: p.cpu, Ledger: l, CPU: p.host,
