@@ -28,7 +28,7 @@ type dirent struct {
 // merged reports whether the directory has entries of ours, so that the host's list will not do.
 func (file *File) merged() bool {
 	n := file.dirNode()
-	return n != nil && (n.names != nil || len(n.children) > 0)
+	return n != nil && (n.names != nil || len(n.kids()) > 0)
 }
 
 func (file *File) dirNode() *node {

@@ -63,7 +63,6 @@ type FS struct {
 	opt       Options
 	ns        *node // the root of the synthetic tree; fixed after New
 	self      *node // /proc/PID
-	bootID    string
 	mounts    []*mount
 	procfd    int // O_PATH on the VMM's own /proc/self/fd, to open what a handle holds
 	protected bool
@@ -90,7 +89,6 @@ func New(mounts []Mount, o Options) (*FS, error) {
 		f.limit = DefaultHandles
 	}
 	f.opt.fill()
-	f.bootID = newBootID()
 	f.ns = f.synthetic()
 	f.root = &Dir{fs: f, p: &place{node: f.ns, fd: -1, refs: 1}}
 	f.cwd = f.root
@@ -119,9 +117,10 @@ func (f *FS) setup(mounts []Mount) error {
 	if err := unix.Close(probe); err != nil {
 		return fmt.Errorf("guest files: close: %v", err)
 	}
-	f.protected, err = protectedSymlinks()
-	if err != nil {
-		return fmt.Errorf("guest files: %v; mount proc on /proc of the host", err)
+	if len(mounts) > 0 { // else there is no link but ours
+		if f.protected, err = protectedSymlinks(); err != nil {
+			return fmt.Errorf("guest files: %v; mount proc on /proc of the host", err)
+		}
 	}
 	type pending struct {
 		Mount
@@ -228,7 +227,7 @@ func (f *FS) mount(m Mount, guest string) error {
 		return fmt.Errorf("%v: guest path %s is taken by another mount; keep one of the two", m, where)
 	case n.opaque && (n == f.ns.children["dev"] || n == f.ns.children["proc"]) || n.fixed():
 		return fmt.Errorf("%v: the guest has its own %s; mount it elsewhere with HOST:GUEST", m, where)
-	case !mt.dir && (len(n.children) > 0 || n == f.ns):
+	case !mt.dir && (len(n.kids()) > 0 || n == f.ns):
 		return fmt.Errorf("%v: a file cannot be mounted on the directory %s; name the file in HOST:GUEST", m, where)
 	}
 	n.mount, mt.guest = mt, where
@@ -272,7 +271,7 @@ func (f *FS) mountPoint(guest string) (*node, string, unix.Errno) {
 		if n.kind != nodeDir || n.names != nil || n.sealed {
 			return nil, "", unix.EPERM
 		}
-		next := n.children[name]
+		next := n.kids()[name]
 		if next == nil {
 			next = &node{kind: nodeDir, mode: 0o755}
 			n.add(name, next)

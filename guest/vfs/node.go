@@ -1,8 +1,10 @@
 package vfs
 
 import (
+	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,13 +20,15 @@ const (
 )
 
 // node is an entry of the namespace that Cloister made: something synthetic, a mount point, or a directory
-// on the way to one. The tree is fixed once New returns, so it is read without a lock.
+// on the way to one. The tree is fixed once New returns, but for directories that are made when they are first looked
+// into (late), once: so it is read without a lock.
 type node struct {
 	kind nodeKind
 	mode uint32
 	ino  uint64
 
-	children map[string]*node
+	children map[string]*node // through kids where the tree is read
+	late     *late
 	opaque   bool // the host's directory of that name does not shine through
 	sealed   bool // nothing can be mounted here or below
 	mount    *mount
@@ -41,6 +45,29 @@ type node struct {
 
 func (n *node) fixed() bool { return n.kind != nodeDir || n.names != nil }
 
+// late makes the children of a directory when they are first asked for: most programs never look into /proc or /sys.
+type late struct {
+	once sync.Once
+	fill func(n *node)
+	ino  uint64 // from here on the inode numbers of what fill adds; 0 while nothing has been numbered
+}
+
+// lateInodes is the number of inode numbers that are kept for a late directory, many times what one has.
+const lateInodes = 1 << 20
+
+// kids returns the children of a directory whose entries do not change.
+func (n *node) kids() map[string]*node {
+	if l := n.late; l != nil {
+		l.once.Do(func() {
+			l.fill(n)
+			if next := l.ino; next != 0 {
+				n.numberKids(&next)
+			}
+		})
+	}
+	return n.children
+}
+
 func (n *node) add(name string, c *node) *node {
 	if n.children == nil {
 		n.children = map[string]*node{}
@@ -53,7 +80,7 @@ func (n *node) child(name string) *node {
 	if n.entry != nil {
 		return n.entry(name)
 	}
-	return n.children[name]
+	return n.kids()[name]
 }
 
 // list returns the names of the entries, sorted.
@@ -61,12 +88,7 @@ func (n *node) list() []string {
 	if n.names != nil {
 		return n.names()
 	}
-	out := make([]string, 0, len(n.children))
-	for name := range n.children {
-		out = append(out, name)
-	}
-	slices.Sort(out)
-	return out
+	return slices.Sorted(maps.Keys(n.kids()))
 }
 
 // number gives every node below n an inode number of its own.
@@ -76,10 +98,24 @@ func (n *node) number(next *uint64) {
 	}
 	*next++
 	n.ino = *next
+	if n.late != nil {
+		n.late.ino = *next
+		*next += lateInodes
+		if n.children == nil {
+			return // kids will do it
+		}
+		at := n.late.ino
+		n.numberKids(&at)
+		return
+	}
+	n.numberKids(next)
+}
+
+func (n *node) numberKids(next *uint64) {
 	if n.entry != nil {
 		return
 	}
-	for _, name := range n.list() {
+	for _, name := range slices.Sorted(maps.Keys(n.children)) { // not list: kids calls this
 		n.children[name].number(next)
 	}
 }
@@ -133,7 +169,7 @@ const synthMinor = 0xfffff
 // dir makes the directories of path below n and returns the last.
 func (n *node) dir(path string) *node {
 	for name := range strings.SplitSeq(path, "/") {
-		next := n.children[name]
+		next := n.children[name] // not kids: fill calls this
 		if next == nil {
 			next = n.add(name, &node{kind: nodeDir, mode: 0o555})
 		}

@@ -88,9 +88,14 @@ func linkTo(target string) *node {
 // synthetic builds the tree that every guest has, before anything is mounted.
 func (f *FS) synthetic() *node {
 	root := &node{kind: nodeDir, mode: 0o755}
-	f.addDev(root.dir("dev"))
-	f.addProc(root.dir("proc"))
-	f.addSys(root.dir("sys"))
+	for _, d := range []struct {
+		name           string
+		mode           uint32
+		opaque, sealed bool
+		fill           func(*node)
+	}{{"dev", 0o755, true, false, f.addDev}, {"proc", 0o555, true, true, f.addProc}, {"sys", 0o555, true, false, f.addSys}} {
+		root.add(d.name, &node{kind: nodeDir, mode: d.mode, opaque: d.opaque, sealed: d.sealed, late: &late{fill: d.fill}})
+	}
 	return root
 }
 
@@ -98,7 +103,6 @@ func (f *FS) synthetic() *node {
 // (numbers: Documentation/admin-guide/devices.txt). There is no ptmx: a guest has no business on the
 // host's pseudo-terminals.
 func (f *FS) addDev(dev *node) {
-	dev.opaque, dev.mode = true, 0o755
 	for name, number := range map[string][2]uint32{
 		"null": {1, 3}, "zero": {1, 5}, "full": {1, 7}, "random": {1, 8}, "urandom": {1, 9}, "tty": {5, 0},
 	} {
@@ -120,7 +124,6 @@ func (f *FS) addDev(dev *node) {
 
 func (f *FS) addProc(proc *node) {
 	o := &f.opt
-	proc.opaque, proc.sealed = true, true
 	pid := strconv.Itoa(o.PID)
 	proc.add("self", linkTo(pid))
 	proc.add("thread-self", linkTo(pid+"/task/"+pid))

@@ -15,7 +15,6 @@ import (
 
 // addSys fills /sys.
 func (f *FS) addSys(sys *node) {
-	sys.opaque = true
 	n := f.opt.CPUs
 	all := cpuList(n)
 	cpu := sys.dir("devices/system/cpu")
@@ -84,7 +83,7 @@ func (f *FS) addSysctl(sys *node) {
 		"kernel/osrelease": o.Release, "kernel/hostname": o.Hostname, "kernel/ostype": "Linux", "kernel/version": o.Version,
 		"kernel/domainname": "(none)", "kernel/pid_max": "4194304", "kernel/threads-max": "65536", "kernel/cap_last_cap": "40",
 		"kernel/ngroups_max": "65536", "kernel/randomize_va_space": "0", "kernel/perf_event_paranoid": "4", "kernel/yama/ptrace_scope": "3",
-		"kernel/random/boot_id": f.bootID, "kernel/random/entropy_avail": "256",
+		"kernel/random/boot_id": newBootID(), "kernel/random/entropy_avail": "256",
 		"vm/overcommit_memory": "0", "vm/overcommit_ratio": "50", "vm/max_map_count": "65530", "vm/mmap_min_addr": "65536", "vm/nr_hugepages": "0",
 		"fs/file-max": "9223372036854775807", "fs/nr_open": "1048576", "fs/pipe-max-size": "1048576",
 	} {
