@@ -38,6 +38,7 @@ type Machine struct {
 	born    *vcpu.Stopped
 	stopper int              // eventfd: readable = blocking calls of the guest end
 	begun   chan error       // what Begin came to, once; nil when it was taken
+	early   []slot           // of guest memory, from before that
 	entries []firmware.Entry // CPUID, once a vCPU has taken it
 	xcr0    uint64
 	xsize   int     // bytes of the XSAVE area for it
@@ -57,6 +58,12 @@ type Machine struct {
 	ending bool // over is closed
 	result *Result
 	start  time.Time
+}
+
+// slot is guest memory that KVM shall know.
+type slot struct {
+	start, end uint64
+	readonly   bool
 }
 
 // Info is what a report wants to know of the machine.
@@ -118,7 +125,7 @@ func (m *Machine) Build(cfg Config) (err error) {
 		name string
 		do   func() error
 	}{
-		{"memory", m.makeMemory}, {"linux", m.makeLinux}, {"kvm", m.takeBegun}, {"program", m.load},
+		{"memory", m.makeMemory}, {"program", m.load}, {"linux", m.makeLinux}, {"kvm", m.takeBegun},
 		{"state", m.setState}, {"thread", m.makeThread},
 	} {
 		if err = step.do(); err != nil {
@@ -149,7 +156,23 @@ func (m *Machine) takeBegun() error {
 	if _, err = m.vm.AddMemory(abi.SupGPA, uint64(len(m.sup)), addr(m.sup), false); err != nil {
 		return err
 	}
+	for _, s := range m.early {
+		if err := m.addSlot(s.start, s.end, s.readonly); err != nil {
+			return err
+		}
+	}
+	m.early = nil
 	return m.makeMain()
+}
+
+// addSlot is mem.Config.AddSlot. What is mapped before there is a VM is added as soon as there is one.
+func (m *Machine) addSlot(start, end uint64, readonly bool) error {
+	if m.begun != nil {
+		m.early = append(m.early, slot{start, end, readonly})
+		return nil
+	}
+	_, err := m.vm.AddMemory(start, end-start, addr(m.window)+uintptr(start), readonly)
+	return err
 }
 
 func (m *Machine) openKVM() (err error) {
@@ -189,10 +212,7 @@ func (m *Machine) makeMemory() (err error) {
 	m.space = mem.New(mem.Config{
 		Memory: m.cfg.Guest, Window: m.window, Supervisor: m.sup, SupervisorGPA: abi.SupGPA,
 		TableOffset: stub.Tables, Limit: m.cfg.Memory, Locked: m.Info.Locked, Huge: m.cfg.Huge,
-		AddSlot: func(start, end uint64, readonly bool) error {
-			_, err := m.vm.AddMemory(start, end-start, addr(m.window)+uintptr(start), readonly)
-			return err
-		},
+		AddSlot: m.addSlot,
 	})
 	return m.fillSupervisor()
 }
