@@ -136,11 +136,12 @@ func runEngine(args []string) (code int, err error) {
 	return 0, m.Close()
 }
 
-// kickAll is the twin of kicker in c/floor.c: pauses of 3 to 6 ms between stops, so long that neither side keeps the core from one to the next.
+// kickAll is the twin of kicker in c/floor.c: pauses of 1 to 2 ms between stops, in which either side sleeps: neither
+// spins for more than some 50 µs, so neither keeps the core from one stop to the next.
 func kickAll(m *vmm.Machine, n int) error {
 	samples := make([]uint64, n)
 	for i := range samples {
-		time.Sleep(time.Duration(3000+rand.IntN(3000)) * time.Microsecond)
+		time.Sleep(time.Duration(1000+rand.IntN(1000)) * time.Microsecond)
 		at := kvm.TSC()
 		p, err := m.Pause(10 * time.Second)
 		if err != nil {

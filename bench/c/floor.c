@@ -311,7 +311,7 @@ static void kicker(volatile struct shared *sh, int n, int tid, int cpu)
 	pin(cpu, 0);
 	for (int i = 0; i < n; i++) {
 		seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
-		usleep(3000 + seed % 3000);
+		usleep(1000 + seed % 1000);
 		u64 at = tsc();
 		/* ORDER(O1), requester: req, then immediate_exit, then the signal. Pairs with the vCPU's immediate_exit = 0,
 		 * drain, look at req in main. Without it both could read the old value and the kick be lost. */
