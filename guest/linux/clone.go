@@ -19,7 +19,7 @@ const cloneKnown = cloneThread | unix.CLONE_SYSVSEM | unix.CLONE_SETTLS | unix.C
 
 // cloneArgs is struct clone_args (include/uapi/linux/sched.h), CLONE_ARGS_SIZE_VER2.
 type cloneArgs struct {
-	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
+	flags, _, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, _ uint64 // pidfd and cgroup are of processes
 }
 
 // sysClone is clone(2) with the arguments in x86-64's order.

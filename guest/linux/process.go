@@ -218,8 +218,9 @@ func sysSetRobustList(_ *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	return 0, 0
 }
 
-func sysGetRobustList(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
-	if t = k.task(a[0]); t == nil {
+func sysGetRobustList(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
+	t := k.task(a[0])
+	if t == nil {
 		return 0, unix.ESRCH
 	}
 	if errno := k.store64(a[2], 24); errno != 0 {

@@ -27,7 +27,7 @@ const (
 type sigcontext struct {
 	r8, r9, r10, r11, r12, r13, r14, r15   uint64
 	di, si, bp, bx, dx, ax, cx, sp, ip, fl uint64
-	cs, gs, fs, ss                         uint16
+	cs, _, _, ss                           uint16 // the second and third are gs and fs
 	err, trapno, oldmask, cr2, fpstate     uint64
 }
 

@@ -40,8 +40,7 @@ type engine struct {
 	guest     int
 	ledgerFD  int
 	ledgers   []byte
-	allowed   []int    // CPUs that this process may use
-	keep      []int    // … without those that the run owns
+	keep      []int    // CPUs that this process may use, without those that the run owns
 	metrics   *os.File // listening socket of --metrics, until the monitor has it
 	link      link
 	spawn     func() // starts the monitor; through spawnOnce only
