@@ -396,7 +396,8 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 		if _, err := cores.KeepOff(os.Getpid(), e.keep); err != nil {
 			return session.StatusCloister, vmm.Result{}, err.Error()
 		}
-		if err := vmm.SettleData(); err != nil {
+		// Before there is a vCPU in the guest: both flush every core of this process.
+		if err := errors.Join(vmm.SettleData(), session.DropCode()); err != nil {
 			e.tell(session.Message{Warn: err.Error()})
 		}
 	}

@@ -26,26 +26,27 @@ import (
 // monitor is the process beside the engine: evidence, budget, report. It only reads the shared memory, so
 // however slow it is, or killed, the guest does not notice.
 type monitor struct {
-	alone    bool // in a process of its own
-	wire     session.Wire
-	ledgers  *ledgers
-	vcpus    []*vcpu // those that are known, by their numbers; vCPU 0 always is
-	guest    int
-	plan     session.Plan
-	ready    session.Ready
-	warned   []string
-	gap      uint64
-	budget   *breaks.Budget
-	stopping bool // the budget is broken, and the engine was told to end the run
-	strays   int
-	astray   bool // herd has found something for drive
-	iso      isolation
-	symbol   *symbol.Table
-	trace    *tracer
-	clock    clockStats
-	ask      chan func()   // what the servers want to know of the fields above
-	over     chan struct{} // closed when the loop answers no more
-	last     loopState     // what it would answer then
+	alone     bool // in a process of its own
+	wire      session.Wire
+	ledgers   *ledgers
+	vcpus     []*vcpu // those that are known, by their numbers; vCPU 0 always is
+	guest     int
+	plan      session.Plan
+	ready     session.Ready
+	warned    []string
+	gap       uint64
+	budget    *breaks.Budget
+	untrimmed bool // start-up's memory has not been given back
+	stopping  bool // the budget is broken, and the engine was told to end the run
+	strays    int
+	astray    bool // herd has found something for drive
+	iso       isolation
+	symbol    *symbol.Table
+	trace     *tracer
+	clock     clockStats
+	ask       chan func()   // what the servers want to know of the fields above
+	over      chan struct{} // closed when the loop answers no more
+	last      loopState     // what it would answer then
 }
 
 // watch is how often the monitor looks at the ledger. It touches nothing of the guest's.
@@ -110,6 +111,12 @@ func (m *monitor) run(ledgerFD int) error {
 		case <-slow.C:
 			m.herd()
 			m.drift()
+			if m.untrimmed { // all has been done once that will be done from now on
+				m.untrimmed = false
+				if err := trim(); err != nil && !m.plan.Quiet {
+					session.Failf("%v", err) // it only costs memory
+				}
+			}
 		}
 	}
 }
@@ -147,12 +154,8 @@ func (m *monitor) take(msg session.Message) (done bool, err error) {
 		if err := v.takeStats(msg.FDs); err != nil {
 			return false, err
 		}
-		if m.alone { // a collection in the engine is what the two processes are there to avoid
-			if err := trim(); err != nil && !m.plan.Quiet {
-				session.Failf("%v", err) // it only costs memory
-			}
-		}
 		m.quiet()
+		m.untrimmed = m.alone // a collection in the engine is what the two processes are there to avoid
 		return false, m.steer()
 	case msg.Thread != nil:
 		m.thread(*msg.Thread, msg.FDs)

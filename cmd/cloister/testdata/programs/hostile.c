@@ -388,7 +388,7 @@ static void calls(void)
 		    nr == SYS_tgkill || nr == SYS_rt_sigtimedwait || nr == SYS_rt_sigqueueinfo || nr == SYS_rt_tgsigqueueinfo || nr == SYS_munmap ||
 		    nr == SYS_poll || nr == SYS_select || nr == SYS_pselect6 || nr == SYS_ppoll || nr == SYS_read || nr == SYS_readv ||
 		    nr == SYS_close || nr == SYS_futex || nr == SYS_close_range || nr == SYS_mprotect || nr == SYS_arch_prctl || nr == SYS_epoll_wait ||
-		    nr == SYS_epoll_pwait || nr == SYS_epoll_pwait2 || nr == SYS_dup2 || nr == SYS_dup3 || nr == SYS_brk || nr == SYS_fcntl || nr == 449 /* futex_waitv */ || nr == SYS_ioctl || nr == SYS_clock_nanosleep || nr == SYS_setrlimit || nr == SYS_prlimit64)
+		    nr == SYS_epoll_pwait || nr == SYS_epoll_pwait2 || nr == SYS_dup2 || nr == SYS_dup3 || nr == SYS_brk || nr == SYS_fcntl || nr == SYS_rt_sigreturn || nr == SYS_clone || nr == SYS_clone3 || nr == SYS_alarm || nr == SYS_setitimer || nr == 449 /* futex_waitv */ || nr == SYS_ioctl || nr == SYS_clock_nanosleep || nr == SYS_setrlimit || nr == SYS_prlimit64)
 			continue;
 		for (unsigned k = 0; k < sizeof wild / sizeof *wild; k++)
 			syscall(nr, wild[k], wild[(k + 1) % 5], wild[(k + 2) % 5], wild[(k + 3) % 5], wild[k], wild[(k + 1) % 5]);
