@@ -17,9 +17,6 @@ func add32(p *uint32, d uint32)
 
 func pause()
 
-// Pause is the instruction PAUSE, for loops that wait for another core.
-func Pause() { pause() }
-
 func serialise(kind uint64)
 
 //go:noescape

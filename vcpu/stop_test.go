@@ -24,12 +24,15 @@ var turns = regexp.MustCompile(`^(a(P((AS)+R)+)*bcxy(3|4(P((AS)+R)+)*))*(a(P((AS
 
 // TestStepOrder records the numbered steps over exits of both kinds and stops of both places.
 func TestStepOrder(t *testing.T) {
-	gate := make(chan bool)
-	m, born := boot(t, guestMixed, func(*Exit) Answer { <-gate; return Answer{Kind: AnswerResume} })
+	gate, in := make(chan bool), make(chan bool, 1<<20)
+	m, born := boot(t, guestMixed, func(*Exit) Answer { in <- true; <-gate; return Answer{Kind: AnswerResume} })
 	m.c.stepsOn = 1
 	resume(t, born)
 	gate <- true
 	gate <- true
+	for range 3 {
+		<-in
+	}
 	resume(t, m.stop(t)) // while Go serves
 	close(gate)
 	for i := 0; i < 20; i++ { // wherever the vCPU is

@@ -180,6 +180,9 @@ func (t *Thread) Move(cpus []int, fifo bool) error {
 	return nil
 }
 
+// Pause is the instruction PAUSE, for loops of Go's that wait for another core.
+func Pause() { pause() }
+
 // TID is the host's thread id.
 func (t *Thread) TID() int { return t.tid }
 
