@@ -59,28 +59,6 @@ func (b *bench) prepare() (err error) {
 			return err
 		}
 	}
-	for _, name := range []string{"cloister", "cloister-monitor", "floor"} {
-		if err := install(b.path(name)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// install replaces a program by a copy of it. Go's linker writes through a mapping, page by page, so that the page cache
-// holds single pages; of a file that was written as a stream, which is what an installed program is, it holds
-// large folios (as far as the file system has them), which cost less to map and to unmap.
-func install(name string) error {
-	b, err := os.ReadFile(name)
-	if err == nil {
-		err = os.WriteFile(name+".new", b, 0o755)
-	}
-	if err == nil {
-		err = os.Rename(name+".new", name)
-	}
-	if err != nil {
-		return fmt.Errorf("install %s: %w", name, err)
-	}
 	return nil
 }
 
