@@ -85,9 +85,9 @@ func TestSealedBesideHelpers(t *testing.T) {
 func TestThreadsKeepTheirCore(t *testing.T) {
 	b := newBox(t, testenv.CPUs(2))
 	prog := compile(t, "gcc", "placed", "placed.c", "-static", "-pthread")
-	for _, args := range [][]string{{"--cpu", "1"}, {"--cpu", "1", "--place", "*=housekeeping"}} {
+	for _, args := range [][]string{{"--cpu", "1"}, {"--cpu", "1", "--place", "*=housekeeping"}, {"--cpu", "auto"}} {
 		r, rep := b.reported(append(args, "--", prog, "first")...)
-		if r.status != 0 || rep.VCPUs[0].CPU == nil || *rep.VCPUs[0].CPU != 1 || rep.VCPUs[0].Threads[0].Name != "rt-first" {
+		if r.status != 0 || rep.VCPUs[0].CPU == nil || args[1] == "1" && *rep.VCPUs[0].CPU != 1 || rep.VCPUs[0].Threads[0].Name != "rt-first" {
 			t.Errorf("%q: %+v, %+v", args, r, rep.VCPUs[0])
 		}
 	}

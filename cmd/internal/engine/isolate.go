@@ -45,6 +45,8 @@ func (o *options) checkIsolation() error {
 		return errors.New("--isolate: which core? give --cpu N, or --cpu auto")
 	case o.cpu == -1 && o.require != "":
 		return errors.New("--require: of which core? give --cpu N, or --cpu auto")
+	case (o.isolate || o.require != "") && o.ownsMore():
+		return errors.New("--isolate and --require are for the first thread's core: leave other cores out of --place, or make them quiet before with cloister host apply")
 	case o.isolate && os.Geteuid() != 0:
 		return errors.New("--isolate writes to /proc and /sys: run as root, or have root run cloister host apply")
 	}
@@ -53,6 +55,11 @@ func (o *options) checkIsolation() error {
 		return nil
 	}
 	return fmt.Errorf("--require %q: choose A, B, C or D", o.require)
+}
+
+// ownsMore reports whether a thread other than the first may own a core.
+func (o *options) ownsMore() bool {
+	return slices.ContainsFunc(o.place, func(r rule) bool { return r.cpu >= 0 && r.order != 0 })
 }
 
 // takeCore leases the cores that were asked for, and keeps this process off them.
@@ -101,6 +108,7 @@ func (e *engine) place(dir string, allowed []int) error {
 		}
 		if e.lease, err = cores.Take(dir, p.CPU, fmt.Sprintf("VM %s (process %d)", e.o.name, os.Getpid())); err == nil {
 			e.o.cpu = p.CPU
+			e.o.place = append([]rule{{order: 0, cpu: p.CPU}}, e.o.place...) // as with --cpu N
 			if !e.o.quiet {
 				fmt.Fprintf(os.Stderr, "cloister: --cpu auto: CPU %d: %s\n", p.CPU, p.Why)
 			}

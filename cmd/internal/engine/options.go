@@ -163,13 +163,18 @@ func parseRun(args []string) (*options, error) {
 	}
 	if len(o.place) > 0 {
 		main := o.placeOf(0, "main")
+		if o.cpu == autoCPU && main >= 0 {
+			return nil, fmt.Errorf("--cpu auto and --place main=%d: choose one for the first thread", main)
+		}
 		if o.cpu >= 0 && main >= 0 && main != o.cpu {
 			return nil, fmt.Errorf("--cpu %d and --place main=%d: choose one core for the first thread", o.cpu, main)
 		}
 		if o.cpu >= 0 {
 			o.place = append([]rule{{order: 0, cpu: o.cpu}}, o.place...)
 		}
-		o.cpu = max(o.cpu, main)
+		if main >= 0 {
+			o.cpu = main
+		}
 	} else if o.cpu >= 0 {
 		o.place = []rule{{order: 0, cpu: o.cpu}} // else the first thread would lose it with its next name
 	}
