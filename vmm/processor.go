@@ -54,6 +54,7 @@ type work struct {
 	task   *linux.Task
 	regs   kvm.Regs
 	fsBase uint64
+	gsBase uint64
 	xsave  *kvm.XSave
 }
 

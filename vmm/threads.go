@@ -35,7 +35,7 @@ func (m *Machine) spawn(child *linux.Task, regs *linux.Registers, fsBase uint64)
 		return unix.EAGAIN
 	}
 	xsave := *x
-	w := &work{task: child, regs: kvm.Regs(*regs), fsBase: fsBase, xsave: &xsave}
+	w := &work{task: child, regs: kvm.Regs(*regs), fsBase: fsBase, gsBase: parent.GSBase(), xsave: &xsave}
 	p, err := m.freeProcessor()
 	if err == nil && p == nil {
 		err = m.addProcessor(w)
@@ -95,7 +95,7 @@ func (m *Machine) addProcessor(w *work) error {
 	if err := p.cpu.Prime(); err != nil {
 		return err
 	}
-	s.FS.Base = w.fsBase
+	s.FS.Base, s.GS.Base = w.fsBase, w.gsBase
 	if err := p.cpu.SetSregs(s); err != nil {
 		return err
 	}
@@ -145,7 +145,7 @@ func (p *processor) begin(w *work) vcpu.Answer {
 		return p.broken(err.Error())
 	}
 	s.CS, s.SS = userCS, userSS
-	s.FS.Base, s.GS.Base = w.fsBase, 0
+	s.FS.Base, s.GS.Base = w.fsBase, w.gsBase
 	p.wrote = false
 	p.x.Load(&w.regs, s)
 	return vcpu.Answer{Kind: vcpu.AnswerState}
@@ -211,7 +211,12 @@ func (m *Machine) place(p *processor) int {
 	if m.cfg.Place == nil || p.task == nil {
 		return -1
 	}
-	return m.cfg.Place(p.task.ID-m.kernel.PID(), p.task.Name())
+	host := m.cfg.Place(p.task.ID-m.kernel.PID(), p.task.Name())
+	if host >= 0 && host != p.host && m.owner(host, p) {
+		m.cfg.Warn(fmt.Sprintf("--place: CPU %d has a thread of the guest already: %q shares the housekeeping CPUs", host, p.task.Name()))
+		return -1
+	}
+	return host
 }
 
 // settle moves p's thread to where the run's rules want its task.

@@ -92,3 +92,12 @@ func TestThreadsKeepTheirCore(t *testing.T) {
 		}
 	}
 }
+
+// What a reviewer's programs found: a signal of the process that another thread took while a call waited for it, words
+// with priority inheritance whose owner ends while somebody waits, the base of GS, timers among faults.
+func TestThreadsAgain(t *testing.T) {
+	b := newBox(t)
+	for _, name := range []string{"lost", "pi", "pi2", "gs", "race2"} {
+		b.same(process{argv: []string{compile(t, "gcc", "again-"+name, "again_"+name+".c", "-static", "-O1", "-pthread")}}, nil)
+	}
+}

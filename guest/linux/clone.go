@@ -114,6 +114,7 @@ func sysExit(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	if t.ID == k.cfg.PID {
 		k.proc.status = a[0] & 0xff
 	}
+	k.passOnAll(t)
 	k.releaseRobust(t)
 	if t.clearTID != 0 && len(k.tasks) > 1 {
 		if k.store32(t.clearTID, 0) == 0 { // else the program has unmapped it: nobody waits there

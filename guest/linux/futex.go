@@ -338,28 +338,52 @@ func (k *Kernel) unlockPI(t *Task, addr uint64) unix.Errno {
 	if word.load()&futexTID != uint32(t.ID) {
 		return unix.EPERM
 	}
+	if !k.passOn(addr, word, 0) {
+		word.store(0)
+	}
+	return 0
+}
+
+// passOn gives a priority-inheriting word to the first who waits for it, with bits beside the new owner's number; false:
+// nobody waits.
+func (k *Kernel) passOn(addr uint64, word futexCell, bits uint32) bool {
 	var next *waiter
-	rest := uint32(0)
 	for _, w := range k.queue[addr] {
 		switch {
 		case !w.pi:
 		case next == nil:
 			next = w
 		default:
-			rest = futexWaiters
+			bits |= futexWaiters
 		}
 	}
-	v := uint32(0)
-	if next != nil {
-		v = uint32(next.t.ID) | rest
+	if next == nil {
+		return false
 	}
-	word.store(v)
-	if next != nil {
-		k.unqueue(next)
-		next.woken = true
-		next.t.poke()
+	word.store(uint32(next.t.ID) | bits)
+	k.unqueue(next)
+	next.woken = true
+	next.t.poke()
+	return true
+}
+
+// passOnAll gives every priority-inheriting word that t owns, and that somebody waits for, to the next one, as the kernel
+// does when a task ends (kernel/futex/core.c: exit_pi_state_list).
+func (k *Kernel) passOnAll(t *Task) {
+	var owned []uint64
+	for addr, list := range k.queue {
+		for _, w := range list {
+			if w.pi {
+				owned = append(owned, addr)
+				break
+			}
+		}
 	}
-	return 0
+	for _, addr := range owned {
+		if word, errno := k.futexPointer(addr); errno == 0 && word.load()&futexTID == uint32(t.ID) {
+			k.passOn(addr, word, futexOwnerDied)
+		}
+	}
 }
 
 // futexPointer is the word at addr, to be changed by atomic operations: the program's threads do the same.

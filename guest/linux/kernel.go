@@ -274,8 +274,8 @@ func (k *Kernel) syscall(t *Task, nr uint64, a args) Outcome {
 		if errno != eRestart {
 			k.ownMask(t) // before signals are looked at: the call was not cut
 		}
-		if errno == eRestart && (k.over || !k.signalled(t)) {
-			// Interrupt: the run is being stopped.
+		// Another task may have taken the signal that cut the call: then it goes on. Only the run's end interrupts.
+		if errno == eRestart && (k.over || !k.signalled(t) && k.stopping()) {
 			k.ownMask(t)
 			t.again, t.last = true, now
 			return Outcome{Ret: negate(unix.EINTR), Kind: Interrupted}

@@ -104,9 +104,11 @@ func (k *Kernel) await(fd int, events int16, deadline time.Time) unix.Errno {
 
 // interrupted says whether Interrupt is readable now or a signal waits; long loops ask it between their steps.
 func (k *Kernel) interrupted() bool {
-	if k.over || k.cur.onRing || k.signalled(k.cur) {
-		return true
-	}
+	return k.over || k.cur.onRing || k.signalled(k.cur) || k.stopping()
+}
+
+// stopping says whether Interrupt is readable now.
+func (k *Kernel) stopping() bool {
 	p := []unix.PollFd{{Fd: int32(k.cfg.Interrupt), Events: unix.POLLIN}}
 	n, err := unix.Poll(p, 0)
 	return err == nil && n > 0
