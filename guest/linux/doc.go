@@ -23,7 +23,7 @@
 //  6. What is refused is refused by name, once, through Config.Warn, and counted.
 //  7. Tasks call at the same time; one lock (Kernel.big) is held while one of them is served, and given up in
 //     block, where every wait is, and in outside, around host calls that may take long. Nothing that was
-//     looked at before one of the two holds behind it, but a description that is held (hold).
+//     looked at before one of the two holds behind it, but a description that is pinned (pin).
 //     The counters that other goroutines read (Unknown) have a lock of their own.
 //  8. A host socket that the guest opened is O_NONBLOCK for as long as it lives; one that it was handed
 //     (a standard stream, SCM_RIGHTS) is only used by calls that take MSG_DONTWAIT. A host descriptor

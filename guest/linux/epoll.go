@@ -106,6 +106,7 @@ func (k *Kernel) epollWait(a args, deadline time.Time) (uint64, unix.Errno) {
 	if ep.fd < 0 || !ep.made {
 		return 0, unix.EINVAL
 	}
+	defer ep.pin().unpin()
 	events := make([]unix.EpollEvent, min(count, epollBatch))
 	for again := false; ; again = true {
 		if again && k.interrupted() {

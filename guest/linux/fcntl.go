@@ -99,6 +99,7 @@ func (k *Kernel) lock(d *description, cmd int, addr uint64) unix.Errno {
 	case unix.F_OFD_SETLKW:
 		try = unix.F_OFD_SETLK
 	}
+	defer d.pin().unpin()
 	for {
 		errno := fcntlBytes(d.fd, try, raw[:])
 		switch {
@@ -128,6 +129,7 @@ func sysFlock(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	if d.fd < 0 {
 		return 0, unix.EBADF
 	}
+	defer d.pin().unpin()
 	for {
 		err := unix.Flock(d.fd, op|unix.LOCK_NB)
 		if err == nil {

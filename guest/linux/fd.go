@@ -52,12 +52,14 @@ func (d *description) release() unix.Errno {
 	return d.file.Close()
 }
 
-// hold keeps d open while the lock is given up; the result lets it go. Another task may close the guest's descriptor
-// meanwhile, and the host's number must not become another file's.
-func (d *description) hold() (unhold func()) {
+// pin keeps d open until unpin, through every wait: another task may close the guest's descriptor while the lock is given
+// up, and the host's number must not become another file's.
+func (d *description) pin() *description {
 	d.refs++
-	return func() { _ = d.release() } // the guest's close has been answered already
+	return d
 }
+
+func (d *description) unpin() { _ = d.release() } // the guest closed it meanwhile and had its answer
 
 type fdEntry struct {
 	d       *description

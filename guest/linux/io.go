@@ -27,6 +27,7 @@ func (k *Kernel) read(t *Task, d *description, vec [][]byte, off int64, flags in
 		}
 		return k.readSignals(d, vec)
 	}
+	defer d.pin().unpin()
 	if d.fresh && d.wait == waitAgain && !d.nonblock() {
 		if errno := k.await(d.fd, unix.POLLIN, time.Time{}); errno != 0 {
 			return 0, errno
@@ -101,6 +102,7 @@ func (k *Kernel) write(t *Task, d *description, vec [][]byte, off int64, flags i
 }
 
 func (k *Kernel) writeAll(d *description, vec [][]byte, off int64, flags int) (uint64, unix.Errno) {
+	defer d.pin().unpin()
 	var total uint64
 	for {
 		n, errno := k.writeOnce(d, vec, off, flags)

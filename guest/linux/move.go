@@ -136,6 +136,8 @@ func sysSendfile(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 }
 
 func (k *Kernel) sendfile(in, out *description, positioned bool, off *int64, count uint64) (uint64, unix.Errno) {
+	defer in.pin().unpin()
+	defer out.pin().unpin()
 	step := uint64(moveStep)
 	if out.wait == waitFirst {
 		step = pipeBuf

@@ -13,7 +13,8 @@ const pollRdNorm, pollRdBand, pollWrNorm, pollWrBand = 0x40, 0x80, 0x100, 0x200
 
 // pollSlot is one descriptor of a poll or select: what the host is asked, or what is known at once.
 type pollSlot struct {
-	host  int // host descriptor, -1 when the answer is in now
+	host  int          // host descriptor, -1 when the answer is in now
+	d     *description // behind host
 	want  int16
 	now   int16
 	valid bool
@@ -28,7 +29,7 @@ func (k *Kernel) pollSlotOf(fd uint64, want int16) pollSlot {
 	if d.fd < 0 {
 		return pollSlot{host: -1, want: want, now: want & (unix.POLLIN | unix.POLLOUT | pollRdNorm | pollWrNorm), valid: true}
 	}
-	return pollSlot{host: d.fd, want: want, valid: true}
+	return pollSlot{host: d.fd, d: d, want: want, valid: true}
 }
 
 // pollSlots waits until one of slots is ready and leaves the events in now; it returns how many are.
@@ -36,6 +37,9 @@ func (k *Kernel) pollSlots(slots []pollSlot, deadline time.Time) (int, unix.Errn
 	host := make([]unix.PollFd, len(slots))
 	ready := 0
 	for i, s := range slots {
+		if s.d != nil {
+			defer s.d.pin().unpin()
+		}
 		host[i] = unix.PollFd{Fd: int32(s.host), Events: s.want}
 		if s.now != 0 {
 			ready++

@@ -92,7 +92,7 @@ func sysSignalfd4(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 
 // readSignals is read(2) of a signalfd: as many records as fit, at least one.
 func (k *Kernel) readSignals(d *description, vec [][]byte) (uint64, unix.Errno) {
-	defer d.hold()()
+	defer d.pin().unpin()
 	room := 0
 	for _, p := range vec {
 		room += len(p)

@@ -45,14 +45,6 @@ const (
 	ipMPTCP     = 262 // IPPROTO_MPTCP (include/uapi/linux/in.h)
 )
 
-// pin keeps d open until unpin, through every wait.
-func (d *description) pin() *description {
-	d.refs++
-	return d
-}
-
-func (d *description) unpin() { _ = d.release() } // the guest closed it meanwhile and had its answer
-
 // socketOf is the pinned socket behind a guest descriptor.
 func (k *Kernel) socketOf(fd uint64) (*description, *socket, unix.Errno) {
 	d, errno := k.fds.io(fd)

@@ -107,7 +107,7 @@ var processCalls = []call{
 	{324, "membarrier", Full, sysMembarrier, 0, ""},
 	{325, "mlock2", Partial, sysMlock2, 0, "checked; locking is the run's to decide"},
 	{329, "pkey_mprotect", Partial, sysPkeyMprotect, 0, "only without a key (-1)"},
-	{334, "rseq", Refused, quietENOSYS, 0, "ENOSYS: restartable sequences need preemption by a kernel, which there is not; C libraries do without"},
+	{334, "rseq", Refused, quietENOSYS, 0, "ENOSYS: threads that share a core are preempted unseen, so a sequence could not be aborted; C libraries do without"},
 	{435, "clone3", Partial, sysClone3, 0, "as clone; no set_tid, no cgroup"},
 	{abi.SysIsolate, "cloister_isolate", Full, sysIsolate, 0, "seals (1) or unseals (0) the calling vCPU"},
 	{abi.SysGapRecord, "cloister_gap_record", Full, sysGapRecord, 0, "registers a page-aligned GapRecord"},

@@ -10,7 +10,7 @@ const (
 	noPrivilege = "it would change the machine or its namespaces, which are not the guest's"
 	noXattr     = "extended attributes are not shared with the guest"
 	noAsync     = "use blocking calls"
-	noThreads   = "futex serves it"
+	noFutex2    = "C libraries do with futex (202)"
 	noWatch     = "files cannot be watched; poll with stat"
 	noKeys      = "there is no key ring"
 	noNUMA      = "the VMM places guest memory"
@@ -160,13 +160,13 @@ var refusedCalls = []call{
 	{446, "landlock_restrict_self", Refused, nil, unix.ENOSYS, noSandbox},
 	{447, "memfd_secret", Refused, nil, unix.ENOSYS, noMemory},
 	{448, "process_mrelease", Refused, nil, unix.EPERM, noOthers},
-	{449, "futex_waitv", Refused, nil, unix.ENOSYS, noThreads},
+	{449, "futex_waitv", Refused, nil, unix.ENOSYS, noFutex2},
 	{450, "set_mempolicy_home_node", Refused, nil, unix.ENOSYS, noNUMA},
 	{451, "cachestat", Refused, nil, unix.ENOSYS, obsolete},
 	{453, "map_shadow_stack", Refused, nil, unix.ENOSYS, noMemory},
-	{454, "futex_wake", Refused, nil, unix.ENOSYS, noThreads},
-	{455, "futex_wait", Refused, nil, unix.ENOSYS, noThreads},
-	{456, "futex_requeue", Refused, nil, unix.ENOSYS, noThreads},
+	{454, "futex_wake", Refused, nil, unix.ENOSYS, noFutex2},
+	{455, "futex_wait", Refused, nil, unix.ENOSYS, noFutex2},
+	{456, "futex_requeue", Refused, nil, unix.ENOSYS, noFutex2},
 	{457, "statmount", Refused, nil, unix.EPERM, noPrivilege},
 	{458, "listmount", Refused, nil, unix.EPERM, noPrivilege},
 	{459, "lsm_get_self_attr", Refused, nil, unix.ENOSYS, noSandbox},
@@ -181,5 +181,5 @@ var refusedCalls = []call{
 	{468, "file_getattr", Refused, nil, unix.ENOSYS, obsolete},
 	{469, "file_setattr", Refused, nil, unix.ENOSYS, obsolete},
 	{470, "listns", Refused, nil, unix.EPERM, noPrivilege},
-	{471, "rseq_slice_yield", Refused, nil, unix.ENOSYS, noThreads},
+	{471, "rseq_slice_yield", Refused, nil, unix.ENOSYS, "there is no rseq"},
 }

@@ -119,6 +119,7 @@ func (d *description) isTerminal() bool {
 // drain waits until a terminal has shown its output. The host's own way to wait (in TCSETSW) would
 // not see Interrupt while the user holds the output with ^S.
 func (k *Kernel) drain(d *description) unix.Errno {
+	defer d.pin().unpin()
 	for {
 		n, err := unix.IoctlGetInt(d.fd, unix.TIOCOUTQ)
 		if err != nil {

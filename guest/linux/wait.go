@@ -123,7 +123,7 @@ func (k *Kernel) sleep(deadline time.Time) unix.Errno {
 // transfer repeats try, one host read or write on d that does not block, until it has moved
 // something. events is what d has to be ready for.
 func (k *Kernel) transfer(d *description, events int16, try func() (int, error)) (int, unix.Errno) {
-	defer d.hold()()
+	defer d.pin().unpin()
 	for again := false; ; again = true {
 		// A descriptor that polls ready but does not move must not keep us from seeing Interrupt.
 		if again && k.interrupted() {

@@ -25,7 +25,7 @@ func At(mapping []byte, i int) (*VCPU, error) {
 // Snapshot copies the counters of v to dst while v's writer may be at work. It reports false when no
 // consistent copy was had in a bounded number of tries; dst is then not usable.
 //
-// ORDER(O2) ledger, reader side. Pairs with the two increments of Seq by the writer (vcpu/ledger_unsafe.go).
+// ORDER(O2) ledger, reader side. Pairs with the two increments of Seq by the writer (vcpu/book.go).
 // Without it a copy could hold a Total that already counts a break whose Cause does not.
 func (v *VCPU) Snapshot(dst *Counts) bool {
 	for try := 0; try < 1000; try++ {

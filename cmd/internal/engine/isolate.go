@@ -78,6 +78,9 @@ func (e *engine) takeCore(dir string, allowed []int) (err error) {
 				where = append([]int{cpu}, where...)
 			}
 		}
+		if len(e.keep) == 1 && len(e.leases) > 0 {
+			return fmt.Errorf("--place: CPU %d is the last one left: leave one to the rest of the program and of the system", cpu)
+		}
 		if err := (cores.Host{Root: "/"}).Check(cpu, where); err != nil {
 			return err
 		}
