@@ -6,7 +6,7 @@
 // no garbage collection, no stop-the-world, no SIGURG and no wait for a P can break or lengthen a break
 // (docs/decisions/0001-vcpu-thread.md has the measurements).
 //
-// One turn of the loop: E1 look at the stop request · E2 close the open break · E3 KVM_RUN · X1 stamp and
+// One turn of the loop: E1 look at the stop request, then whether Go wants to look (a signal, docs/ordering.md O10) · E2 close the open break · E3 KVM_RUN · X1 stamp and
 // count · X2 name cause and site · X3 answer here · X4 hand to Go. Why in this order:
 // docs/architecture.md, "One VM exit".
 //

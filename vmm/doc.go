@@ -1,5 +1,6 @@
 // Package vmm is one virtual machine that runs one program: its memory, its vCPUs, what serves their
-// exits, its life from the first instruction to the last.
+// exits, its life from the first instruction to the last. A processor is one vCPU with the thread of the program that
+// runs on it, and serves that vCPU's exits; threads.go makes, places and ends them; ring.go is for calls without an exit.
 //
 // It is the engine's half of Cloister. It knows nothing of reports, metrics or policy: it fills ledgers
 // (isolation/breaks) and returns a Result, and the monitor process reads both. A start is Begin, Build, Prepare, Enter.

@@ -40,13 +40,7 @@ func (m *Machine) Enter() error {
 // that the result shows, 0 for none.
 func (m *Machine) Stop(reason string, sig int) error {
 	m.setResult(Result{Ended: "stopped", Reason: reason, Signal: sig})
-	m.mu.Lock()
-	first := !m.ending
-	m.ending = true
-	m.mu.Unlock()
-	if first {
-		close(m.over)
-	}
+	m.ends()
 	p, err := m.set.Stop(stopLimit)
 	if err != nil {
 		return fmt.Errorf("stop: %w", err)

@@ -173,17 +173,21 @@ func (m *Machine) barrier() {
 	}
 }
 
+// ends says that the run is over: nobody waits for work any more. alone: there is one vCPU.
+func (m *Machine) ends() (first, alone bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	first, alone = !m.ending, len(m.vcpus) == 1
+	m.ending = true
+	if first {
+		close(m.over)
+	}
+	return first, alone
+}
+
 // endOthers ends every vCPU but the one whose exit is being served, which answers AnswerEnd. It does not wait.
 func (m *Machine) endOthers() {
-	m.mu.Lock()
-	first, alone := !m.ending, len(m.vcpus) == 1
-	m.ending = true
-	m.mu.Unlock()
-	if !first {
-		return
-	}
-	close(m.over)
-	if alone {
+	if first, alone := m.ends(); !first || alone {
 		return
 	}
 	m.ender.Add(1)
