@@ -46,8 +46,11 @@ const (
 	// SysProvoke(what): asks the supervisor to leave the guest in one way (Provoke* below). Returns 0
 	// or -EINVAL. Only for built-in workloads and tests; refused (-EPERM) otherwise.
 	SysProvoke = 0x434c02
-	// SysSafepoint is reserved for patching.
+	// SysSafepoint(what, arg): safe points for patching, Safepoint… below.
 	SysSafepoint = 0x434c03
+	// SysSync(): every other vCPU has left the guest, and executes a serialising instruction on its own core before it enters again, when the
+	// call returns: so that code which the caller has written may be executed by any thread. Returns 0, or -ETIMEDOUT when a vCPU could not be stopped.
+	SysSync = 0x434c04
 )
 
 // Arguments of SysProvoke.
