@@ -18,16 +18,22 @@ type control struct {
 	goG       uint64 // "go": bytes are final for this generation, serialise
 	rel       uint64 // release: enter the guest again
 	quit      uint64 // 1: end the thread when it is next released
+	blame     uint64 // cause that a break of this request is booked under instead of breaks.Kick; 0: none. Written before req
+	blameNr   uint64 // … and its number
+	look      uint64 // 1: read what waits to be injected before ack. Written before req
 	attn      uint64 // 1: Go wants to look before the guest is entered again (O10)
 	bell      uint32 // futex: rung after any of the words above, or hand, changed
 	sleepBell uint32 // the vCPU sleeps on bell
 
 	// Written by the vCPU, read by the requester.
-	ack      uint64 // parked for this generation
-	ackTSC   uint64 // when
-	synced   uint64 // serialised for this generation
-	doorAck  uint32 // futex: rung after ack or synced
-	sleepAck uint32 // a requester sleeps on doorAck
+	ack      uint64         // parked for this generation
+	ackTSC   uint64         // when
+	events   kvm.VCPUEvents // at ack, when looked is 1
+	looked   uint64         // 0: nobody asked; 2: KVM does not say
+	synced   uint64         // serialised for this generation
+	syncTSC  uint64         // when
+	doorAck  uint32         // futex: rung after ack or synced
+	sleepAck uint32         // a requester sleeps on doorAck
 
 	// The hand-over of an exit to Go (O3).
 	hand     uint64 // hand…
@@ -36,7 +42,7 @@ type control struct {
 
 	tid     uint32 // cleared by the kernel when the thread has ended (CLONE_CHILD_CLEARTID)
 	spin    uint64 // PAUSE loops before a sleep
-	serial  uint64 // serialising instruction: 1 SERIALIZE, 2 CPUID
+	serial  uint64 // serialising instruction: 1 SERIALIZE, 2 CPUID, 3 IRET
 	sigset  uint64 // the kick signal
 	zero    [2]uint64
 	stepsOn uint64 // tests: record the numbered steps
@@ -44,35 +50,38 @@ type control struct {
 	steps   [1024]uint8
 
 	// Fixed before the thread starts.
-	fd      uintptr
-	run     *kvm.Run
-	ledger  *breaks.VCPU
-	window  uintptr // host address of guest address 0
-	tables  uintptr // host address of the supervisor block (page tables)
-	tabGPA  uint64
-	tabSize uint64
-	root    uint64 // GPA of the PML4
-	userTop uint64
-	stubRIP uint64 // LSTAR
-	donRIP  uint64 // the OUT that ends a supervisor routine
-	excRIP  uint64 // first exception stub
-	excStep uint64
-	frame   uintptr // host address of the top of the supervisor stack (RSP0)
+	fd       uintptr
+	run      *kvm.Run
+	ledger   *breaks.VCPU
+	window   uintptr // host address of guest address 0
+	tables   uintptr // host address of the supervisor block (page tables)
+	tabGPA   uint64
+	tabSize  uint64
+	root     uint64 // GPA of the PML4
+	userTop  uint64
+	stubRIP  uint64 // LSTAR
+	donRIP   uint64 // the OUT that ends a supervisor routine
+	excRIP   uint64 // first exception stub
+	excStep  uint64
+	eventsAt uintptr // of events
+	frame    uintptr // host address of the top of the supervisor stack (RSP0)
 
 	// Private to the vCPU's thread.
-	done  uint64 // generation that was served last
-	open  uint64 // 1: a break is open
-	out   uint64 // TSC of its start
-	book  uint64 // book it belongs to
-	cause uint64 // of the open break, for the books
-	why   uint64 // what Go is asked to serve: cause, or breaks.Signal
-	nr    uint64
-	rip   uint64
-	rsp   uint64
-	pend  uint64 // the last exit has I/O that only the next KVM_RUN completes
-	stay  uint64 // 1: after SYSCALL the back end stays at CPL 3 (pvm); 2: it does not; 0: not known yet
-	ended uint64
-	errno uint64
+	done   uint64 // generation that was served last
+	parkG  uint64 // generation that is being served
+	open   uint64 // 1: a break is open
+	out    uint64 // TSC of its start
+	book   uint64 // book it belongs to
+	cause  uint64 // of the open break, for the books
+	why    uint64 // what Go is asked to serve: cause, or breaks.Signal
+	nr     uint64
+	rip    uint64
+	rsp    uint64
+	kicked uint64 // 1: the last return was a kick\'s: the vCPU stands where the guest was interrupted
+	pend   uint64 // the last exit has I/O that only the next KVM_RUN completes
+	stay   uint64 // 1: after SYSCALL the back end stays at CPL 3 (pvm); 2: it does not; 0: not known yet
+	ended  uint64
+	errno  uint64
 
 	// Written by Go while hand is handPosted.
 	sealed  uint64 // the book of the breaks to come
@@ -135,6 +144,7 @@ func newControl() (*control, uintptr, uintptr, []byte, error) {
 	stackTop := base + 4096 + stackSize - 64
 	tls := base + 4096 + stackSize + tlsSize/2 // g is read at FS-8: zero there
 	c := (*control)(unsafe.Pointer(&m[4096+stackSize+tlsSize]))
+	c.eventsAt = uintptr(unsafe.Pointer(&c.events))
 	return c, stackTop, tls, m, nil
 }
 

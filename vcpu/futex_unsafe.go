@@ -20,4 +20,5 @@ func futex(p *uint32, op int, v uint32, timeout *unix.Timespec) {
 
 func (c *control) xsaveAddr() uintptr { return uintptr(unsafe.Pointer(&c.xsave)) }
 func (c *control) msrAddr() uintptr   { return uintptr(unsafe.Pointer(&c.msr)) }
+
 func (c *control) sregsAddr() uintptr { return uintptr(unsafe.Pointer(&c.sregs)) }

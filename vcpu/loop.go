@@ -112,12 +112,12 @@ func classify(c *control, ret int64) bool {
 	r := c.run
 	c.cause, c.nr, c.errno = uint64(breaks.Unknown), 0, 0
 	c.rip, c.rsp = r.Regs.RIP, r.Regs.RSP
-	c.pend = 0
+	c.pend, c.kicked = 0, 0
 	if ret < 0 {
 		switch ret {
 		case eINTR, eAGAIN:
 			if load64(&c.req) != c.done {
-				c.cause = uint64(breaks.Kick)
+				c.cause, c.kicked = uint64(breaks.Kick), 1
 			} else {
 				c.cause = uint64(breaks.SpuriousKick)
 				for drain(&c.sigset, &c.zero) {
@@ -342,79 +342,4 @@ func knock(c *control) {
 	if load32(&c.sleepReq) != 0 {
 		futexWake(&c.doorReq)
 	}
-}
-
-// park is V2..V8 of the stop protocol (docs/ordering.md, O1).
-//
-//go:nosplit
-//go:norace
-//go:nocheckptr
-func park(c *control) {
-	step(c, stepPark)
-	complete(c) // V2
-again:
-	g := load64(&c.req)
-	l := c.ledger
-	was := l.State
-	l.State = breaks.StateParked
-	c.ackTSC = kvm.TSC()
-	step(c, stepAck)
-	store64(&c.ack, g) // V3
-	answerBell(c)
-	spins := c.spin
-	for load64(&c.goG) < g { // V4
-		spins = waitBell(c, &c.goG, g, spins)
-	}
-	step(c, stepSync)
-	serialise(c.serial)                // V5
-	storeByte(&c.run.ImmediateExit, 0) // V6
-	if load64(&c.req) != g {
-		goto again // V2'
-	}
-	for drain(&c.sigset, &c.zero) { // V7
-	}
-	c.done = g
-	l.Kicks++
-	store64(&c.synced, g)
-	answerBell(c)
-	spins = c.spin
-	for load64(&c.rel) < g && load64(&c.req) == g { // V8
-		spins = waitBell(c, &c.rel, g, spins)
-	}
-	l.State = was
-	step(c, stepRelease)
-	if load64(&c.req) != g {
-		goto again
-	}
-}
-
-// answerBell tells the requester of ack or synced.
-//
-//go:nosplit
-//go:norace
-//go:nocheckptr
-func answerBell(c *control) {
-	add32(&c.doorAck, 1)
-	if load32(&c.sleepAck) != 0 {
-		futexWake(&c.doorAck)
-	}
-}
-
-// waitBell pauses, or sleeps when spins is used up, until *p reaches g or anything rings.
-//
-//go:nosplit
-//go:norace
-//go:nocheckptr
-func waitBell(c *control, p *uint64, g, spins uint64) uint64 {
-	if spins > 0 {
-		pause()
-		return spins - 1
-	}
-	b := load32(&c.bell)
-	add32(&c.sleepBell, 1)
-	if load64(p) < g && load64(&c.req) == load64(&c.ack) {
-		futexWait(&c.bell, b)
-	}
-	add32(&c.sleepBell, ^uint32(0))
-	return 0
 }

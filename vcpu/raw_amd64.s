@@ -52,13 +52,33 @@ TEXT ·pause(SB),NOSPLIT,$0-0
 	RET
 
 // func serialise(kind uint64)
-// One architecturally serialising instruction (Intel SDM vol. 3A, 9.3): 1 SERIALIZE, else CPUID.
-TEXT ·serialise(SB),NOSPLIT,$0-8
+// One architecturally serialising instruction (Intel SDM vol. 3A, 9.3): 1 SERIALIZE, 3 IRET to the next instruction, else CPUID.
+TEXT ·serialise(SB),NOSPLIT|NOFRAME,$0-8
 	MOVQ kind+0(FP), AX
+	CMPQ AX, $3
+	JEQ  iret
 	CMPQ AX, $1
 	JNE  cpuid
 	BYTE $0x0f; BYTE $0x01; BYTE $0xe8 // SERIALIZE
 	RET
+iret:
+	// This function's RET, by the instruction that serialises: RIP, CS, RFLAGS, RSP, SS from the stack (vol. 2A, IRET).
+	LEAQ -40(SP), CX
+	MOVQ 0(SP), DX
+	MOVQ DX, 0(CX)
+	XORL AX, AX
+	MOVW CS, AX
+	MOVQ AX, 8(CX)
+	PUSHFQ
+	POPQ AX
+	MOVQ AX, 16(CX)
+	LEAQ 8(SP), AX
+	MOVQ AX, 24(CX)
+	XORL AX, AX
+	MOVW SS, AX
+	MOVQ AX, 32(CX)
+	MOVQ CX, SP
+	IRETQ
 cpuid:
 	XORL AX, AX
 	XORL CX, CX

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cloister-vmm/cloister/isolation/breaks"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,6 +26,19 @@ type Set struct {
 	// lost, so a resend only tells of a starved core, and is counted. A test makes it longer than its limits:
 	// then a lost kick is a timeout.
 	Resend time.Duration
+
+	// between, in tests, is called before each step that a vCPU could see, with its label: other threads' steps may come there, and
+	// true means that the deadline has passed.
+	between func(label string) (late bool)
+}
+
+// Purpose is what a stop is for.
+type Purpose struct {
+	// Cause books the break of a vCPU that the stop takes out of the guest, with Nr; breaks.Unknown (0) leaves it breaks.Kick.
+	Cause breaks.Cause
+	Nr    uint64
+	// Inspect has Stopped.Place tell what waits to be injected: one ioctl more on each vCPU's thread.
+	Inspect bool
 }
 
 // ErrStopTimeout says that a vCPU did not acknowledge in time; every vCPU runs on, nothing was changed.
@@ -83,7 +97,8 @@ func (s *Set) Attend(t *Thread) error {
 	// vCPU could park for the request, find nothing to attend to, and enter the guest.
 	atomic.StoreUint64(&t.c.attn, 1)
 	s.gen++
-	t.request(s.gen)
+	atomic.StoreUint64(&t.c.blame, 0) // ORDER(O1): before req, as in StopFor: pairs with parkRead's loads; without it an older purpose would name this break
+	s.request(t, s.gen)
 	err := s.kick(t)
 	t.letGo(s.gen) // behind the signal: one that came later would find nothing asked for (K4)
 	return err
@@ -108,11 +123,23 @@ func (s *Set) abandon() error {
 
 // Stop returns when every vCPU is out of guest mode, its pending I/O completed, and waits. limit is how
 // long it may take; after it every vCPU runs on and the error is ErrStopTimeout.
-func (s *Set) Stop(limit time.Duration) (*Stopped, error) {
+func (s *Set) Stop(limit time.Duration) (*Stopped, error) { return s.StopFor(Purpose{}, limit) }
+
+// StopFor is Stop with a purpose.
+func (s *Set) StopFor(why Purpose, limit time.Duration) (*Stopped, error) {
 	s.mu.Lock()
 	s.gen++
 	for _, t := range s.threads {
-		t.request(s.gen)
+		// ORDER(O1): before req, and so seen by who serves this generation: pairs with the loads behind parkRead's. Without it the
+		// break could be booked as a kick. One that serves an older, given-up request may book this one's purpose: it is this one's stop, too.
+		atomic.StoreUint64(&t.c.blame, uint64(why.Cause))
+		atomic.StoreUint64(&t.c.blameNr, why.Nr)
+		look := uint64(0)
+		if why.Inspect {
+			look = 1
+		}
+		atomic.StoreUint64(&t.c.look, look)
+		s.request(t, s.gen)
 		if err := s.kick(t); err != nil {
 			s.release()
 			return nil, err
@@ -121,17 +148,26 @@ func (s *Set) Stop(limit time.Duration) (*Stopped, error) {
 	return s.wait(time.Now().Add(limit))
 }
 
+// meanwhile lets a test have its way.
+func (s *Set) meanwhile(label string) bool { return s.between != nil && s.between(label) }
+
 // request is P1 without the signal.
-func (t *Thread) request(g uint64) {
+func (s *Set) request(t *Thread, g uint64) {
 	// ORDER(O1) requester: req, then immediate_exit, then (full barrier) the signal. Pairs with V6 in park:
 	// immediate_exit = 0, then req. Without it both could read the old value and the kick be lost (K1, K2).
+	s.meanwhile("P1 req")
 	atomic.StoreUint64(&t.c.req, g)
+	s.meanwhile("P1 immediate_exit")
 	storeByte(&t.c.run.ImmediateExit, 1)
 	t.ring()
+	s.meanwhile("P1 signal")
 }
 
 // kick sends the signal, again while the kernel is short of memory for it (K5).
 func (s *Set) kick(t *Thread) error {
+	if s.between != nil {
+		return nil // the test has done it at "P1 signal"
+	}
 	for range 1000 {
 		err := unix.Tgkill(s.pid, t.tid, KickSignal)
 		switch {
@@ -159,7 +195,7 @@ func (s *Set) wait(deadline time.Time) (*Stopped, error) {
 			s.resends.Add(1) // ORDER(none): statistic
 			return s.kick(t)
 		}
-		late, err := t.await(&t.c.ack, s.gen, deadline, s.Resend, again)
+		late, err := s.await(t, "P2", &t.c.ack, s.gen, deadline, s.Resend, again)
 		if late {
 			err = fmt.Errorf("vCPU %d on host CPU %d: %w: something of higher priority holds its core", t.cfg.ID, t.cfg.CPU, ErrStopTimeout)
 		}
@@ -173,7 +209,7 @@ func (s *Set) wait(deadline time.Time) (*Stopped, error) {
 
 // await returns when *word (ack or synced) has reached g, or the thread has ended, or it is late. again is
 // called each time nothing has come for the time every.
-func (t *Thread) await(word *uint64, g uint64, deadline time.Time, every time.Duration, again func() error) (late bool, err error) {
+func (s *Set) await(t *Thread, label string, word *uint64, g uint64, deadline time.Time, every time.Duration, again func() error) (late bool, err error) {
 	done := func() bool {
 		// ORDER(O1): acquires what the vCPU did before it said so. Pairs with V3 store64(&c.ack) and V7
 		// store64(&c.synced). Without it state read after Stop could be older than the stop.
@@ -181,6 +217,12 @@ func (t *Thread) await(word *uint64, g uint64, deadline time.Time, every time.Du
 	}
 	last := time.Now()
 	for spins := 200; !done(); {
+		if s.between != nil {
+			if s.between(label) {
+				return true, nil
+			}
+			continue
+		}
 		if spins > 0 {
 			spins--
 			pause()
@@ -218,6 +260,7 @@ func sleep(bell, asleep *uint32, done func() bool, limit *unix.Timespec) {
 // release lets every vCPU run on and ends the stop: P6 and P8 in one, for a stop that changed nothing.
 func (s *Set) release() {
 	for _, t := range s.threads {
+		s.meanwhile("P8")
 		t.letGo(s.gen)
 	}
 	s.mu.Unlock()
@@ -237,12 +280,6 @@ func (s *Set) Resends() uint64 { return s.resends.Load() } // ORDER(none): stati
 // Stopped is the time between Stop and Resume: no vCPU executes a guest instruction.
 type Stopped struct{ s *Set }
 
-// AckTSC is when vCPU i had left the guest, stamped on its own thread.
-func (p *Stopped) AckTSC(i int) uint64 { return p.s.threads[i].c.ackTSC }
-
-// Generation is the number of this stop.
-func (p *Stopped) Generation() uint64 { return p.s.gen }
-
 // Resume lets every vCPU execute a serialising instruction on its own core and enter the guest again. It
 // returns when all have done so. With an error some vCPU did not within limit, and the VM must die.
 func (p *Stopped) Resume(limit time.Duration) error { return p.resume(limit, false) }
@@ -259,13 +296,14 @@ func (p *Stopped) resume(limit time.Duration, quit bool) error {
 		if quit {
 			atomic.StoreUint64(&t.c.quit, 1) // ORDER(O1): before rel; pairs with load64(&c.quit) after V8. Without it the guest could be entered once more
 		}
+		s.meanwhile("P6")
 		// ORDER(O1): P6 publishes what was changed while stopped; pairs with V4, before V5 serialises.
 		// Without it the vCPU could serialise before the last store.
 		atomic.StoreUint64(&t.c.goG, s.gen)
 		t.ring()
 	}
 	for _, t := range s.threads {
-		late, err := t.await(&t.c.synced, s.gen, deadline, limit, func() error { return nil }) // P7
+		late, err := s.await(t, "P7", &t.c.synced, s.gen, deadline, limit, func() error { return nil })
 		if late {
 			err = fmt.Errorf("resume: vCPU %d on host CPU %d did not serialise within %v: the VM must not run on", t.cfg.ID, t.cfg.CPU, limit)
 		}
@@ -274,6 +312,7 @@ func (p *Stopped) resume(limit time.Duration, quit bool) error {
 		}
 	}
 	for _, t := range s.threads {
+		s.meanwhile("P8")
 		// ORDER(O1): P8; pairs with V8, load64(&c.rel). Without it a vCPU could enter before all have serialised.
 		atomic.StoreUint64(&t.c.rel, s.gen)
 		t.ring()

@@ -37,7 +37,7 @@ type Config struct {
 	ExceptionStub         uint64  // … the first of 32 exception stubs, …
 	ExceptionStep         uint64  // … and their distance, bytes
 	Frame                 uintptr // RSP0, on the host
-	Serialise             int     // 1 SERIALIZE, 2 CPUID
+	Serialise             int     // 1 SERIALIZE, 2 CPUID, 3 IRET
 	Constant              func(nr uint64) (func() uint64, bool)
 	Handler               Handler
 	SpinHost, SpinService int // PAUSE loops before the vCPU's, the server's thread sleeps
@@ -248,7 +248,7 @@ func (t *Thread) waitDoor(want uint64) bool {
 
 // InGuest reports, for an exit with cause Signal, that the signal took the vCPU out of the guest; false: it found it
 // outside, behind another exit that was answered.
-func (x *Exit) InGuest() bool { return x.t.c.cause == uint64(breaks.Signal) && x.t.c.open != 0 }
+func (x *Exit) InGuest() bool { return x.t.c.kicked != 0 && x.t.c.open != 0 }
 
 // Regs are the guest's registers at the exit. They may be read while the exit is being served.
 func (x *Exit) Regs() *kvm.Regs { return &x.t.c.run.Regs }

@@ -9,6 +9,7 @@ import (
 	"github.com/cloister-vmm/cloister/guest/linux"
 	"github.com/cloister-vmm/cloister/guest/stub"
 	"github.com/cloister-vmm/cloister/internal/kvm"
+	"github.com/cloister-vmm/cloister/isolation/breaks"
 	"github.com/cloister-vmm/cloister/vcpu"
 	"golang.org/x/sys/unix"
 )
@@ -164,7 +165,7 @@ func (m *Machine) seen(t *linux.Task) { t.Data.(*processor).x.Seen() }
 
 // barrier is linux.Config.Barrier: a stop, after which every vCPU serialises before it enters the guest.
 func (m *Machine) barrier() {
-	p, err := m.set.Stop(stopLimit)
+	p, err := m.set.StopFor(vcpu.Purpose{Cause: breaks.Sync}, stopLimit)
 	if err == nil {
 		err = p.Resume(resumeLimit)
 	}

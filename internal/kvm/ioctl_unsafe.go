@@ -32,6 +32,7 @@ const (
 // The numbers that a vCPU's own thread may be asked to execute (package vcpu).
 const (
 	IoGetSregs      = ioGetSregs
+	IoGetVCPUEvents = 0x8040ae9f // KVM_GET_VCPU_EVENTS
 	IoSetSregs      = ioSetSregs
 	IoSetGuestDebug = ioSetGuestDebug
 	IoSetMSRs       = ioSetMSRs

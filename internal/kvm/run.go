@@ -51,3 +51,20 @@ func (r *Run) IO() (out bool, size uint8, port uint16, count uint32) {
 	w := r.Exit[0]
 	return w&0xff == 1, uint8(w >> 8), uint16(w >> 16), uint32(w >> 32)
 }
+
+// VCPUEvents is struct kvm_vcpu_events: what waits to be injected into the guest (api.rst, KVM_GET_VCPU_EVENTS).
+type VCPUEvents struct {
+	Exception struct {
+		Injected, Nr, HasErrorCode, Pending uint8
+		ErrorCode                           uint32
+	}
+	Interrupt      struct{ Injected, Nr, Soft, Shadow uint8 }
+	NMI            struct{ Injected, Pending, Masked, _ uint8 }
+	SIPI           uint32
+	Flags          uint32
+	SMI            struct{ SMM, Pending, InsideNMI, LatchedInit uint8 }
+	TripleFault, _ uint8
+	_              [25]uint8
+	HasPayload     uint8
+	Payload        uint64
+}

@@ -21,6 +21,9 @@ const (
 	Seal                       // cloister_isolate(): the border of the sealed interval, never in it
 	End                        // the run's own end: exit_group, or the last stop
 	Setup                      // Cloister's own work on the vCPU thread (pre-touch, state loading)
+	Patch                      // a stop to patch the guest, under the patch's number: planned
+	SafePoint                  // the program waits at its safe point until it is patched: planned
+	Sync                       // another thread asked that all serialise (SysSync, membarrier): the program's own doing
 
 	// Exceptions that the program raised (Intel SDM vol. 3A, table 6-1).
 	ExcDivide
@@ -58,7 +61,7 @@ const (
 var names = [NCause]string{
 	Unknown: "unknown", Syscall: "syscall", PIO: "pio", MMIO: "mmio", HLT: "hlt", Debug: "debug",
 	Shutdown: "shutdown", InternalError: "internal-error", MemoryFault: "memory-fault",
-	Kick: "kick", SpuriousKick: "spurious-kick", Signal: "signal", Seal: "seal", End: "end", Setup: "setup",
+	Kick: "kick", SpuriousKick: "spurious-kick", Signal: "signal", Seal: "seal", End: "end", Setup: "setup", Patch: "patch", SafePoint: "safe-point", Sync: "sync",
 	ExcDivide: "exc-divide", ExcDebug: "exc-debug", ExcNMI: "exc-nmi", ExcBreakpoint: "exc-breakpoint",
 	ExcOverflow: "exc-overflow", ExcBound: "exc-bound", ExcInvalidOpcode: "exc-invalid-opcode",
 	ExcDevice: "exc-device", ExcDoubleFault: "exc-double-fault", ExcInvalidTSS: "exc-invalid-tss",
@@ -80,8 +83,10 @@ func (c Cause) String() string {
 func (c Cause) FromKernel() bool { return c >= HostInterrupt && c < NCause }
 
 // Planned reports whether the cause belongs to the run's own frame (its border, its end, Cloister's
-// set-up) and so never counts against a budget of "total".
-func (c Cause) Planned() bool { return c == Seal || c == End || c == Setup }
+// set-up, a patch) and so never counts against a budget of "total".
+func (c Cause) Planned() bool {
+	return c == Seal || c == End || c == Setup || c == Patch || c == SafePoint
+}
 
 // Exception maps an x86 vector (0..31) to its cause.
 func Exception(vector uint8) Cause {

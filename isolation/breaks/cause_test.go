@@ -66,7 +66,7 @@ func TestKindsOfCauses(t *testing.T) {
 			t.Errorf("%s is both planned and the kernel's", c)
 		}
 	}
-	if got := strings.Join(planned, " "); got != "seal end setup" {
+	if got := strings.Join(planned, " "); got != "seal end setup patch safe-point" {
 		t.Errorf("planned: %s", got)
 	}
 	if got := strings.Join(kernel, " "); got != "host-interrupt page-fault emulation transit kernel-other" {

@@ -57,7 +57,7 @@ type toll struct {
 func tolls(backend string) (t [NCause]toll, ok bool) {
 	switch backend {
 	case BackendVMX, BackendSVM:
-		for _, c := range []Cause{Syscall, Seal, PIO, HLT, Debug} {
+		for _, c := range []Cause{Syscall, Seal, SafePoint, PIO, HLT, Debug} {
 			t[c] = toll{exits: 1}
 		}
 		// The emulator decodes an access to a hole; it does not for OUT, whose exit carries the operand.
@@ -73,7 +73,7 @@ func tolls(backend string) (t [NCause]toll, ok bool) {
 		}
 		// The stub's OUT, and one switch before it to get from the program to the stub.
 		t[Syscall] = toll{exits: 1, emulated: 1, transits: 1}
-		t[Seal] = t[Syscall]
+		t[Seal], t[SafePoint] = t[Syscall], t[Syscall]
 		for c := ExcDivide; c <= ExcOther; c++ {
 			t[c] = t[Syscall]
 		}
@@ -166,7 +166,9 @@ func kernelCauses(b *Book, backend string, seals, ends, rings uint64) (counts [N
 		n := b.Cause[c].Count
 		if Cause(c) == Seal {
 			n = add(seals, ends)
-			planned = n * t[c].transits
+		}
+		if Cause(c).Planned() {
+			planned = add(planned, n*t[c].transits)
 		}
 		returns = add(returns, n*t[c].exits) // n times 0 or 1
 		emulated = add(emulated, n*t[c].emulated)
@@ -181,8 +183,8 @@ func kernelCauses(b *Book, backend string, seals, ends, rings uint64) (counts [N
 	}
 
 	exits, irq := b.Kernel[KernelExits], b.Kernel[KernelIRQ]
-	// The interrupt of the stop that ends the run is the end itself, which is planned.
-	counts[HostInterrupt] = span(span(ends, b.Cause[End].Count), irq)
+	// The interrupt of the stop that ends the run is the end itself, which is planned; so is that of a patch.
+	counts[HostInterrupt] = span(add(span(ends, b.Cause[End].Count), b.Cause[Patch].Count), irq)
 	counts[PageFault] = b.Kernel[KernelPageFixed]
 	// Floored: a return whose instruction KVM knew without decoding it is no error, and the return
 	// itself is counted elsewhere.

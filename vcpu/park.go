@@ -1,0 +1,161 @@
+package vcpu
+
+import (
+	"github.com/cloister-vmm/cloister/internal/kvm"
+	"github.com/cloister-vmm/cloister/isolation/breaks"
+)
+
+// The vCPU's half of the stop protocol (docs/ordering.md, O1), on the vCPU's own thread: what loop.go says of itself holds here.
+//
+// It is written as steps, each with at most one access to a word that others see, so that the conformance test can run this very
+// code in any order with the requester's (conformance_test.go); the labels are those of model/stop.pml and model/patch.pml.
+const (
+	parkPending uint8 = iota // V2 complete pending I/O
+	parkLook                 // V2 what waits to be injected, when the requester wants to know
+	parkRead                 // V3 g = req
+	parkAck                  // V3 ack = g
+	parkGo                   // V4 wait for go >= g
+	parkSync                 // V5 serialise
+	parkClear                // V6 immediate_exit = 0
+	parkAgain                // V6 req differs from g: V3
+	parkDrain                // V7 take the kick's signal
+	parkSynced               // V7 synced = g
+	parkRel                  // V8 wait for rel >= g …
+	parkNew                  // V8 … or a new request
+	parkLast                 // V8 a request that came with the release
+	parked                   // over: the guest may be entered
+)
+
+// parkStep does one step and returns the next; parkGo, and parkRel behind parkNew, come back while they wait.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func parkStep(c *control, at uint8) uint8 {
+	switch at {
+	case parkPending:
+		step(c, stepPark)
+		complete(c)
+		return parkLook
+	case parkLook:
+		c.looked = 0
+		if load64(&c.look) != 0 {
+			c.looked = 1
+			if kvm.IoctlRaw(c.fd, kvm.IoGetVCPUEvents, c.eventsAt) < 0 {
+				c.looked = 2
+			}
+		}
+		return parkRead
+	case parkRead:
+		c.parkG = load64(&c.req)
+		if c.open != 0 && c.cause == uint64(breaks.Kick) && load64(&c.blame) != 0 {
+			c.cause, c.nr = load64(&c.blame), load64(&c.blameNr)
+		}
+		return parkAck
+	case parkAck:
+		c.ledger.State = breaks.StateParked
+		c.ackTSC = kvm.TSC()
+		step(c, stepAck)
+		store64(&c.ack, c.parkG)
+		answerBell(c)
+		return parkGo
+	case parkGo:
+		if load64(&c.goG) < c.parkG {
+			return parkGo
+		}
+		return parkSync
+	case parkSync:
+		step(c, stepSync)
+		serialise(c.serial)
+		return parkClear
+	case parkClear:
+		storeByte(&c.run.ImmediateExit, 0)
+		return parkAgain
+	case parkAgain:
+		if load64(&c.req) != c.parkG {
+			return parkRead
+		}
+		return parkDrain
+	case parkDrain:
+		for drain(&c.sigset, &c.zero) {
+		}
+		return parkSynced
+	case parkSynced:
+		c.done = c.parkG
+		c.ledger.Kicks++
+		c.syncTSC = kvm.TSC()
+		store64(&c.synced, c.parkG)
+		answerBell(c)
+		return parkRel
+	case parkRel:
+		if load64(&c.rel) >= c.parkG {
+			return parkLast
+		}
+		return parkNew
+	case parkNew:
+		if load64(&c.req) != c.parkG {
+			return parkLast
+		}
+		return parkRel
+	case parkLast:
+		if load64(&c.req) != c.parkG {
+			return parkRead
+		}
+	}
+	return parked
+}
+
+// park is V2..V8: the steps in order, with sleep where they wait.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func park(c *control) {
+	was := c.ledger.State
+	spins := c.spin
+	for at := parkPending; at != parked; {
+		next := parkStep(c, at)
+		switch {
+		case at == parkGo && next == parkGo:
+			spins = waitBell(c, &c.goG, c.parkG, spins)
+		case at == parkNew && next == parkRel:
+			spins = waitBell(c, &c.rel, c.parkG, spins)
+		case next != parkNew:
+			spins = c.spin
+		}
+		at = next
+	}
+	c.ledger.State = was
+	step(c, stepRelease)
+}
+
+// answerBell tells the requester of ack or synced.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func answerBell(c *control) {
+	add32(&c.doorAck, 1)
+	if load32(&c.sleepAck) != 0 {
+		futexWake(&c.doorAck)
+	}
+}
+
+// waitBell pauses, or sleeps when spins is used up, until *p reaches g or anything rings.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func waitBell(c *control, p *uint64, g, spins uint64) uint64 {
+	if spins > 0 {
+		pause()
+		return spins - 1
+	}
+	b := load32(&c.bell)
+	add32(&c.sleepBell, 1)
+	if load64(p) < g && load64(&c.req) == load64(&c.ack) {
+		futexWait(&c.bell, b)
+	}
+	add32(&c.sleepBell, ^uint32(0))
+	return 0
+}
