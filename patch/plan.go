@@ -98,10 +98,11 @@ type State struct {
 	Number      uint64 // of the latest patch, committed or not
 	Applied     []Applied
 	SafePoints  bool   // the program has declared safe points
+	SafeRIPs    bool   // some of them are instructions at which a stop may find a thread
 	TextSHA256  string // of all of Text, now
 	Log         string // path of the audit log
 	LogHead     string // hash of its latest record
-	VCPUs       int
+	TSCHz       uint64
 	Serialise   string // SERIALIZE, CPUID
 	StopLimit   time.Duration
 	ResumeLimit time.Duration

@@ -9,6 +9,7 @@ const (
 	Refused    = "refused"     // the plan, the old bytes or the place of a vCPU did not allow it: nothing was changed
 	Aborted    = "aborted"     // a vCPU did not stop in time: nothing was changed
 	RolledBack = "rolled-back" // what was read back was not what was stored: the old bytes are back and were read back
+	Checked    = "checked"     // a dry run found nothing wrong
 	Dead       = "dead"        // text in doubt, or a vCPU that did not serialise: the VM was ended
 )
 
@@ -45,6 +46,14 @@ type Record struct {
 	TextBefore string `json:"text_sha256_before,omitempty"`
 	TextAfter  string `json:"text_sha256_after,omitempty"`
 }
+
+// Values of VCPU.Where besides the causes of exits.
+const (
+	WhereGuest     = "guest"
+	WhereSafePoint = "safe-point"
+	WhereIdle      = "idle" // it has no thread of the guest
+	WhereEnded     = "ended"
+)
 
 // VCPU is where one vCPU was when it was stopped for the last time.
 type VCPU struct {

@@ -281,7 +281,8 @@ func (s *Set) Resends() uint64 { return s.resends.Load() } // ORDER(none): stati
 type Stopped struct{ s *Set }
 
 // Resume lets every vCPU execute a serialising instruction on its own core and enter the guest again. It
-// returns when all have done so. With an error some vCPU did not within limit, and the VM must die.
+// returns when all have done so. With an error some vCPU did not within limit; then every vCPU's thread ends instead, that one's when it
+// runs again: the VM is dead, and none of it enters the guest any more.
 func (p *Stopped) Resume(limit time.Duration) error { return p.resume(limit, false) }
 
 // End lets every vCPU's thread end instead of entering the guest again.
@@ -308,6 +309,7 @@ func (p *Stopped) resume(limit time.Duration, quit bool) error {
 			err = fmt.Errorf("resume: vCPU %d on host CPU %d did not serialise within %v: the VM must not run on", t.cfg.ID, t.cfg.CPU, limit)
 		}
 		if err != nil {
+			s.condemn()
 			return err
 		}
 	}
@@ -318,4 +320,16 @@ func (p *Stopped) resume(limit time.Duration, quit bool) error {
 		t.ring()
 	}
 	return nil
+}
+
+// condemn lets every vCPU's thread end: none enters the guest again, whenever it runs.
+func (s *Set) condemn() {
+	s.over = true
+	for _, t := range s.threads {
+		// ORDER(O1): quit before rel, for who waits at V8 and for who has yet to serialise; pairs with load64(&c.quit) behind park. Without it one that has
+		// serialised would enter beside one that has not.
+		atomic.StoreUint64(&t.c.quit, 1)
+		atomic.StoreUint64(&t.c.rel, s.gen)
+		t.ring()
+	}
 }

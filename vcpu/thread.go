@@ -320,6 +320,9 @@ func (x *Exit) Seen() {
 	atomic.StoreUint64(&x.t.c.attn, 0)
 }
 
+// Book gives the break that is being served another cause and number: what it was is known only now.
+func (x *Exit) Book(cause breaks.Cause, nr uint64) { x.t.c.cause, x.t.c.nr = uint64(cause), nr }
+
 // Load sets the registers for AnswerState; with a nil regs only the segments, for AnswerSregs.
 func (x *Exit) Load(regs *kvm.Regs, sregs *kvm.Sregs) {
 	if regs != nil {

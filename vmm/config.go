@@ -36,6 +36,9 @@ type Config struct {
 	Lock     bool   // lock guest memory
 	OwnClock bool   // our own vDSO even where the host's clock is the TSC
 	Seal     SealPolicy
+	// PatchSpace is how much spare text, and as much spare data, new functions may take, bytes; 0: abi.PatchSpace if the program's notes say that
+	// it can be patched, else none.
+	PatchSpace uint64
 	// RingCalls lets the system calls of sealed threads go to a housekeeping core without an exit.
 	RingCalls bool
 	// Ledgers gives the ledger of vCPU i, 0 to breaks.MaxVCPUs-1.

@@ -54,4 +54,7 @@ func unmap(b []byte) error {
 }
 
 // word64 is the word at the beginning of b, which must be aligned.
+// word32 is the aligned word at b.
+func word32(b []byte) *uint32 { return (*uint32)(unsafe.Pointer(unsafe.SliceData(b))) }
+
 func word64(b []byte) *uint64 { return (*uint64)(unsafe.Pointer(unsafe.SliceData(b))) }

@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -45,6 +46,8 @@ type Machine struct {
 	clock   []touch // what reading the clock touches
 
 	Info Info
+
+	patching patching
 
 	idle chan *processor // whose thread of the guest has ended
 	over chan struct{}   // closed: the run ends
@@ -256,10 +259,17 @@ func (m *Machine) load() error {
 	}
 	m.bias = bias
 	m.Info.Bias, m.Info.Entry, m.Info.BuildID = bias, im.Entry+bias, im.BuildID
+	low, high := im.Pages[0].VAddr+bias, (im.MaxVA+bias+abi.Page-1)&^(abi.Page-1)
+	m.layOutPatching(low, high)
+	texts := m.patching.spare()
 	for _, p := range im.Pages {
 		if p.Prot&elf.X != 0 {
-			m.space.SetText(p.VAddr+bias, p.VAddr+p.Size+bias)
+			texts = append(texts, Span{p.VAddr + bias, p.VAddr + p.Size + bias})
 		}
+	}
+	slices.SortFunc(texts, func(a, b Span) int { return cmp.Compare(a.Start, b.Start) })
+	for _, t := range texts {
+		m.space.SetText(t.Start, t.End)
 	}
 	for _, p := range im.Pages {
 		prot := 0
@@ -278,11 +288,11 @@ func (m *Machine) load() error {
 			return fmt.Errorf("%s: %w", m.cfg.Program, err)
 		}
 	}
-	m.space.SetBreak(im.MaxVA + bias)
+	m.space.SetBreak(max(im.MaxVA+bias, m.patching.what.SpareData.End))
 	if err := m.space.MapFixed(abi.StackTop-stackSize, abi.StackTop, mem.Read|mem.Write, "[stack]"); err != nil {
 		return err
 	}
-	return nil
+	return m.mapPatching()
 }
 
 // Close gives everything back. The vCPUs' threads must have ended.
@@ -310,6 +320,9 @@ func (m *Machine) Close() error {
 	}
 	if m.sys != nil {
 		errs = append(errs, m.sys.Close())
+	}
+	for _, b := range m.patching.aliases {
+		errs = append(errs, unix.Munmap(b))
 	}
 	for _, b := range [][]byte{m.window, m.sup} {
 		if b != nil {

@@ -27,8 +27,10 @@ type processor struct {
 	ledger *breaks.VCPU
 	thread *vcpu.Thread
 	task   *linux.Task
-	host   int        // the host core it owns, -1: none. Guarded by the kernel's lock
-	busy   bool       // has a task. Guarded by Machine.mu
+	host   int    // the host core it owns, -1: none. Guarded by the kernel's lock
+	busy   bool   // has a task. Guarded by Machine.mu
+	name   string // of the task, for people. Guarded by Machine.mu
+	safe   safe
 	work   chan *work // a new thread of the guest for a processor that is idle
 
 	statsFD int
@@ -103,6 +105,7 @@ func (m *Machine) makeMain() (err error) {
 	}
 	if p.task, err = m.kernel.NewTask(p); err == nil {
 		p.task.Data = p
+		p.rename()
 	}
 	return err
 }

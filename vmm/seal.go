@@ -22,6 +22,7 @@ const (
 	wantSeal
 	wantUnseal
 	wantProvoke
+	wantSafePoint
 )
 
 // touch is one run of a supervisor routine: an entry point and its RDI, RSI.

@@ -91,6 +91,8 @@ func (p *processor) syscall(x *vcpu.Exit) vcpu.Answer {
 		p.unseal()
 	case wantProvoke:
 		return p.startProvoke(out.Ret)
+	case wantSafePoint:
+		p.waitSafe()
 	}
 	if p.ledger.Sealed != 0 && p.wantsRing() { // sealed from the start: this is the first call
 		if err := p.openRing(); err != nil {

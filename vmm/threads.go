@@ -127,6 +127,7 @@ func (p *processor) threadExit() vcpu.Answer {
 	}
 	p.task = nil
 	m.setBusy(p, false)
+	m.patching.forget(p)
 	m.idle <- p
 	select {
 	case w := <-p.work:
@@ -166,11 +167,12 @@ func (m *Machine) seen(t *linux.Task) { t.Data.(*processor).x.Seen() }
 // barrier is linux.Config.Barrier: a stop, after which every vCPU serialises before it enters the guest.
 func (m *Machine) barrier() {
 	p, err := m.set.StopFor(vcpu.Purpose{Cause: breaks.Sync}, stopLimit)
-	if err == nil {
-		err = p.Resume(resumeLimit)
-	}
 	if err != nil {
 		m.cfg.Warn("membarrier: " + err.Error())
+		return
+	}
+	if err := p.Resume(resumeLimit); err != nil {
+		m.Condemn("membarrier: " + err.Error())
 	}
 }
 
@@ -308,6 +310,15 @@ func (m *Machine) move(t *linux.Task, cpus []int) unix.Errno {
 	return unix.EINVAL
 }
 
+// rename keeps the name of p's task where the kernel's lock is not needed to read it.
+func (p *processor) rename() {
+	if p.task != nil {
+		p.m.mu.Lock()
+		p.name = p.task.Name()
+		p.m.mu.Unlock()
+	}
+}
+
 func (m *Machine) setBusy(p *processor, on bool) {
 	m.mu.Lock()
 	p.busy = on
@@ -323,6 +334,7 @@ func (m *Machine) owner(host int, p *processor) bool {
 
 // told tells the monitor of p's task.
 func (m *Machine) told(p *processor, statsFD int) {
+	p.rename()
 	if m.cfg.Thread == nil || p.task == nil {
 		return
 	}

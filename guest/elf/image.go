@@ -90,6 +90,7 @@ type Image struct {
 	Pages     []Page    // ascending and disjoint; what to give each page (later segment wins)
 	TLS       *TLS      // nil when there is none
 	StackExec bool      // the file asks for an executable stack; not granted
+	Notes     []Note    // of abi.NoteOwner
 	BuildID   []byte    // NT_GNU_BUILD_ID, nil when no PT_NOTE covers one (Go programs)
 	MinVA     uint64    // first page, rounded down to abi.Page
 	MaxVA     uint64    // end of the last page, rounded up; the heap (brk) may begin here
@@ -139,4 +140,10 @@ func (im *Image) ReadSegment(i int, dst []byte) error {
 		err = io.ErrUnexpectedEOF
 	}
 	return fmt.Errorf("read segment %d at file offset %#x: %d of %d bytes: %w; the file changed while it was loaded", i, s.FileOffset, n, len(dst), err)
+}
+
+// Note is what the VMM has to know of a note of abi.NoteOwner (docs/patching.md).
+type Note struct {
+	Type uint32 // abi.Note…
+	Addr uint64 // abi.NoteSafeWord and NoteSafeRIP: the link-time address that it tells; add Image.Bias for a PIE
 }

@@ -20,7 +20,7 @@ const (
 	MaxHeaderBytes = 65536
 
 	maxInterp = 4096    // PATH_MAX, Linux's bound for PT_INTERP
-	maxNote   = 1 << 12 // bytes read of each PT_NOTE
+	maxNote   = 1 << 18 // bytes read of each PT_NOTE: some thousands of sites
 	maxNotes  = 16      // PT_NOTE headers looked at
 	maxDyn    = 1 << 16 // bytes read of PT_DYNAMIC: 4096 entries
 )
@@ -97,11 +97,7 @@ func Load(r io.ReaderAt, size int64) (*Image, error) {
 		return nil, err
 	}
 	im.locatePhdr(phoff, len(phs))
-	im.BuildID, err = buildID(r, size, phs)
-	if err != nil {
-		return nil, err
-	}
-	return im, nil
+	return im, im.readNotes(r, size, phs)
 }
 
 // readUpTo fills as much of dst as the first size bytes of r allow.
@@ -393,9 +389,9 @@ func (im *Image) locatePhdr(off uint64, num int) {
 	}
 }
 
-// buildID finds NT_GNU_BUILD_ID. Notes only label a program, so damaged ones are passed over.
-func buildID(r io.ReaderAt, size int64, phs []header) ([]byte, error) {
-	const ntGNUBuildID = 3 // gABI supplement, <elf.h>
+// readNotes finds the build id and our own notes. What is not well-formed in a note section ends the reading of it: no program
+// is refused for its notes.
+func (im *Image) readNotes(r io.ReaderAt, size int64, phs []header) error {
 	seen := 0
 	for _, p := range phs {
 		if p.typ != elf.PT_NOTE || p.off >= uint64(size) {
@@ -411,21 +407,37 @@ func buildID(r io.ReaderAt, size int64, phs []header) ([]byte, error) {
 		buf := make([]byte, min(p.filesz, maxNote, uint64(size)-p.off))
 		n, err := readUpTo(r, buf, int64(p.off), size)
 		if err != nil {
-			return nil, fmt.Errorf("read notes: %w", err)
+			return fmt.Errorf("read notes: %w", err)
 		}
 		up := func(v uint64) uint64 { return (v + align - 1) &^ (align - 1) }
-		for b := buf[:n]; len(b) >= 12; {
+		for at := uint64(0); at+12 <= uint64(n); {
+			b := buf[at:n]
 			le := binary.LittleEndian
 			namesz, descsz, typ := uint64(le.Uint32(b)), uint64(le.Uint32(b[4:])), le.Uint32(b[8:])
 			desc := up(12 + namesz)
 			if desc+descsz > uint64(len(b)) {
 				break
 			}
-			if typ == ntGNUBuildID && namesz == 4 && string(b[12:16]) == "GNU\x00" && descsz > 0 && descsz <= 64 {
-				return append([]byte(nil), b[desc:desc+descsz]...), nil
-			}
-			b = b[min(up(desc+descsz), uint64(len(b))):]
+			im.addNote(string(b[12:12+namesz]), typ, p.vaddr+at+desc, b[desc:desc+descsz])
+			at += up(desc + descsz)
 		}
 	}
-	return nil, nil
+	return nil
+}
+
+func (im *Image) addNote(owner string, typ uint32, at uint64, desc []byte) {
+	const ntGNUBuildID = 3 // gABI supplement, <elf.h>
+	switch {
+	case owner == "GNU\x00" && typ == ntGNUBuildID && im.BuildID == nil && len(desc) > 0 && len(desc) <= 64:
+		im.BuildID = append([]byte(nil), desc...)
+	case owner == abi.NoteOwner+"\x00":
+		n := Note{Type: typ}
+		if typ == abi.NoteSafeWord || typ == abi.NoteSafeRIP {
+			if len(desc) < 8 {
+				return
+			}
+			n.Addr = at + binary.LittleEndian.Uint64(desc)
+		}
+		im.Notes = append(im.Notes, n)
+	}
 }

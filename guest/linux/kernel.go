@@ -68,6 +68,12 @@ type Config struct {
 	Isolate   func(on bool) unix.Errno
 	GapRecord func(addr uint64) unix.Errno
 	Provoke   func(what uint64) unix.Errno
+	// SafePoint serves abi.SysSafepoint, Sync abi.SysSync; nil: both answer ENOSYS. SafePoint that is to wait says so elsewhere: it is
+	// called with the lock held.
+	SafePoint func(what, arg uint64) unix.Errno
+	Sync      func() unix.Errno
+	// Landing is where a signal frame that returns to rip shall return to; nil: there.
+	Landing func(rip uint64) uint64
 }
 
 // Kind says what the VMM does with an Outcome.

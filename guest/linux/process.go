@@ -331,7 +331,7 @@ func sysUmask(_ *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	return uint64(unix.Umask(int(a[0] & 0o777))), 0
 }
 
-// sysIsolate, sysGapRecord and sysProvoke are Cloister's own (guest/abi).
+// sysIsolate, sysGapRecord, sysProvoke, sysSafepoint and sysSync are Cloister's own (guest/abi).
 func sysIsolate(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	if a[0] > 1 {
 		return 0, unix.EINVAL
@@ -340,6 +340,20 @@ func sysIsolate(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 		return 0, 0
 	}
 	return 0, k.cfg.Isolate(a[0] == 1)
+}
+
+func sysSafepoint(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
+	if k.cfg.SafePoint == nil {
+		return 0, unix.ENOSYS
+	}
+	return 0, k.cfg.SafePoint(a[0], a[1])
+}
+
+func sysSyncCores(k *Kernel, _ *Task, _ args) (uint64, unix.Errno) {
+	if k.cfg.Sync == nil {
+		return 0, unix.ENOSYS
+	}
+	return 0, k.cfg.Sync()
 }
 
 func sysGapRecord(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {

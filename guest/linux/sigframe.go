@@ -144,6 +144,9 @@ func (k *Kernel) leave(t *Task, regs *Registers) bool {
 		R8: sc.r8, R9: sc.r9, R10: sc.r10, R11: sc.r11, R12: sc.r12, R13: sc.r13, R14: sc.r14, R15: sc.r15,
 		RIP: sc.ip, RFLAGS: regs.RFLAGS&^flagsRestored | sc.fl&flagsRestored,
 	}
+	if k.cfg.Landing != nil {
+		regs.RIP = k.cfg.Landing(regs.RIP)
+	}
 	return k.restoreXState(t, sc.fpstate)
 }
 

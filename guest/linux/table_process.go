@@ -112,5 +112,6 @@ var processCalls = []call{
 	{abi.SysIsolate, "cloister_isolate", Full, sysIsolate, 0, "seals (1) or unseals (0) the calling vCPU"},
 	{abi.SysGapRecord, "cloister_gap_record", Full, sysGapRecord, 0, "registers a page-aligned GapRecord"},
 	{abi.SysProvoke, "cloister_provoke", Full, sysProvoke, 0, "leaves the guest in one way; built-in workloads and tests only, EPERM otherwise"},
-	{abi.SysSafepoint, "cloister_safepoint", Refused, quietENOSYS, 0, "reserved for patching: ENOSYS"},
+	{abi.SysSafepoint, "cloister_safepoint", Full, sysSafepoint, 0, "safe points for patching (docs/patching.md)"},
+	{abi.SysSync, "cloister_sync_cores", Full, sysSyncCores, 0, "every vCPU has left the guest and will serialise before it enters again"},
 }

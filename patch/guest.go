@@ -1,0 +1,55 @@
+package patch
+
+import "time"
+
+// Guest is the VM as patching needs it. Its methods are called by one goroutine at a time.
+type Guest interface {
+	// Stop is P1 and P2: it returns when every vCPU is out of the guest with pending I/O completed, or with an error when one did not
+	// stop within limit; then all run on. Breaks that it makes are booked under number.
+	Stop(number uint64, limit time.Duration) (Halt, error)
+	// Look gives n bytes at addr as the guest sees them, Writable the same bytes through the private alias.
+	Look(addr uint64, n int) ([]byte, error)
+	Writable(addr uint64, n int) ([]byte, error)
+	// SafePoints says whether the program has declared any safe point.
+	SafePoints() bool
+	// Gather asks the program's threads to wait at their next safe point. Await returns empty when all who must have come, or at until
+	// who has not. Scatter lets them go; again is harmless.
+	Gather(number uint64)
+	Await(until time.Time) (missing string)
+	Scatter()
+	// Entries tells of all functions whose entry is a JMP now: a signal frame that returns into the NOPs that were there is to
+	// return to the entry.
+	Entries(starts []uint64)
+	// Condemn ends the VM for this reason, once its vCPUs have been told to end.
+	Condemn(reason string)
+	// Exits is KVM's own count of a vCPU's exits, 0 where the kernel gives none.
+	Exits(vcpu int) uint64
+	// TSC is the host's.
+	TSC() uint64
+}
+
+// Halt is the time in which every vCPU is stopped.
+type Halt interface {
+	Generation() uint64
+	Places() []Place
+	// Resume is P6 to P8. With an error some vCPU did not serialise within limit; then none has entered the guest, and none ever will.
+	Resume(limit time.Duration) error
+	// End has every vCPU's thread end instead.
+	End(limit time.Duration) error
+	// Synced is when a vCPU had serialised, behind Resume; TSC.
+	Synced(vcpu int) uint64
+}
+
+// Place is where a vCPU stands while it is stopped.
+type Place struct {
+	ID, CPU int
+	Ended   bool
+	Guest   bool     // the stop took it out of the guest
+	Where   string   // "guest", "safe-point", "idle", or the cause of the exit that is being served
+	Thread  string   // the guest's thread, for people
+	RIPs    []uint64 // addresses of the program at which it may go on
+	Events  string   // what waits to be injected; empty: nothing
+	Unknown bool     // whether anything does could not be read
+	Safe    bool     // at a declared safe point, quiet, or without a thread of the guest
+	AckTSC  uint64
+}

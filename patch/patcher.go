@@ -1,0 +1,372 @@
+package patch
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// Limits of the protocol. A healthy machine needs some tens of microseconds for each; reaching one means that a core is held by something else.
+const (
+	StopLimit   = 100 * time.Millisecond
+	ResumeLimit = time.Second
+)
+
+// Back-off between two stops in vain: it doubles from the first to the last.
+const (
+	firstPause = 100 * time.Microsecond
+	lastPause  = 5 * time.Millisecond
+)
+
+// Patcher patches one VM.
+type Patcher struct {
+	g Guest
+
+	mu    sync.Mutex // one patch at a time (I7)
+	state State
+	dead  string // why the VM was ended by a patch; empty: it was not
+
+	// at, in tests, is called at each numbered step; an error is taken for a failure of that step.
+	at func(step string) error
+}
+
+// New makes the patcher of a VM whose Text, spare memory, BuildID and SafePoints are those of s.
+func New(g Guest, s State) *Patcher {
+	s.StopLimit, s.ResumeLimit = StopLimit, ResumeLimit
+	return &Patcher{g: g, state: s}
+}
+
+// State is the VM as the next plan has to be made for it.
+func (p *Patcher) State() State {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.state
+	s.SafePoints = p.g.SafePoints()
+	s.Applied = append([]Applied(nil), s.Applied...)
+	return s
+}
+
+// Apply carries a plan out, and tells what became of it. A dry run has no number, and the outcome Checked or Refused.
+func (p *Patcher) Apply(plan Plan) Record {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	a := &attempt{p: p, plan: &plan, sites: plan.Sites, r: Record{
+		Schema: RecordSchema, BuildID: p.state.BuildID, Reverts: plan.Revert, Name: plan.Name, Actor: plan.Actor, Digest: plan.Digest,
+		Time: time.Now().Format(time.RFC3339Nano), Requested: p.g.TSC(), TSCHz: p.state.TSCHz, Outcome: Refused,
+	}}
+	if !plan.DryRun {
+		p.state.Number++
+		a.r.Number = p.state.Number
+	}
+	if err := a.prepare(); err != nil {
+		a.r.Reason = err.Error()
+	} else if plan.DryRun {
+		a.r.Outcome = Checked
+	} else {
+		a.run()
+	}
+	a.r.Sites = a.sites
+	if a.r.Outcome == Committed {
+		p.commit(a)
+	}
+	return a.r
+}
+
+// commit keeps what State and a later revert need.
+func (p *Patcher) commit(a *attempt) {
+	s := &p.state
+	if n := len(a.plan.Text); n > 0 {
+		s.SpareText.Used = a.plan.Text[n-1].Addr + uint64(len(a.plan.Text[n-1].Bytes))
+	}
+	if n := len(a.plan.Data); n > 0 {
+		s.SpareData.Used = a.plan.Data[n-1].Addr + uint64(len(a.plan.Data[n-1].Bytes))
+	}
+	if a.plan.Revert == 0 {
+		s.Applied = append(s.Applied, Applied{Number: a.r.Number, Name: a.plan.Name, Sites: a.sites})
+		return
+	}
+	kept := make([]Applied, 0, len(s.Applied))
+	for _, old := range s.Applied {
+		if old.Number != a.plan.Revert {
+			kept = append(kept, old)
+		}
+	}
+	s.Applied = kept
+}
+
+// entries is every function entry that is a JMP, if the sites of a are in force.
+func (p *Patcher) entries(a *attempt) (list []uint64) {
+	for _, old := range p.state.Applied {
+		if old.Number == a.plan.Revert {
+			continue
+		}
+		for _, w := range old.Sites {
+			if w.Kind == Redirect {
+				list = append(list, w.Addr)
+			}
+		}
+	}
+	if a.plan.Revert == 0 {
+		for _, w := range a.sites {
+			if w.Kind == Redirect {
+				list = append(list, w.Addr)
+			}
+		}
+	}
+	return list
+}
+
+// attempt is one patch on its way.
+type attempt struct {
+	p     *Patcher
+	plan  *Plan
+	sites []Site
+	r     Record
+
+	retries map[int]int // stops in vain, by vCPU
+}
+
+func (a *attempt) step(name string) error {
+	if a.p.at != nil {
+		return a.p.at(name)
+	}
+	return nil
+}
+
+// prepare is P0.
+func (a *attempt) prepare() error {
+	p := a.p
+	p.state.SafePoints = p.g.SafePoints()
+	if p.dead != "" {
+		return fmt.Errorf("the VM was ended by a patch: %s", p.dead)
+	}
+	if n := a.plan.Revert; n != 0 {
+		if len(a.plan.Sites)+len(a.plan.Text)+len(a.plan.Data) > 0 {
+			return fmt.Errorf("revert of patch %d: the plan has sites of its own", n)
+		}
+		back, err := reversal(&p.state, n)
+		if err != nil {
+			return err
+		}
+		a.sites = back
+		a.plan.BuildID = p.state.BuildID
+		a.plan.SafePoint = len(back) > 1 && p.state.SafePoints
+		a.plan.Sites = back
+	}
+	if err := a.plan.check(&p.state); err != nil {
+		return err
+	}
+	return compare(p.g, a.sites) // again when stopped; here a wrong plan costs no stop
+}
+
+// run is P1 to P8, again while a vCPU stands where it must not, up to the plan's limit.
+func (a *attempt) run() {
+	g := a.p.g
+	limit := a.plan.Wait
+	if limit == 0 {
+		limit = DefaultWait
+	}
+	deadline := time.Now().Add(limit)
+	if err := a.load(); err != nil {
+		a.r.Reason = err.Error()
+		return
+	}
+	if a.plan.SafePoint {
+		g.Gather(a.r.Number)
+		defer g.Scatter()
+	}
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
+		if a.plan.SafePoint {
+			// Who comes by itself is not kicked. Who does not may still be found at a declared instruction, if there is one.
+			until := deadline
+			if a.p.state.SafeRIPs {
+				until = time.Now().Add(pause)
+			}
+			if missing := g.Await(until); missing != "" && !a.p.state.SafeRIPs {
+				a.r.Reason = fmt.Sprintf("%s did not come to a safe point within %v: have it call cloister_safepoint(), or cloister_quiet(1) if it never runs patched code", missing, limit)
+				break
+			}
+		}
+		again, why := a.once()
+		if !again {
+			break
+		}
+		if time.Now().Add(pause).After(deadline) {
+			a.r.Outcome, a.r.Reason = Refused, fmt.Sprintf("%s, after %d stops within %v", why, a.r.Stops, limit)
+			break
+		}
+		time.Sleep(pause)
+	}
+	if a.r.Outcome != Committed {
+		a.unload()
+	}
+}
+
+// load writes new code and data where nobody has ever executed or used them.
+func (a *attempt) load() error {
+	for _, list := range [][]Chunk{a.plan.Text, a.plan.Data} {
+		for _, c := range list {
+			if len(c.Bytes) == 0 {
+				continue
+			}
+			to, err := a.p.g.Writable(c.Addr, len(c.Bytes))
+			if err != nil {
+				return fmt.Errorf("load %d bytes at %#x: %w", len(c.Bytes), c.Addr, err)
+			}
+			copy(to, c.Bytes)
+		}
+	}
+	for _, c := range a.plan.Text {
+		a.r.SpareText += len(c.Bytes)
+	}
+	for _, c := range a.plan.Data {
+		a.r.SpareData += len(c.Bytes)
+	}
+	return nil
+}
+
+// unload leaves the spare memory as it was found.
+func (a *attempt) unload() {
+	for _, list := range [][]Chunk{a.plan.Text, a.plan.Data} {
+		for _, c := range list {
+			if to, err := a.p.g.Writable(c.Addr, len(c.Bytes)); err == nil {
+				clear(to)
+			}
+		}
+	}
+	a.r.SpareText, a.r.SpareData = 0, 0
+}
+
+// once is one stop. again says that a vCPU stood where it must not, and why.
+func (a *attempt) once() (again bool, why string) {
+	g := a.p.g
+	if err := a.step("P1"); err != nil {
+		a.r.Outcome, a.r.Reason = Aborted, err.Error()
+		return false, ""
+	}
+	h, err := g.Stop(a.r.Number, StopLimit) // P1, P2
+	a.r.Stops++
+	if err != nil {
+		a.r.Outcome, a.r.Reason = Aborted, err.Error()
+		return false, ""
+	}
+	a.r.Stopped, a.r.Generation = g.TSC(), h.Generation()
+	places := h.Places()
+	exits := make([]uint64, len(places))
+	for i, v := range places {
+		exits[i] = g.Exits(v.ID)
+		if b := bad(&v, a.sites, a.plan.SafePoint); b != "" && why == "" { // P3
+			why = b
+			if a.retries == nil {
+				a.retries = map[int]int{}
+			}
+			a.retries[v.ID]++
+		}
+	}
+	a.where(places, exits)
+	outcome, reason := Refused, why
+	if why == "" {
+		if err := errors.Join(compare(g, a.sites), a.step("P4")); err != nil { // P4
+			reason = err.Error()
+		} else {
+			outcome, reason = a.write() // P5
+		}
+	}
+	if outcome == Dead {
+		a.die(h, reason)
+		return false, ""
+	}
+	if outcome == Committed {
+		g.Entries(a.p.entries(a))
+		if a.plan.SafePoint {
+			g.Scatter() // they wake when the vCPUs do
+		}
+	}
+	err = a.step("P6")
+	if err == nil {
+		err = h.Resume(ResumeLimit) // P6, P7, P8
+	} else {
+		err = errors.Join(err, h.End(ResumeLimit))
+	}
+	a.r.Released = g.TSC()
+	a.after(h, places)
+	a.r.Outcome, a.r.Reason = outcome, reason
+	if err != nil {
+		a.p.dead = err.Error()
+		a.r.Outcome, a.r.Reason = Dead, err.Error()
+		g.Condemn("patch " + a.plan.Name + ": " + err.Error())
+		return false, ""
+	}
+	return why != "", why
+}
+
+// write is P5: every site, read back; on a difference every site back, and read back.
+func (a *attempt) write() (outcome, reason string) {
+	g := a.p.g
+	var journal []Site // what has been begun, in order: what must be taken back
+	var failed error
+	a.r.FirstStore = g.TSC()
+	for i := range a.sites {
+		w := a.sites[i]
+		to, err := g.Writable(w.Addr, len(w.New))
+		if err == nil {
+			journal = append(journal, w)
+			store(to, w.Addr, w.New)
+			err = a.step("P5 store")
+		}
+		if err != nil {
+			failed = fmt.Errorf("site %s at %#x: %w", w.Name, w.Addr, err)
+			break
+		}
+	}
+	a.r.LastStore = g.TSC()
+	if failed == nil {
+		failed = errors.Join(reads(g, a.sites, func(w *Site) []byte { return w.New }), a.step("P5 read back"))
+	}
+	if failed == nil {
+		return Committed, ""
+	}
+	for _, w := range journal {
+		to, err := g.Writable(w.Addr, len(w.Old))
+		if err != nil {
+			return Dead, fmt.Sprintf("%v; taking it back: %v", failed, err)
+		}
+		store(to, w.Addr, w.Old)
+	}
+	if err := errors.Join(reads(g, journal, func(w *Site) []byte { return w.Old }), a.step("P5 take back")); err != nil {
+		return Dead, fmt.Sprintf("%v; taking it back: %v", failed, err)
+	}
+	return RolledBack, failed.Error()
+}
+
+// die ends a VM whose text is in doubt: nobody executes it again.
+func (a *attempt) die(h Halt, reason string) {
+	if err := h.End(ResumeLimit); err != nil {
+		reason += "; end: " + err.Error()
+	}
+	a.p.dead = reason
+	a.r.Outcome, a.r.Reason, a.r.Released = Dead, reason, a.p.g.TSC()
+	a.p.g.Condemn("patch " + a.plan.Name + ": " + reason)
+}
+
+// where records the vCPUs as they stand.
+func (a *attempt) where(places []Place, exits []uint64) {
+	a.r.VCPUs = make([]VCPU, len(places))
+	for i, v := range places {
+		a.r.VCPUs[i] = VCPU{
+			ID: v.ID, CPU: v.CPU, RIP: first(v.RIPs), Where: v.Where, Thread: v.Thread, Events: v.Events, AckTSC: v.AckTSC,
+			Serialise: a.p.state.Serialise, Exits: exits[i], Break: v.Guest || v.Where == WhereSafePoint, Retries: a.retries[v.ID],
+		}
+	}
+}
+
+// after records what can be known behind the resume.
+func (a *attempt) after(h Halt, places []Place) {
+	for i, v := range places {
+		if !v.Ended {
+			a.r.VCPUs[i].SyncTSC = h.Synced(i)
+		}
+		a.r.VCPUs[i].ExitsAt = a.p.g.Exits(v.ID)
+	}
+}

@@ -1,0 +1,97 @@
+package running
+
+import (
+	"encoding/hex"
+	"time"
+
+	"github.com/cloister-vmm/cloister/internal/kvm"
+	"github.com/cloister-vmm/cloister/patch"
+	"github.com/cloister-vmm/cloister/vmm"
+)
+
+// New makes the patcher of a machine that was built. program is the path of its program, for who makes plans. It is nil when the program
+// cannot be patched: it has no spare memory.
+func New(m *vmm.Machine, program string) *patch.Patcher {
+	w := m.Patchable()
+	if w.SpareText.End == 0 {
+		return nil
+	}
+	s := patch.State{
+		Program: program, BuildID: hex.EncodeToString(m.Info.BuildID), Bias: m.Info.Bias,
+		SpareText: patch.Space{Start: w.SpareText.Start, End: w.SpareText.End, Used: w.SpareText.Start},
+		SpareData: patch.Space{Start: w.SpareData.Start, End: w.SpareData.End, Used: w.SpareData.Start},
+		SafeRIPs:  w.SafeRIPs, Serialise: m.Info.Serialise, TSCHz: m.Info.TSCHz,
+	}
+	for _, t := range w.Text {
+		s.Text = append(s.Text, patch.Range(t))
+	}
+	return patch.New(Guest{m}, s)
+}
+
+// Guest is a machine.
+type Guest struct{ M *vmm.Machine }
+
+// Stop is patch.Guest's, as all that follow.
+func (g Guest) Stop(number uint64, limit time.Duration) (patch.Halt, error) {
+	h, err := g.M.StopToPatch(number, limit)
+	if err != nil {
+		return nil, err
+	}
+	return halt{h}, nil
+}
+
+// Look gives bytes as the guest sees them.
+func (g Guest) Look(addr uint64, n int) ([]byte, error) { return g.M.Look(addr, n) }
+
+// Writable gives the same bytes through the alias.
+func (g Guest) Writable(addr uint64, n int) ([]byte, error) { return g.M.Writable(addr, n) }
+
+// SafePoints says whether the program has declared any by now.
+func (g Guest) SafePoints() bool { return g.M.Patchable().SafePoints }
+
+// Gather begins to wait for safe points.
+func (g Guest) Gather(number uint64) { g.M.Gather(number) }
+
+// Await waits for them.
+func (g Guest) Await(until time.Time) string { return g.M.Await(until) }
+
+// Scatter ends it.
+func (g Guest) Scatter() { g.M.Scatter() }
+
+// Entries tells which functions are redirected.
+func (g Guest) Entries(starts []uint64) { g.M.Entries(starts) }
+
+// Condemn ends the run.
+func (g Guest) Condemn(reason string) { g.M.Condemn(reason) }
+
+// Exits is KVM's count.
+func (g Guest) Exits(vcpu int) uint64 { return g.M.Exits(vcpu) }
+
+// TSC is the host's.
+func (g Guest) TSC() uint64 { return kvm.TSC() }
+
+type halt struct{ *vmm.Halt }
+
+func (h halt) Synced(i int) uint64 { return h.SyncTSC(i) }
+
+func (h halt) Places() []patch.Place {
+	var list []patch.Place
+	for _, v := range h.Halt.Places() {
+		p := patch.Place{
+			ID: v.ID, CPU: v.CPU, Ended: v.Ended, Guest: v.Guest, Thread: v.Thread, RIPs: v.RIPs, Events: v.Events, Unknown: v.Unknown,
+			Safe: v.Safe, AckTSC: v.AckTSC, Where: v.Cause.String(),
+		}
+		switch {
+		case v.Ended:
+			p.Where = patch.WhereEnded
+		case v.Idle:
+			p.Where = patch.WhereIdle
+		case v.Here:
+			p.Where = patch.WhereSafePoint
+		case v.Guest:
+			p.Where = patch.WhereGuest
+		}
+		list = append(list, p)
+	}
+	return list
+}

@@ -1,0 +1,449 @@
+package vmm
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cloister-vmm/cloister/guest/abi"
+	"github.com/cloister-vmm/cloister/guest/elf"
+	"github.com/cloister-vmm/cloister/guest/mem"
+	"github.com/cloister-vmm/cloister/internal/kvm"
+	"github.com/cloister-vmm/cloister/isolation/breaks"
+	"github.com/cloister-vmm/cloister/vcpu"
+	"golang.org/x/sys/unix"
+)
+
+// Span is guest addresses [Start, End).
+type Span struct{ Start, End uint64 }
+
+// Patchable is what of the program can be patched: nothing when SpareText is empty.
+type Patchable struct {
+	Text                 []Span // the program's, in read-only slots
+	SpareText, SpareData Span
+	SafePoints           bool // it declares some, or may yet (SafepointWord)
+	SafeRIPs             bool
+}
+
+// patching is the machine's side of a patch: spare memory, the alias, safe points.
+type patching struct {
+	what    Patchable
+	rips    []uint64        // declared safe instructions
+	aliases map[Span][]byte // writable views of text; made at the first patch, never unmapped while the guest runs
+
+	mu       sync.Mutex
+	words    []uint64 // addresses of safe words
+	number   uint64   // of the patch that waits for safe points; 0: none
+	epoch    uint64   // of the latest Gather
+	arrived  chan struct{}
+	released chan struct{}
+	entries  []uint64 // functions that are redirected
+}
+
+// safe is a processor's part. Guarded by patching.mu.
+type safe struct {
+	here  bool   // waits at a safe point
+	quiet bool   // runs nothing that is patched
+	epoch uint64 // for which its wait was planned
+}
+
+const redirectSize = 5 // bytes of a patchable entry: JMP rel32
+
+// layOutPatching reserves spare memory next to the image, if the program says that it can be patched or the user does.
+func (m *Machine) layOutPatching(low, high uint64) {
+	s := &m.patching
+	s.arrived, s.released = make(chan struct{}, 1), make(chan struct{})
+	n := m.cfg.PatchSpace
+	for _, note := range m.image.Notes {
+		switch note.Type {
+		case abi.NoteSite, abi.NotePatchable:
+			if n == 0 {
+				n = abi.PatchSpace
+			}
+		case abi.NoteSafeRIP:
+			s.rips = append(s.rips, note.Addr+m.bias)
+		case abi.NoteSafeWord:
+			if len(s.words) < abi.SafeWords && (note.Addr+m.bias)%4 == 0 {
+				s.words = append(s.words, note.Addr+m.bias)
+			}
+		}
+	}
+	if n == 0 {
+		return
+	}
+	n = (n + abi.Page - 1) &^ (abi.Page - 1)
+	at := low - 2*n // reachable by a JMP from the program's text
+	if low < abi.LowestUser+2*n {
+		at = high
+	}
+	s.what.SpareText, s.what.SpareData = Span{at, at + n}, Span{at + n, at + 2*n}
+}
+
+// mapPatching maps what layOutPatching has reserved, and makes the window read-only over text: from here on the alias is the only
+// way to write there.
+func (m *Machine) mapPatching() error {
+	s := &m.patching
+	for _, p := range m.image.Pages {
+		if p.Prot&elf.X != 0 {
+			s.what.Text = append(s.what.Text, Span{p.VAddr + m.bias, p.VAddr + p.Size + m.bias})
+		}
+	}
+	s.what.SafePoints, s.what.SafeRIPs = len(s.words)+len(s.rips) > 0, len(s.rips) > 0
+	if s.what.SpareText.End > 0 {
+		if err := m.space.MapFixed(s.what.SpareText.Start, s.what.SpareText.End, mem.Read|mem.Exec, "[patch text]"); err != nil {
+			return fmt.Errorf("spare text for patches: %w", err)
+		}
+		if err := m.space.MapFixed(s.what.SpareData.Start, s.what.SpareData.End, mem.Read|mem.Write, "[patch data]"); err != nil {
+			return fmt.Errorf("spare data for patches: %w", err)
+		}
+	}
+	if m.cfg.Huge {
+		return nil // a page of the window is then larger than the text
+	}
+	for _, t := range s.textSpans() {
+		if err := unix.Mprotect(m.window[t.Start:t.End], unix.PROT_READ); err != nil {
+			return fmt.Errorf("make the text at %#x read-only: %w", t.Start, err)
+		}
+	}
+	return nil
+}
+
+func (s *patching) textSpans() []Span { return append(s.spare(), s.what.Text...) }
+
+// spare is the spare text, if there is any.
+func (s *patching) spare() []Span {
+	if s.what.SpareText.End == 0 {
+		return nil
+	}
+	return []Span{s.what.SpareText}
+}
+
+// Patchable tells what of the program can be patched.
+func (m *Machine) Patchable() Patchable {
+	s := &m.patching
+	p := s.what
+	s.mu.Lock()
+	p.SafePoints = p.SafePoints || len(s.words) > 0
+	s.mu.Unlock()
+	return p
+}
+
+// Look gives n bytes at addr, which must be text, spare text or spare data, as the guest sees them.
+func (m *Machine) Look(addr uint64, n int) ([]byte, error) {
+	for _, t := range append(m.patching.textSpans(), m.patching.what.SpareData) {
+		if t.holds(addr, n) {
+			return m.window[addr : addr+uint64(n)], nil
+		}
+	}
+	return nil, fmt.Errorf("guest address %#x, %d bytes: not within one range of text", addr, n)
+}
+
+// Writable gives the same bytes to be written. Only for who patches, while no vCPU executes them.
+func (m *Machine) Writable(addr uint64, n int) ([]byte, error) {
+	s := &m.patching
+	if s.what.SpareData.holds(addr, n) {
+		return m.window[addr : addr+uint64(n)], nil
+	}
+	for _, t := range s.textSpans() {
+		if !t.holds(addr, n) {
+			continue
+		}
+		alias := s.aliases[t]
+		if alias == nil {
+			// Shared pages of the guest's own memory file; populated, so that no store waits for a fault while the vCPUs do.
+			b, err := unix.Mmap(m.cfg.Guest, int64(t.Start), int(t.End-t.Start), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+			if err != nil {
+				return nil, fmt.Errorf("map the text at %#x for writing: %w", t.Start, err)
+			}
+			alias = b
+			if s.aliases == nil {
+				s.aliases = map[Span][]byte{}
+			}
+			s.aliases[t] = alias
+		}
+		return alias[addr-t.Start : addr-t.Start+uint64(n)], nil
+	}
+	return nil, fmt.Errorf("guest address %#x, %d bytes: not within one range of text", addr, n)
+}
+
+func (t Span) holds(addr uint64, n int) bool {
+	return addr >= t.Start && addr < t.End && uint64(n) <= t.End-addr
+}
+
+// Halt is the machine stopped for a patch.
+type Halt struct {
+	*vcpu.Stopped
+	m *Machine
+}
+
+// Place is a vCPU's while it is stopped.
+type Place struct {
+	vcpu.Place
+	Thread string // name of the guest's thread
+	Idle   bool   // it has none
+	Here   bool   // waits at its safe point
+	Safe   bool   // Here, quiet, idle, or at a declared instruction
+}
+
+// StopToPatch stops every vCPU, to be patched under this number.
+func (m *Machine) StopToPatch(number uint64, limit time.Duration) (*Halt, error) {
+	p, err := m.set.StopFor(vcpu.Purpose{Cause: breaks.Patch, Nr: number, Inspect: true}, limit)
+	if err != nil {
+		return nil, err
+	}
+	return &Halt{p, m}, nil
+}
+
+// Places tells where each vCPU stands.
+func (h *Halt) Places() []Place {
+	m := h.m
+	list := make([]Place, h.VCPUs())
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.patching.mu.Lock()
+	defer m.patching.mu.Unlock()
+	for i := range list {
+		v := Place{Place: h.Place(i)}
+		p := m.vcpus[v.ID]
+		v.Idle, v.Here = !p.busy, p.safe.here
+		v.Thread = p.name
+		v.Safe = v.Idle || v.Here || p.safe.quiet || v.Guest && slices.Contains(m.patching.rips, v.RIPs[0])
+		list[i] = v
+	}
+	return list
+}
+
+// Exits is KVM's count of vCPU i's exits; 0: it gives none.
+func (m *Machine) Exits(i int) uint64 {
+	m.mu.Lock()
+	p := m.vcpus[i]
+	m.mu.Unlock()
+	if p.statsFD == 0 {
+		return 0
+	}
+	s, err := kvm.NewStats(p.statsFD) // the processor's own reader belongs to who serves it
+	if err != nil {
+		m.cfg.Warn(err.Error())
+		return 0
+	}
+	at := s.Index("exits")
+	values := make([]uint64, len(s.Names))
+	if err := s.Read(values); err != nil || at < 0 {
+		return 0
+	}
+	return values[at]
+}
+
+// Gather asks every thread to wait at its next safe point for patch number.
+func (m *Machine) Gather(number uint64) {
+	s := &m.patching
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.number = number
+	s.epoch++
+	m.setWords(1)
+}
+
+// Await returns empty when every thread that must come waits at its safe point, or at until the name of one that does not.
+func (m *Machine) Await(until time.Time) (missing string) {
+	for {
+		if missing = m.missing(); missing == "" {
+			return ""
+		}
+		left := time.Until(until)
+		if left <= 0 {
+			return missing
+		}
+		select {
+		case <-m.patching.arrived:
+		case <-time.After(min(left, 5*time.Millisecond)): // threads that end come by no other way
+		case <-m.done:
+			return ""
+		}
+	}
+}
+
+func (m *Machine) missing() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := &m.patching
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range m.vcpus {
+		if p.busy && !p.safe.here && !p.safe.quiet {
+			return fmt.Sprintf("thread %q (vCPU %d)", p.name, p.id)
+		}
+	}
+	return ""
+}
+
+// Scatter lets the threads go on that wait at a safe point.
+func (m *Machine) Scatter() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := &m.patching
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.number == 0 {
+		return
+	}
+	m.setWords(0)
+	s.number = 0
+	for _, p := range m.vcpus {
+		p.safe.here = false
+	}
+	close(s.released)
+	s.released = make(chan struct{})
+}
+
+// setWords writes the program's safe words. One that is no longer there, or lies in a file that has shrunk, is passed over.
+func (m *Machine) setWords(v uint32) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	for _, a := range m.patching.words {
+		b, e := m.space.Out(a, 4)
+		if e != 0 {
+			continue
+		}
+		func() {
+			defer func() { _ = recover() }() // the fault of that file
+			storeWord(b, v)
+		}()
+	}
+}
+
+// Entries tells which functions are redirected.
+func (m *Machine) Entries(starts []uint64) {
+	s := &m.patching
+	s.mu.Lock()
+	s.entries = slices.Clone(starts)
+	s.mu.Unlock()
+}
+
+// landing is linux.Config.Landing. A signal may have interrupted a function among the NOPs of its entry, which are a JMP now. They have no
+// effect, so the entry is as good a place to return to, and the JMP is what the function begins with.
+func (m *Machine) landing(rip uint64) uint64 {
+	s := &m.patching
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.entries {
+		if rip > e && rip < e+redirectSize {
+			return e
+		}
+	}
+	return rip
+}
+
+// Condemn ends the run with an error; the vCPUs have been told to end.
+func (m *Machine) Condemn(reason string) {
+	m.setResult(Result{Ended: "error", Reason: reason})
+	m.ends()
+	m.kernel.End()
+	var one [8]byte
+	binary.LittleEndian.PutUint64(one[:], 1)
+	if _, err := unix.Write(m.stopper, one[:]); err != nil {
+		m.cfg.Warn("end blocking calls: " + err.Error())
+	}
+}
+
+// safePoint is linux.Config.SafePoint.
+func (m *Machine) safePoint(what, arg uint64) unix.Errno {
+	p := m.kernel.Current().Data.(*processor)
+	s := &m.patching
+	switch what {
+	case abi.SafepointHere:
+		p.want = wantSafePoint
+		return 0
+	case abi.SafepointWord:
+		if arg%4 != 0 {
+			return unix.EINVAL
+		}
+		if _, e := m.space.Out(arg, 4); e != 0 {
+			return e
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		switch {
+		case slices.Contains(s.words, arg):
+			return 0
+		case len(s.words) >= abi.SafeWords:
+			return unix.ENOSPC
+		}
+		s.words = append(s.words, arg)
+		if s.number != 0 {
+			m.setWords(1)
+		}
+		return 0
+	case abi.SafepointQuiet:
+		if arg > 1 {
+			return unix.EINVAL
+		}
+		s.mu.Lock()
+		p.safe.quiet = arg == 1
+		s.mu.Unlock()
+		s.arrive()
+		return 0
+	}
+	return unix.EINVAL
+}
+
+// forget is told that p's thread has ended.
+func (s *patching) forget(p *processor) {
+	s.mu.Lock()
+	p.safe = safe{epoch: p.safe.epoch}
+	s.mu.Unlock()
+	s.arrive()
+}
+
+func (s *patching) arrive() {
+	select {
+	case s.arrived <- struct{}{}:
+	default:
+	}
+}
+
+// waitSafe keeps the thread, whose call is being answered, out of the guest until the patch that waits for it is made. Its break is
+// planned: once for each patch, so that a program cannot hide its calls behind one.
+func (p *processor) waitSafe() {
+	s := &p.m.patching
+	s.mu.Lock()
+	if p.safe.epoch != s.epoch {
+		p.safe.epoch = s.epoch
+		p.x.Book(breaks.SafePoint, s.number)
+	}
+	waits, released := s.number != 0, s.released
+	p.safe.here = waits
+	s.mu.Unlock()
+	if !waits {
+		return
+	}
+	s.arrive()
+	select {
+	case <-released:
+	case <-p.m.over:
+	}
+}
+
+// sync is linux.Config.Sync.
+func (m *Machine) sync() unix.Errno {
+	p, err := m.set.StopFor(vcpu.Purpose{Cause: breaks.Sync}, stopLimit)
+	if errors.Is(err, vcpu.ErrStopTimeout) {
+		return unix.ETIMEDOUT
+	}
+	if err == nil {
+		err = p.Resume(resumeLimit)
+	}
+	if err != nil {
+		m.Condemn("serialise all vCPUs: " + err.Error())
+	}
+	return 0
+}
+
+// storeWord is a store that other vCPUs see whole.
+func storeWord(b []byte, v uint32) {
+	atomic.StoreUint32(word32(b), v) // ORDER(O13): after the patch's number was set; pairs with the program's load, and the call that follows it. Without the order that call would find no patch
+}
