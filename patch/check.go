@@ -16,8 +16,8 @@ func (p *Plan) check(s *State) error {
 		return errors.New("the plan changes nothing: name a function or a site")
 	case len(p.Sites) > MaxSites:
 		return fmt.Errorf("the plan has %d sites, at most %d", len(p.Sites), MaxSites)
-	case p.Wait < 0:
-		return fmt.Errorf("the plan waits for %v: a time is not negative", p.Wait)
+	case p.Wait < 0 || p.StopLimit < 0:
+		return fmt.Errorf("the plan waits for %v, for a stop %v: a time is not negative", p.Wait, p.StopLimit)
 	case p.SafePoint && !s.SafePoints:
 		return errors.New("the program declares no safe point, and the plan needs one: call cloister_safepoint() in its loop")
 	}

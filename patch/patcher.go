@@ -134,6 +134,13 @@ func (a *attempt) step(name string) error {
 	return nil
 }
 
+func (a *attempt) stopLimit() time.Duration {
+	if a.plan.StopLimit > 0 {
+		return a.plan.StopLimit
+	}
+	return a.p.state.StopLimit
+}
+
 // prepare is P0.
 func (a *attempt) prepare() error {
 	p := a.p
@@ -245,7 +252,7 @@ func (a *attempt) once() (again bool, why string) {
 		a.r.Outcome, a.r.Reason = Aborted, err.Error()
 		return false, ""
 	}
-	h, err := g.Stop(a.r.Number, StopLimit) // P1, P2
+	h, err := g.Stop(a.r.Number, a.stopLimit()) // P1, P2
 	a.r.Stops++
 	if err != nil {
 		a.r.Outcome, a.r.Reason = Aborted, err.Error()

@@ -34,6 +34,9 @@ type Plan struct {
 	SafePoint bool
 	Wait      time.Duration // how long to try to find all vCPUs at good places; 0: DefaultWait
 
+	// StopLimit is how long a vCPU may take to stop; 0: State.StopLimit.
+	StopLimit time.Duration
+
 	// Revert is the number of a committed patch whose sites get their old bytes back; Text, Data and Sites are empty then.
 	Revert uint64
 	// DryRun stops after the checks that need no stop.

@@ -77,7 +77,8 @@ type control struct {
 	nr     uint64
 	rip    uint64
 	rsp    uint64
-	kicked uint64 // 1: the last return was a kick\'s: the vCPU stands where the guest was interrupted
+	kicked uint64 // not 0: the last return was a kick's, the vCPU stands where the guest was interrupted; 2: by request kickG
+	kickG  uint64
 	pend   uint64 // the last exit has I/O that only the next KVM_RUN completes
 	stay   uint64 // 1: after SYSCALL the back end stays at CPL 3 (pvm); 2: it does not; 0: not known yet
 	ended  uint64

@@ -48,6 +48,9 @@ func parkStep(c *control, at uint8) uint8 {
 		return parkRead
 	case parkRead:
 		c.parkG = load64(&c.req)
+		if c.kicked == 1 {
+			c.kicked, c.kickG = 2, c.parkG
+		}
 		if c.open != 0 && c.cause == uint64(breaks.Kick) && load64(&c.blame) != 0 {
 			c.cause, c.nr = load64(&c.blame), load64(&c.blameNr)
 		}

@@ -11,7 +11,8 @@ import (
 type Place struct {
 	ID, CPU int  // its number, and the host core that it was pinned to when it was made, or -1
 	Ended   bool // its thread has ended: it will execute nothing
-	Guest   bool // the stop took it out of the guest; else it was outside, serving an exit of Cause
+	Guest   bool // this stop took it out of the guest; else it was outside already, for Cause: an exit that is served, or an earlier stop
+	Between bool // it stands between two instructions of the program, where this stop or an earlier one took it
 	Cause   breaks.Cause
 	Nr      uint64 // system call number, port or exception vector
 	// RIPs are the addresses of the program at which the vCPU may go on: where it stands; in one of our stubs also where the stub returns to.
@@ -44,8 +45,9 @@ func (p *Stopped) Place(i int) Place {
 		return w
 	}
 	cause := breaks.Cause(c.cause)
-	w.Guest = c.open != 0 && c.kicked != 0
-	if !w.Guest && c.open != 0 {
+	w.Guest = c.open != 0 && c.kicked == 2 && c.kickG == p.s.gen
+	w.Between = c.open != 0 && c.kicked != 0
+	if c.open != 0 {
 		w.Cause, w.Nr = cause, c.nr
 	}
 	r := &c.run.Regs
@@ -56,7 +58,7 @@ func (p *Stopped) Place(i int) Place {
 	case rip-c.excRIP < 32*c.excStep:
 		w.RIPs = append(w.RIPs, peek(c.frame-40)) // the CPU pushed it
 	}
-	if !w.Guest && c.rip != 0 {
+	if c.kicked == 0 && c.rip != 0 {
 		w.RIPs = append(w.RIPs, c.rip)
 	}
 	w.Events, w.Unknown = c.pending(), c.looked == 2

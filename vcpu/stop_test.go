@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,6 +35,10 @@ func TestStepOrder(t *testing.T) {
 		<-in
 	}
 	resume(t, m.stop(t)) // while Go serves
+	// It may sleep through the release until the next stop comes; here it shall not.
+	for atomic.LoadUint32(&m.ledger.State) == breaks.StateParked {
+		runtime.Gosched()
+	}
 	close(gate)
 	for i := 0; i < 20; i++ { // wherever the vCPU is
 		resume(t, m.stop(t))

@@ -212,7 +212,7 @@ func (h *Halt) Places() []Place {
 		p := m.vcpus[v.ID]
 		v.Idle, v.Here = !p.busy, p.safe.here
 		v.Thread = p.name
-		v.Safe = v.Idle || v.Here || p.safe.quiet || v.Guest && slices.Contains(m.patching.rips, v.RIPs[0])
+		v.Safe = v.Idle || v.Here || p.safe.quiet || v.Between && slices.Contains(m.patching.rips, v.RIPs[0])
 		list[i] = v
 	}
 	return list
