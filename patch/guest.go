@@ -17,6 +17,8 @@ type Guest interface {
 	Gather(number uint64)
 	Await(until time.Time) (missing string)
 	Scatter()
+	// Sleep lets time pass between two stops.
+	Sleep(d time.Duration)
 	// Entries tells of all functions whose entry is a JMP now: a signal frame that returns into the NOPs that were there is to
 	// return to the entry.
 	Entries(starts []uint64)

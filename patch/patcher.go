@@ -203,7 +203,7 @@ func (a *attempt) run() {
 			a.r.Outcome, a.r.Reason = Refused, fmt.Sprintf("%s, after %d stops within %v", why, a.r.Stops, limit)
 			break
 		}
-		time.Sleep(pause)
+		g.Sleep(pause)
 	}
 	if a.r.Outcome != Committed {
 		a.unload()

@@ -27,9 +27,9 @@ type Set struct {
 	// then a lost kick is a timeout.
 	Resend time.Duration
 
-	// between, in tests, is called before each step that a vCPU could see, with its label: other threads' steps may come there, and
+	// between, in tests, is called before each step that t could see, with its label: other threads' steps may come there, and
 	// true means that the deadline has passed.
-	between func(label string) (late bool)
+	between func(label string, t *Thread) (late bool)
 }
 
 // Purpose is what a stop is for.
@@ -149,18 +149,22 @@ func (s *Set) StopFor(why Purpose, limit time.Duration) (*Stopped, error) {
 }
 
 // meanwhile lets a test have its way.
-func (s *Set) meanwhile(label string) bool { return s.between != nil && s.between(label) }
+func (s *Set) meanwhile(label string, t *Thread) {
+	if s.between != nil {
+		s.between(label, t)
+	}
+}
 
 // request is P1 without the signal.
 func (s *Set) request(t *Thread, g uint64) {
 	// ORDER(O1) requester: req, then immediate_exit, then (full barrier) the signal. Pairs with V6 in park:
 	// immediate_exit = 0, then req. Without it both could read the old value and the kick be lost (K1, K2).
-	s.meanwhile("P1 req")
+	s.meanwhile("P1 req", t)
 	atomic.StoreUint64(&t.c.req, g)
-	s.meanwhile("P1 immediate_exit")
+	s.meanwhile("P1 immediate_exit", t)
 	storeByte(&t.c.run.ImmediateExit, 1)
 	t.ring()
-	s.meanwhile("P1 signal")
+	s.meanwhile("P1 signal", t)
 }
 
 // kick sends the signal, again while the kernel is short of memory for it (K5).
@@ -218,7 +222,7 @@ func (s *Set) await(t *Thread, label string, word *uint64, g uint64, deadline ti
 	last := time.Now()
 	for spins := 200; !done(); {
 		if s.between != nil {
-			if s.between(label) {
+			if s.between(label, t) {
 				return true, nil
 			}
 			continue
@@ -260,7 +264,7 @@ func sleep(bell, asleep *uint32, done func() bool, limit *unix.Timespec) {
 // release lets every vCPU run on and ends the stop: P6 and P8 in one, for a stop that changed nothing.
 func (s *Set) release() {
 	for _, t := range s.threads {
-		s.meanwhile("P8")
+		s.meanwhile("P8", t)
 		t.letGo(s.gen)
 	}
 	s.mu.Unlock()
@@ -297,7 +301,7 @@ func (p *Stopped) resume(limit time.Duration, quit bool) error {
 		if quit {
 			atomic.StoreUint64(&t.c.quit, 1) // ORDER(O1): before rel; pairs with load64(&c.quit) after V8. Without it the guest could be entered once more
 		}
-		s.meanwhile("P6")
+		s.meanwhile("P6", t)
 		// ORDER(O1): P6 publishes what was changed while stopped; pairs with V4, before V5 serialises.
 		// Without it the vCPU could serialise before the last store.
 		atomic.StoreUint64(&t.c.goG, s.gen)
@@ -314,7 +318,7 @@ func (p *Stopped) resume(limit time.Duration, quit bool) error {
 		}
 	}
 	for _, t := range s.threads {
-		s.meanwhile("P8")
+		s.meanwhile("P8", t)
 		// ORDER(O1): P8; pairs with V8, load64(&c.rel). Without it a vCPU could enter before all have serialised.
 		atomic.StoreUint64(&t.c.rel, s.gen)
 		t.ring()

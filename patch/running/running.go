@@ -58,6 +58,9 @@ func (g Guest) Await(until time.Time) string { return g.M.Await(until) }
 // Scatter ends it.
 func (g Guest) Scatter() { g.M.Scatter() }
 
+// Sleep lets time pass.
+func (g Guest) Sleep(d time.Duration) { time.Sleep(d) }
+
 // Entries tells which functions are redirected.
 func (g Guest) Entries(starts []uint64) { g.M.Entries(starts) }
 
