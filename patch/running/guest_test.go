@@ -55,8 +55,8 @@ func (a *asm) je(name string)   { a.put(0x0f, 0x84); a.rel(name) }
 func (a *asm) jne(name string)  { a.put(0x0f, 0x85); a.rel(name) }
 func (a *asm) call(name string) { a.put(0xe8); a.rel(name) }
 
-// tearELF makes the guest with n threads.
-func tearELF(n int, page bool) []byte {
+// tearELF makes the guest with n threads; call, if not 0, is a system call that thread 0 makes in every pass, with two arguments.
+func tearELF(n int, page bool, call [3]uint32) []byte {
 	const entry = 64 + 2*56
 	f, g := fLine, gLine
 	if page {
@@ -72,7 +72,7 @@ func tearELF(n int, page bool) []byte {
 	a.imm(abi.SysSafepoint)
 	a.put(0x0f, 0x05)
 	a.put(0x41, 0xbe)
-	a.imm(uint32(n - 1)) // mov $n-1,%r14d
+	a.imm(uint32(max(n, -n) - 1)) // mov $n-1,%r14d
 	a.at("spawn")
 	a.put(0x45, 0x85, 0xf6) // test %r14d,%r14d
 	a.je("run")
@@ -95,8 +95,19 @@ func tearELF(n int, page bool) []byte {
 	a.imm(data)
 	a.put(0) // cmpl $0,data
 	a.jne("safe")
+	if call[0] != 0 {
+		a.put(0x45, 0x85, 0xf6) // test %r14d,%r14d
+		a.jne("no call")
+		a.put(0xb8)
+		a.imm(call[0])
+		a.put(0xbf)
+		a.imm(call[1])
+		a.put(0xbe)
+		a.imm(call[2])
+		a.put(0x0f, 0x05)
+		a.at("no call")
+	}
 	a.call("f")
-	a.at("check f")
 	check := func(next string) {
 		a.put(0x3d)
 		a.imm(valA)
@@ -157,10 +168,13 @@ type guest struct {
 }
 
 // start runs the guest with n threads.
-func start(t testing.TB, n int, page bool) *guest {
+func start(t testing.TB, n int, page bool) *guest { return startCalling(t, n, page, [3]uint32{}) }
+
+// startCalling is start with a system call in every pass of thread 0. n below 0: -n threads, the first of which does not come back from it.
+func startCalling(t testing.TB, n int, page bool, call [3]uint32) *guest {
 	t.Helper()
 	testenv.Need(t, testenv.KVM)
-	code := tearELF(n, page)
+	code := tearELF(n, page, call)
 	name := filepath.Join(t.TempDir(), "guest")
 	if err := os.WriteFile(name, code, 0o755); err != nil {
 		t.Fatal(err)
@@ -181,13 +195,13 @@ func start(t testing.TB, n int, page bool) *guest {
 	if len(list) > 1 {
 		core = list[len(list)-1]
 	}
-	w := &guest{n: n, f: fLine, g: gLine, core: core}
+	w := &guest{n: max(n, -n), f: fLine, g: gLine, core: core}
 	if page {
 		w.f, w.g = fPage, gPage
 	}
 	m, err := vmm.New(vmm.Config{
 		Program: name, ExecFn: name, ELF: int(file.Fd()), ELFSize: int64(len(code)), Args: []string{name}, Cwd: "/", CPU: core, CPUs: list,
-		Housekeeping: list, Memory: 64 << 20, PatchSpace: 64 << 10, Seal: vmm.SealCall, Guest: fd, Stamp: func(string) {}, GapRecord: func(uint64) {},
+		Housekeeping: list, Memory: 64 << 20, PatchSpace: 64 << 10, Builtin: true, Seal: vmm.SealCall, Guest: fd, Stamp: func(string) {}, GapRecord: func(uint64) {},
 		Ledgers: func(int) (*breaks.VCPU, error) {
 			l := new(breaks.VCPU)
 			w.ledgers = append(w.ledgers, l)
@@ -230,8 +244,10 @@ func start(t testing.TB, n int, page bool) *guest {
 		}
 		_, _ = unix.Close(fd), file.Close()
 	})
-	for i := range n {
-		w.moves(t, i)
+	for i := range w.n {
+		if n > 0 || i > 0 {
+			w.moves(t, i)
+		}
 	}
 	return w
 }

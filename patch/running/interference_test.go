@@ -1,0 +1,182 @@
+package running_test
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cloister-vmm/cloister/guest/abi"
+	"github.com/cloister-vmm/cloister/internal/testenv"
+	"github.com/cloister-vmm/cloister/patch"
+	"github.com/cloister-vmm/cloister/patch/running"
+	"golang.org/x/sys/unix"
+)
+
+// TestInterference: patches while a vCPU is busy with exits of every kind: no torn instruction, every patch made, nothing lost.
+func TestInterference(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		call [3]uint32
+	}{
+		{"halted", [3]uint32{abi.SysProvoke, abi.ProvokeHLT}},
+		{"pio", [3]uint32{abi.SysProvoke, abi.ProvokePIO}},
+		{"mmio", [3]uint32{abi.SysProvoke, abi.ProvokeMMIO}},
+		{"answered on the thread", [3]uint32{unix.SYS_GETPID}},
+		{"answered by Go", [3]uint32{unix.SYS_UMASK, 0o22}},
+		{"at its safe point", [3]uint32{abi.SysSafepoint, abi.SafepointHere}},
+		{"asks that all serialise", [3]uint32{abi.SysSync}},
+		{"makes threads serialise", [3]uint32{unix.SYS_MEMBARRIER, 1}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := startCalling(t, 2, false, c.call)
+			where := map[string]int{}
+			from, to := uint32(valA), uint32(valB)
+			for i := range 300 {
+				w.moves(t, i%2)
+				r := w.Apply(w.plan(from, to, i%2 == 0))
+				if r.Outcome != patch.Committed {
+					t.Fatalf("patch %d: %s: %s", r.Number, r.Outcome, r.Reason)
+				}
+				where[r.VCPUs[0].Where]++
+				from, to = to, from
+			}
+			for i := range 2 {
+				w.moves(t, i)
+			}
+			if w.sum(1) != 0 {
+				t.Errorf("%d torn instructions", w.sum(1))
+			}
+			if len(where) < 2 {
+				t.Errorf("vCPU 0 was only ever found in %v: it is not busy with what this test is about", where)
+			}
+			t.Logf("vCPU 0 was found in %v", where)
+		})
+	}
+}
+
+// TestBlocked: a thread that sleeps in a system call holds up nobody but a patch that waits for safe points, which names it; and it does not when
+// it has said that it is quiet.
+func TestBlocked(t *testing.T) {
+	w := startCalling(t, 2, false, [3]uint32{abi.SysSafepoint, abi.SafepointQuiet, 0})
+	w.flip(t, 2, true)
+
+	b := startBlocked(t)
+	plan := b.plan(valA, valB, true)
+	plan.Wait = 50 * time.Millisecond
+	if r := b.Apply(plan); r.Outcome != patch.Refused || !strings.Contains(r.Reason, "did not come to a safe point") || r.Stops != 0 {
+		t.Errorf("%s: %s, %d stops", r.Outcome, r.Reason, r.Stops)
+	}
+	r := b.Apply(b.plan(valA, valB, false))
+	if r.Outcome != patch.Committed || r.VCPUs[0].Where != "syscall" || r.VCPUs[0].Break {
+		t.Errorf("without safe points: %s: %s, vCPU 0 in %q", r.Outcome, r.Reason, r.VCPUs[0].Where)
+	}
+	b.moves(t, 1)
+	if b.sum(1) != 0 {
+		t.Errorf("%d torn instructions", b.sum(1))
+	}
+}
+
+// startBlocked runs two threads; the first waits in pause(2) for ever.
+func startBlocked(t *testing.T) *guest {
+	t.Helper()
+	return startCalling(t, -2, false, [3]uint32{unix.SYS_PAUSE})
+}
+
+// killer is a guest whose process is killed between two stores.
+type killer struct {
+	running.Guest
+	stores int
+}
+
+func (k *killer) Writable(addr uint64, n int) ([]byte, error) {
+	if k.stores++; k.stores == 2 {
+		if err := unix.Kill(os.Getpid(), unix.SIGKILL); err != nil {
+			return nil, err
+		}
+		time.Sleep(time.Minute)
+	}
+	return k.Guest.Writable(addr, n)
+}
+
+// TestKilledBetweenStores: the guest dies with who patches it: no vCPU is left that could execute half a patch.
+func TestKilledBetweenStores(t *testing.T) {
+	testenv.Need(t, testenv.KVM)
+	const child = "CLOISTER_TEST_KILLED"
+	if os.Getenv(child) != "" {
+		w := start(t, 1, false)
+		s := w.State()
+		patch.New(&killer{Guest: running.Guest{M: w.Machine}}, s).Apply(w.plan(valA, valB, false))
+		t.Fatal("still here")
+	}
+	c := exec.Command(os.Args[0], "-test.run=^TestKilledBetweenStores$")
+	c.Env = append(os.Environ(), child+"=1")
+	out, err := c.CombinedOutput()
+	var e *exec.ExitError
+	if !errors.As(err, &e) || e.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if err := unix.Kill(c.Process.Pid, 0); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("the process is still there: %v", err)
+	}
+}
+
+// forger is a guest whose memory does not hold what is stored.
+type forger struct {
+	running.Guest
+	lies int // reads that lie, behind the first store
+	on   bool
+}
+
+func (f *forger) Writable(addr uint64, n int) ([]byte, error) {
+	f.on = true
+	return f.Guest.Writable(addr, n)
+}
+
+func (f *forger) Look(addr uint64, n int) ([]byte, error) {
+	b, err := f.Guest.Look(addr, n)
+	if f.on && f.lies > 0 && err == nil {
+		f.lies--
+		b = append([]byte(nil), b...)
+		b[0] ^= 0xff
+	}
+	return b, err
+}
+
+// TestReadsBackWrong: one wrong read takes the patch back, and the guest runs on as it was; one that is wrong again ends the VM, and no vCPU
+// executes an instruction more.
+func TestReadsBackWrong(t *testing.T) {
+	w := start(t, 2, false)
+	f := &forger{Guest: running.Guest{M: w.Machine}, lies: 1}
+	p := patch.New(f, w.State())
+	r := p.Apply(w.plan(valA, valB, false))
+	if r.Outcome != patch.RolledBack {
+		t.Fatalf("%s: %s", r.Outcome, r.Reason)
+	}
+	mixed := w.sum(2)
+	w.moves(t, 0)
+	w.moves(t, 1)
+	if w.sum(1) != 0 || w.sum(2) != mixed {
+		t.Errorf("rolled back: %d torn, %d mixed", w.sum(1), w.sum(2)-mixed)
+	}
+	f.lies, f.on = 2, false
+	r = p.Apply(w.plan(valA, valB, false))
+	if r.Outcome != patch.Dead {
+		t.Fatalf("%s: %s", r.Outcome, r.Reason)
+	}
+	passes := w.sum(0)
+	<-w.Done()
+	res, err := w.Wait()
+	if err != nil || res.Ended != "error" || !strings.Contains(res.Reason, "taking it back") {
+		t.Errorf("%+v, %v", res, err)
+	}
+	if now := w.sum(0); now != passes {
+		t.Errorf("the guest made %d passes in a VM that is dead", now-passes)
+	}
+	if r := p.Apply(w.plan(valA, valB, false)); r.Outcome != patch.Refused || !strings.Contains(r.Reason, "ended by a patch") {
+		t.Errorf("a patch of a dead VM: %s: %s", r.Outcome, r.Reason)
+	}
+}
