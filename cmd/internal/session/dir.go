@@ -20,6 +20,12 @@ const (
 	RingsDir  = "ring" // links to the memory of the VM's rings, by name
 )
 
+// The logs of patches in the state directory: one file for each name of a VM.
+const (
+	PatchDir    = "patch"
+	PatchSuffix = ".jsonl"
+)
+
 // ValidRing reports whether a ring may have that name: it is one component of paths here and in the guest.
 func ValidRing(name string) bool {
 	for _, c := range []byte(name) {
@@ -49,6 +55,26 @@ func RunDir() (string, error) {
 		return "", fmt.Errorf("run directory: %w: set CLOISTER_RUN_DIR to a directory you can write", err)
 	}
 	return dir, nil
+}
+
+// PatchLog is where the patches of VMs of that name are logged, across runs. The places are tried in this order; the environment's
+// CLOISTER_STATE_DIR comes first. Neither the file nor its directory need be there.
+func PatchLog(name string) (string, error) {
+	dir := os.Getenv("CLOISTER_STATE_DIR")
+	switch {
+	case dir != "":
+	case os.Geteuid() == 0:
+		dir = "/var/lib/cloister"
+	case filepath.IsAbs(os.Getenv("XDG_STATE_HOME")): // others are to be ignored (XDG Base Directory Specification)
+		dir = filepath.Join(os.Getenv("XDG_STATE_HOME"), "cloister")
+	default:
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return "", fmt.Errorf("state directory: %w: set CLOISTER_STATE_DIR to a directory you can write", err)
+		}
+		dir = filepath.Join(home, ".local", "state", "cloister")
+	}
+	return filepath.Join(dir, PatchDir, name+PatchSuffix), nil
 }
 
 // ownDir makes a directory where everybody may make one, and makes sure that it is ours.

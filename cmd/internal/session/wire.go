@@ -33,9 +33,14 @@ type Message struct {
 	Gap    *uint64 `json:",omitempty"` // engine: where the program keeps its GapRecord
 	Thread *Thread `json:",omitempty"` // engine: a vCPU got a thread of the guest, or that changed its name or place
 	Ended  *Ended  `json:",omitempty"` // engine: the run is over, the ledger final
-	Stop   *Stop   `json:",omitempty"` // monitor: end the run
-	Quiet  *Quiet  `json:",omitempty"` // monitor: the core is as quiet as was asked for, or is not
-	Status *int    `json:",omitempty"` // monitor: everything is written; exit with this
+
+	Patchable *Patchable `json:",omitempty"` // engine: the program can be patched, or its patches have changed
+	Patched   *Patched   `json:",omitempty"` // engine: what became of a patch
+
+	Stop   *Stop  `json:",omitempty"` // monitor: end the run
+	Patch  *Patch `json:",omitempty"` // monitor: make a patch
+	Quiet  *Quiet `json:",omitempty"` // monitor: the core is as quiet as was asked for, or is not
+	Status *int   `json:",omitempty"` // monitor: everything is written; exit with this
 
 	FDs []int `json:"-"` // descriptors that came with it
 }
@@ -56,6 +61,7 @@ type Plan struct {
 	Report    string
 	Profile   string
 	Trace     string
+	PatchLog  string // the user's choice; empty: the VM's own, in the state directory
 	Metrics   string // the address that was bound
 	MetricsFD int    // its listening socket, in the monitor
 	Quiet     bool
@@ -100,6 +106,23 @@ type Quiet struct {
 type Stop struct {
 	Reason string
 	Signal int
+}
+
+// What a patch consists of may be longer than a packet. It comes as a sealed file (Unseal), one descriptor to a message.
+
+// Patchable comes with the patch.State of a program that can be patched: at Ready, and after each patch.
+type Patchable struct{ Length int }
+
+// Patch comes with the patch.Plan of a patch. The monitor asks for one at a time.
+type Patch struct {
+	ID     uint64
+	Length int
+}
+
+// Patched comes with the patch.Record of the Patch with that ID.
+type Patched struct {
+	ID     uint64
+	Length int
 }
 
 // Wire is one end of the pair.
