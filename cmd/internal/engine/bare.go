@@ -87,7 +87,7 @@ func Claim(args []string) (b *Bare, status int, err error) {
 		Seal: o.seal, Budget: o.budget, OnBreak: o.onBreak, Report: o.report, Quiet: o.quiet, Timings: o.timings, BuiltIn: strings.HasPrefix(o.program, "@"),
 		For: o.limit, Keep: e.keep, Started: started, Phases: e.phases, tscHz: e.tscHz, release: e.release}
 	for option, given := range map[string]bool{"--memory": o.memory != defaultMemory, "--hugepages": o.hugepages, "--ro and --rw": len(o.mounts) > 0,
-		"--net": o.net != "none", "--own-clock": o.ownClock, "--one-process": o.oneProcess} {
+		"--net": o.net != "none", "--patchable": o.spare != 0, "--patch-log": o.patchLog != "", "--own-clock": o.ownClock, "--one-process": o.oneProcess} {
 		if given {
 			b.NoEffect = append(b.NoEffect, option)
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"syscall"
 
 	"github.com/cloister-vmm/cloister/internal/kvm"
@@ -12,7 +13,15 @@ import (
 
 // checkOutputs finds out before the run whether its files can be written.
 func checkOutputs(o *options) error {
-	for flag, name := range map[string]string{"--report": o.report, "--pprof": o.profile, "--trace": o.trace} {
+	outputs := map[string]string{"--report": o.report, "--pprof": o.profile, "--trace": o.trace}
+	if o.patchLog != "" {
+		path, err := filepath.Abs(o.patchLog) // others write to it, wherever they stand
+		if err != nil {
+			return fmt.Errorf("--patch-log: %w", err)
+		}
+		o.patchLog, outputs["--patch-log"] = path, path
+	}
+	for flag, name := range outputs {
 		if name == "" {
 			continue
 		}
@@ -21,7 +30,11 @@ func checkOutputs(o *options) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w: choose a path you can write", flag, err)
 		}
-		if err := f.Close(); err != nil {
+		st, err := f.Stat()
+		if err == nil && flag == "--patch-log" && !st.Mode().IsRegular() {
+			err = fmt.Errorf("%s: not a regular file: choose another", name) // a log that cannot be read again cannot be verified
+		}
+		if err = errors.Join(err, f.Close()); err != nil {
 			return fmt.Errorf("%s: %w", flag, err)
 		}
 		if errors.Is(statErr, os.ErrNotExist) {

@@ -16,6 +16,7 @@ import (
 	"github.com/cloister-vmm/cloister/guest/workload"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
 	"github.com/cloister-vmm/cloister/isolation/cores"
+	"github.com/cloister-vmm/cloister/patch/running"
 	"github.com/cloister-vmm/cloister/vmm"
 	"golang.org/x/sys/unix"
 )
@@ -56,6 +57,7 @@ type engine struct {
 	gaveUp    bool           // the monitor's last word was not waited for
 	begun     *vmm.Machine   // from the start, beside the rest of it
 	machine   *vmm.Machine   // the same, once it is whole
+	patching
 }
 
 // Main is `cloister run`. inProcess is nil in the program that has no monitor in it: then --one-process is a matter for
@@ -354,6 +356,8 @@ func (e *engine) listen() {
 			e.status <- *m.Status
 		case m.Stop != nil:
 			e.stop(m.Stop.Reason, m.Stop.Signal)
+		case m.Patch != nil:
+			go e.patch(*m.Patch, m.FDs) // a stop is heard meanwhile
 		}
 	}
 }
@@ -378,7 +382,7 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 	m := e.begun
 	err = m.Build(vmm.Config{
 		Program: o.program, ExecFn: e.execFn, ELF: int(e.elf.Fd()), ELFSize: st.Size(), Args: o.args, Env: environ(), Mounts: o.mounts, Net: o.net == "host", Shared: e.sharedRings(), Cwd: cwd,
-		Builtin: strings.HasPrefix(o.program, "@"), CPU: o.cpu, FIFO: o.fifo, Memory: o.memory, Huge: o.hugepages,
+		Builtin: strings.HasPrefix(o.program, "@"), CPU: o.cpu, FIFO: o.fifo, Memory: o.memory, Huge: o.hugepages, PatchSpace: o.spare,
 		Lock: !o.noLock, OwnClock: e.ownClock(), Seal: vmm.SealPolicy(o.seal), RingCalls: o.syscalls == "ring", Ledgers: e.ledger, Guest: e.guest, Stamp: e.stamp,
 		CPUs: append(o.dedicated(), e.keep...), Housekeeping: e.keep, Place: o.placeOf, Thread: e.thread,
 		Warn:      func(s string) { e.tell(session.Message{Warn: s}) },
@@ -388,6 +392,9 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 		return buildStatus(err), vmm.Result{}, err.Error()
 	}
 	e.machine = m
+	if p := running.New(m, o.program); p != nil {
+		e.patcher = p
+	}
 	<-e.heard
 	if !e.mayWait() {
 		e.hearMonitor()
@@ -410,6 +417,9 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 		e.tell(session.Message{Ready: &r})
 	} else {
 		e.tell(session.Message{Ready: &r}, m.Info.StatsFD)
+	}
+	if err := e.tellPatchable(); err != nil {
+		e.tell(session.Message{Warn: fmt.Sprintf("the VM cannot be patched: %v", err)})
 	}
 	if err := e.awaitQuiet(); err != nil {
 		return session.StatusCloister, vmm.Result{}, e.abandon(m, err)
@@ -527,6 +537,7 @@ func (e *engine) verdict() (status int, ok bool) {
 
 // finish hands the end to the monitor and waits until it has reported.
 func (e *engine) finish(end session.Ended) int {
+	e.noMorePatches()
 	if e.nothingToTell(end) {
 		none := false
 		e.spawnOnce.Do(func() { none = true }) // there is no monitor, and there will be none

@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"github.com/cloister-vmm/cloister/cmd/internal/session"
+	"golang.org/x/sys/unix"
 )
 
 // link is the engine's end of the wire. Until the monitor is wanted, messages wait: encoding the first one
@@ -19,7 +20,15 @@ type link struct {
 
 // tell sends a message, or keeps it for open.
 func (l *link) tell(m session.Message, fds ...int) error {
-	send := func() error { return l.wire.Send(m, fds...) }
+	return l.do(func() error { return l.wire.Send(m, fds...) })
+}
+
+// tellSealed is tell with a sealed file; its descriptor is closed when it was sent.
+func (l *link) tellSealed(m session.Message, fd int) error {
+	return l.do(func() error { return errors.Join(l.wire.Send(m, fd), unix.Close(fd)) })
+}
+
+func (l *link) do(send func() error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.up {

@@ -16,6 +16,7 @@ import (
 	"github.com/cloister-vmm/cloister/guest/vfs"
 	"github.com/cloister-vmm/cloister/guest/workload"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
+	"github.com/cloister-vmm/cloister/patch"
 	"github.com/cloister-vmm/cloister/vmm"
 )
 
@@ -45,6 +46,9 @@ type options struct {
 	oneProcess bool
 	ownClock   bool
 	bare       bool
+	patchable  string // a size, or true; empty: as the program says
+	spare      uint64 // the size that it is; 0: as the program says
+	patchLog   string
 	program    string
 	args       []string
 	isolating
@@ -99,6 +103,8 @@ func runFlags(o *options) *flag.FlagSet {
 	f.StringVar(&o.profile, "pprof", "", "write a profile of breaks by guest stack to `FILE`")
 	f.StringVar(&o.trace, "trace", "", "write a timeline for Perfetto or chrome://tracing to `FILE`")
 	f.StringVar(&o.metrics, "metrics", "", "serve Prometheus metrics at `ADDR` (a bare port means loopback)")
+	f.Var(optional{&o.patchable}, "patchable", "reserve spare memory for patches (cloister patch), this much `[=SIZE]` for code and for data (default: 256K if the program asks for it)")
+	f.StringVar(&o.patchLog, "patch-log", "", "log patches to `FILE` (default: NAME.jsonl in the state directory)")
 	f.BoolVar(&o.quiet, "quiet", false, "print nothing of Cloister's own")
 	f.BoolVar(&o.timings, "timings", false, "show the phases of start-up in the report")
 	f.DurationVar(&o.limit, "for", 0, "end the run after this `time`")
@@ -120,6 +126,40 @@ func parseSize(s string) (uint64, error) {
 		return 0, errors.New("want a size such as 512M or 2G")
 	}
 	return n << shift, nil
+}
+
+// optional is an option that may stand without a value, which then reads "true" (package flag).
+type optional struct{ value *string }
+
+func (o optional) IsBoolFlag() bool   { return true }
+func (o optional) Set(s string) error { *o.value = s; return nil }
+func (o optional) String() string {
+	if o.value == nil {
+		return ""
+	}
+	return *o.value
+}
+
+// Bounds of --patchable, bytes.
+const (
+	defaultSpace = abi.PatchSpace
+	minSpace     = abi.Page
+	maxSpace     = patch.MaxBytes
+)
+
+// patchSpace reads --patchable[=SIZE].
+func (o *options) patchSpace() (uint64, error) {
+	switch o.patchable {
+	case "":
+		return 0, nil
+	case "true":
+		return defaultSpace, nil
+	}
+	n, err := parseSize(o.patchable)
+	if err != nil || n < minSpace || n > maxSpace {
+		return 0, fmt.Errorf("--patchable=%s: choose a size of %dK to %dM, or none", o.patchable, minSpace>>10, maxSpace>>20)
+	}
+	return (n + abi.Page - 1) / abi.Page * abi.Page, nil
 }
 
 const (
@@ -213,6 +253,10 @@ func parseRun(args []string) (*options, error) {
 			return nil, err
 		}
 		o.metrics = a
+	}
+	var err error
+	if o.spare, err = o.patchSpace(); err != nil {
+		return nil, err
 	}
 	if err := o.checkIsolation(); err != nil {
 		return nil, err
