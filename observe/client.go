@@ -20,6 +20,9 @@ var ErrNoMonitor = errors.New("no monitor answers")
 // maxAnswer bounds what a client reads, bytes; a Status of one vCPU has about 10 KiB.
 const maxAnswer = 4 << 20
 
+// maxFailure bounds what a client shows of a failure, characters.
+const maxFailure = 1000
+
 // Client talks to the control socket of one VM.
 type Client struct{ http http.Client }
 
@@ -63,7 +66,9 @@ func (c *Client) Stop(ctx context.Context, reason string) error {
 	return err
 }
 
-func (c *Client) ask(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+// Do sends a request and gives the answer, whatever its status; its body is the caller's to close. The error is ErrNoMonitor when
+// nobody listens.
+func (c *Client) Do(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
 	q, err := http.NewRequestWithContext(ctx, method, "http://cloister"+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
@@ -77,19 +82,42 @@ func (c *Client) ask(ctx context.Context, method, path string, body []byte) ([]b
 		}
 		return nil, fmt.Errorf("control socket: %w", inner(err))
 	}
+	return r, nil
+}
+
+func (c *Client) ask(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+	r, err := c.Do(ctx, method, path, body)
+	if err != nil {
+		return nil, err
+	}
 	defer r.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(r.Body, maxAnswer+1))
+	b, err := ReadAnswer(r, maxAnswer)
+	if err != nil {
+		return nil, err
+	}
+	if r.StatusCode/100 != 2 {
+		return nil, fmt.Errorf("control socket: %s: %s", r.Status, Failure(b))
+	}
+	return b, nil
+}
+
+// ReadAnswer reads the body of an answer, at most that many bytes.
+func ReadAnswer(r *http.Response, limit int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("control socket: %w", err)
-	case len(b) > maxAnswer:
-		return nil, fmt.Errorf("control socket: an answer of more than %d bytes", maxAnswer)
-	case r.StatusCode/100 != 2:
-		var f failure
-		if json.Unmarshal(b, &f) != nil || f.Error == "" {
-			f.Error = strings.TrimSpace(string(b))
-		}
-		return nil, fmt.Errorf("control socket: %s: %s", r.Status, oneLine(f.Error))
+	case int64(len(b)) > limit:
+		return nil, fmt.Errorf("control socket: an answer of more than %d bytes", limit)
 	}
 	return b, nil
+}
+
+// Failure is what the body of an answer that is not 2xx says, in one line.
+func Failure(b []byte) string {
+	var f failure
+	if json.Unmarshal(b, &f) != nil || f.Error == "" {
+		f.Error = strings.TrimSpace(string(b))
+	}
+	return shortLine(f.Error, maxFailure)
 }

@@ -76,10 +76,11 @@ func inner(err error) error {
 	return op.Err
 }
 
-// Serve answers requests at l until l is closed, within the bounds above.
+// Serve answers requests at l until l is closed, within the bounds above but that of the body, which is the handler's: see LimitBody.
 func Serve(l net.Listener, h http.Handler) error {
 	s := &http.Server{
-		Handler: bounded(h), ReadHeaderTimeout: headerTime, ReadTimeout: requestTime, WriteTimeout: requestTime, IdleTimeout: idleTime,
+		ConnContext: withPeer,
+		Handler:     bounded(h), ReadHeaderTimeout: headerTime, ReadTimeout: requestTime, WriteTimeout: requestTime, IdleTimeout: idleTime,
 		MaxHeaderBytes: maxHeader,
 		// What a client did wrong it is told itself; the terminal belongs to the guest.
 		ErrorLog: log.New(io.Discard, "", 0),
@@ -93,13 +94,50 @@ func bounded(h http.Handler) http.Handler {
 		select {
 		case slots <- struct{}{}:
 			defer func() { <-slots }()
-			r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 			h.ServeHTTP(w, r)
 		default:
 			w.Header().Set("Retry-After", "1")
 			http.Error(w, "too many requests at once", http.StatusServiceUnavailable)
 		}
 	})
+}
+
+// LimitBody lets h read at most n bytes of a request's body.
+func LimitBody(n int64, h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Body = http.MaxBytesReader(w, r.Body, n)
+		h.ServeHTTP(w, r)
+	})
+}
+
+type peerKey struct{}
+
+// withPeer notes who connected to a Unix socket, as the kernel has it (unix(7), SO_PEERCRED): what a client says of itself is
+// worth nothing.
+func withPeer(ctx context.Context, c net.Conn) context.Context {
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return ctx
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return ctx // it is closed
+	}
+	var cred *unix.Ucred
+	if e := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); e != nil || err != nil {
+		return ctx
+	}
+	return context.WithValue(ctx, peerKey{}, cred)
+}
+
+// Peer tells which user and process sent a request to a server of Serve, as the kernel saw them connect. pid is 0 for a process of
+// another PID namespace. nil: not known, for it came by no Unix socket.
+func Peer(r *http.Request) *unix.Ucred {
+	cred, ok := r.Context().Value(peerKey{}).(*unix.Ucred)
+	if !ok {
+		return nil
+	}
+	return cred
 }
 
 // MetricsHandler serves the metrics of a VM at /metrics, and nothing else.
@@ -113,7 +151,7 @@ func MetricsHandler(vm VM, source Source) http.Handler {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		reply(w, []byte("cloister: the metrics are at /metrics\n"))
 	})
-	return mux
+	return LimitBody(maxBody, mux)
 }
 
 // StopRequest is the body of `POST /v1/stop`; all of it may be left out.
@@ -131,10 +169,10 @@ func ControlHandler(vm VM, source Source, stop func(reason string) error) http.H
 		defer cancel()
 		s, err := source(ctx)
 		if err != nil {
-			fail(w, http.StatusServiceUnavailable, fmt.Sprintf("no snapshot: %v: try again", err))
+			Fail(w, http.StatusServiceUnavailable, fmt.Sprintf("no snapshot: %v: try again", err))
 			return
 		}
-		answer(w, http.StatusOK, NewStatus(vm, s))
+		Answer(w, http.StatusOK, NewStatus(vm, s))
 	})
 	mux.HandleFunc("POST /v1/stop", func(w http.ResponseWriter, r *http.Request) {
 		var q StopRequest
@@ -143,34 +181,36 @@ func ControlHandler(vm VM, source Source, stop func(reason string) error) http.H
 		var tooLarge *http.MaxBytesError
 		switch err := d.Decode(&q); {
 		case errors.As(err, &tooLarge):
-			fail(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("a body has at most %d bytes", maxBody))
+			Fail(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("a body has at most %d bytes", maxBody))
 			return
 		case err != nil && !errors.Is(err, io.EOF):
-			fail(w, http.StatusBadRequest, fmt.Sprintf("the body: %v: want {\"reason\": \"…\"} or nothing", err))
+			Fail(w, http.StatusBadRequest, fmt.Sprintf("the body: %v: want {\"reason\": \"…\"} or nothing", err))
 			return
 		}
 		if err := stop(oneLine(q.Reason)); err != nil {
-			fail(w, http.StatusServiceUnavailable, fmt.Sprintf("the engine was not reached: %v", err))
+			Fail(w, http.StatusServiceUnavailable, fmt.Sprintf("the engine was not reached: %v", err))
 			return
 		}
-		answer(w, http.StatusAccepted, struct {
+		Answer(w, http.StatusAccepted, struct {
 			Stopping bool `json:"stopping"`
 		}{true})
 	})
-	return mux
+	return LimitBody(maxBody, mux)
 }
 
 const maxReason = 200
 
 // oneLine makes a client's words fit for a report and a terminal.
-func oneLine(s string) string {
+func oneLine(s string) string { return shortLine(s, maxReason) }
+
+func shortLine(s string, most int) string {
 	r := []rune(strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return ' '
 		}
 		return r
 	}, s))
-	return strings.TrimSpace(string(r[:min(len(r), maxReason)]))
+	return strings.TrimSpace(string(r[:min(len(r), most)]))
 }
 
 // failure is the body of every answer that is not 2xx from the control API's own handlers.
@@ -178,9 +218,11 @@ type failure struct {
 	Error string `json:"error"`
 }
 
-func fail(w http.ResponseWriter, status int, why string) { answer(w, status, failure{why}) }
+// Fail answers with {"error": why}, as every answer of the control API that is not 2xx has it.
+func Fail(w http.ResponseWriter, status int, why string) { Answer(w, status, failure{why}) }
 
-func answer(w http.ResponseWriter, status int, v any) {
+// Answer answers with v as JSON.
+func Answer(w http.ResponseWriter, status int, v any) {
 	b, err := json.Marshal(v)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)

@@ -2,6 +2,7 @@ package observe
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -121,6 +122,63 @@ func TestControlSaysWhatIsWrong(t *testing.T) {
 			t.Errorf("%s %s %.20q: %d %q %v; want %d with %q", x.method, x.path, x.body, r.StatusCode, b, err, x.status, x.text)
 		}
 	}
+}
+
+// A route of somebody else's has its own bound, and knows who asks.
+func TestComposed(t *testing.T) {
+	dir := t.TempDir()
+	l, err := ListenControl(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vm, s := fake(t)
+	mux := http.NewServeMux()
+	mux.Handle("/", ControlHandler(vm, always(s), func(string) error { return nil }))
+	const most = 4 * maxBody
+	mux.Handle("POST /v1/large", LimitBody(most, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, err := io.ReadAll(r.Body)
+		if err != nil {
+			Fail(w, http.StatusRequestEntityTooLarge, err.Error()+strings.Repeat("\n", maxFailure))
+			return
+		}
+		p := Peer(r)
+		Answer(w, http.StatusConflict, map[string]int{"bytes": len(b), "uid": int(p.Uid), "pid": int(p.Pid)})
+	})))
+	done := make(chan error, 1)
+	go func() { done <- Serve(l, mux) }()
+	c := NewClient(dir)
+	post := func(path string, n int) (int, string) {
+		t.Helper()
+		r, err := c.Do(soon(t), "POST", path, bytes.Repeat([]byte(" "), n))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Body.Close()
+		b, err := ReadAnswer(r, maxAnswer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.StatusCode, string(b)
+	}
+	if status, b := post("/v1/large", most); status != 409 || b != fmt.Sprintf("{\"bytes\":%d,\"pid\":%d,\"uid\":%d}\n", most, os.Getpid(), os.Getuid()) {
+		t.Error(status, b)
+	}
+	if status, b := post("/v1/large", most+1); status != 413 || Failure([]byte(b)) != "http: request body too large" {
+		t.Error(status, b)
+	}
+	if status, b := post("/v1/stop", maxBody+1); status != 413 {
+		t.Error(status, b)
+	}
+	if _, err := c.Status(soon(t)); err != nil {
+		t.Error(err)
+	}
+	if p := Peer(httptest.NewRequest("GET", "/", nil)); p != nil {
+		t.Errorf("a peer without a socket: %+v", p)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	<-done
 }
 
 func TestNobodyListens(t *testing.T) {
