@@ -44,6 +44,9 @@ const (
 	mGuestMemory
 	mRecordsLost
 	mStrays
+	mPatches
+	mPatchNumber
+	mPatchPause
 	mFailures
 	mBuild
 	nMetric
@@ -76,6 +79,9 @@ var metrics = [nMetric]metric{
 	mGuestMemory: {"cloister_guest_memory_bytes", prometheus.GaugeValue, []string{"vm"}, "Host memory behind the guest's addresses."},
 	mRecordsLost: {"cloister_records_lost_total", prometheus.CounterValue, []string{"vm", "vcpu", "record"}, "Records for which a table of the ledger had no room."},
 	mStrays:      {"cloister_stray_threads_total", prometheus.CounterValue, []string{"vm"}, "Threads of Cloister's own that were found on a dedicated core, and moved."},
+	mPatches:     {"cloister_patches_total", prometheus.CounterValue, []string{"vm", "outcome"}, "Patches that were asked for, by what became of them."},
+	mPatchNumber: {"cloister_patch_number", prometheus.GaugeValue, []string{"vm"}, "Number of the latest patch, committed or not."},
+	mPatchPause:  {"cloister_patch_pause_seconds", prometheus.UntypedValue, []string{"vm", "vcpu"}, "How long a patch held the vCPU, from its acknowledgement of the stop to its release."},
 	mFailures:    {"cloister_snapshot_failures_total", prometheus.CounterValue, []string{"vm"}, "Scrapes that could not get a consistent snapshot."},
 	mBuild:       {"cloister_build_info", prometheus.GaugeValue, []string{"version", "goversion"}, "Always 1; the version of Cloister and of the Go that built it."},
 }
@@ -173,6 +179,9 @@ func (g *gathering) snapshot(s *Snapshot) {
 		g.put(mGuestMemory, float64(*s.Memory.Guest), vm)
 	}
 	g.put(mStrays, float64(s.Strays), vm)
+	if s.Patches != nil {
+		g.patches(s.Patches)
+	}
 }
 
 // maxNames is how many names of threads one vCPU may show in its life. The program chooses them, and each

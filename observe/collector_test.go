@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/cloister-vmm/cloister/isolation/breaks"
+	"github.com/cloister-vmm/cloister/patch"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 )
@@ -123,9 +124,9 @@ func TestNotKnownIsNotShown(t *testing.T) {
 			t.Errorf("the TSC's frequency is not known, and yet: %s", name)
 		}
 	}
-	s.VCPUs, s.Memory = nil, Memory{}
+	s.VCPUs, s.Memory, s.Patches = nil, Memory{}, nil
 	text = scrape(t, MetricsHandler(vm, always(s)))
-	for _, name := range []string{"vcpu=", "cloister_process_resident_bytes{", "cloister_guest_memory_bytes{"} {
+	for _, name := range []string{"vcpu=", "cloister_patch", "cloister_process_resident_bytes{", "cloister_guest_memory_bytes{"} {
 		if strings.Contains(text, name) {
 			t.Errorf("before the first instruction: %s is shown", name)
 		}
@@ -227,7 +228,8 @@ func TestDocTable(t *testing.T) {
 			t.Errorf("row %d: docs/metrics.md has %q, the code %q", i+1, got, want)
 		}
 	}
-	for _, words := range [][]string{states[:], {Starting, Open, Sealed, Parked, Ended, NotKnown}, breaks.KernelNames[:]} {
+	for _, words := range [][]string{states[:], {Starting, Open, Sealed, Parked, Ended, NotKnown}, breaks.KernelNames[:],
+		{patch.Committed, patch.Refused, patch.Aborted, patch.RolledBack, patch.Dead}} {
 		for _, w := range words {
 			if !bytes.Contains(doc, []byte("`"+w+"`")) {
 				t.Errorf("docs/metrics.md does not say what %q is", w)
@@ -248,5 +250,18 @@ func TestOnlyMetricsAreServed(t *testing.T) {
 		if _, err := io.Copy(io.Discard, w.Body); err != nil || w.Code != c.status {
 			t.Errorf("%s %s: %d, want %d", c.method, c.path, w.Code, c.status)
 		}
+	}
+}
+
+// A clone is a moment: what is counted later is not in it.
+func TestPatchesClone(t *testing.T) {
+	p := &Patches{Outcomes: map[string]uint64{"committed": 1}, Pauses: map[int]*Pauses{0: {}}}
+	p.Pauses[0].Add(1)
+	c := p.Clone()
+	p.Outcomes["committed"]++
+	p.Pauses[0].Add(1)
+	p.Pauses[1] = &Pauses{}
+	if c.Outcomes["committed"] != 1 || len(c.Pauses) != 1 || c.Pauses[0].count != 1 || c.Pauses[0].atMost[0] != 1 {
+		t.Errorf("%+v", c)
 	}
 }

@@ -50,8 +50,13 @@ func fake(t *testing.T) (VM, *Snapshot) {
 	c.Book[breaks.Sealed].Kernel = [breaks.NKernel]uint64{10*2 + 30 + 4, 30, 0, 10, 3, 0, 0, 0}
 	second := breaks.Counts{ID: 1, CPU: breaks.NoCPU, State: breaks.StateParked, TSCHz: hz, Start: 2 * hz, Idle: hz}
 	second.Book[breaks.Open].Kernel[breaks.KernelIRQ] = 3 // more than there were exits: the books do not close
+	patches := &Patches{Number: 4, Outcomes: map[string]uint64{"committed": 3, "refused": 1, "aborted": 0, "rolled-back": 0, "dead": 0}, Pauses: map[int]*Pauses{0: {}, 1: {}}}
+	for _, ns := range []uint64{100_000, 100_001, 7_000_000_000} {
+		patches.Pauses[0].Add(ns)
+	}
+	patches.Pauses[1].Add(4_999)
 	lost, guest := uint64(5), uint64(64<<20)
-	return vm, &Snapshot{VCPUs: []Ledger{{Counts: c, Thread: "loop", EventsLost: &lost}, {Counts: second, Thread: "log\x1b\"ger", EventsLost: &lost}}, Now: 11 * hz, Strays: 1,
+	return vm, &Snapshot{VCPUs: []Ledger{{Counts: c, Thread: "loop", EventsLost: &lost}, {Counts: second, Thread: "log\x1b\"ger", EventsLost: &lost}}, Now: 11 * hz, Strays: 1, Patches: patches,
 		Memory: Memory{Engine: &Resident{2 << 20, 5 << 20}, Monitor: &Resident{3 << 20, 4 << 20}, Guest: &guest}}
 }
 

@@ -36,6 +36,8 @@ type Snapshot struct {
 	// Strays counts threads of Cloister's own that were found on a dedicated core, and moved.
 	Strays uint64
 	Memory Memory
+	// Patches is what became of patches; nil: the program cannot be patched.
+	Patches *Patches
 }
 
 // Ledger is one vCPU at the moment of a Snapshot.
