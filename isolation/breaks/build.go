@@ -24,7 +24,9 @@ type Facts struct {
 	Originators  []Originator
 	// FailedClauses are reasons against a certificate that only the caller can know.
 	FailedClauses []string
-	Drift         []Drift // of the host, while the run went on
+	Drift         []Drift       // of the host, while the run went on
+	Patches       []PatchReport // in the order of their numbers
+	PatchLog      *PatchLog     // nil: nothing was logged
 
 	Budget *Budget // nil: none was given. Backend is set by Build
 
@@ -67,7 +69,7 @@ func Build(f Facts, ledgers []Ledger) *Report {
 	r := &Report{
 		Schema: Schema, Version: f.Version, Started: f.Started, Host: f.Host, Program: f.Program, Exit: f.Exit, Fault: f.Fault,
 		VCPUs: []VCPUReport{}, TopOriginators: list(f.Originators), Timings: list(f.Timings), GapRecords: list(f.Gaps),
-		NotMeasured: slices.Clone(list(f.NotMeasured)), Drift: list(f.Drift),
+		NotMeasured: slices.Clone(list(f.NotMeasured)), Drift: list(f.Drift), Patches: patches(f.Patches), PatchLog: f.PatchLog,
 		Books: Books{ReturnsClosed: true, KernelClosed: true, Why: []string{}},
 	}
 	r.Program.Args = list(r.Program.Args)
@@ -118,6 +120,15 @@ func list[T any](l []T) []T {
 		return []T{}
 	}
 	return l
+}
+
+// patches are the same with lists in place of none.
+func patches(all []PatchReport) []PatchReport {
+	all = slices.Clone(list(all))
+	for i := range all {
+		all[i].VCPUs = list(all[i].VCPUs)
+	}
+	return all
 }
 
 func (r *Report) addVCPU(f *Facts, l *Ledger, several bool) {

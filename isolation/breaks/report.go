@@ -15,23 +15,25 @@ const Schema = "cloister.report/v1"
 // JSON, WriteText prints it. Times in *_ns are nanoseconds, never negative; a null says "not measured"
 // or "not known", and NotMeasured says why.
 type Report struct {
-	Schema         string       `json:"schema"`
-	Version        string       `json:"version"`
-	Started        string       `json:"started"`
-	Host           Host         `json:"host"`
-	Program        Program      `json:"program"`
-	Exit           Exit         `json:"exit"`
-	Fault          *Fault       `json:"fault"`
-	VCPUs          []VCPUReport `json:"vcpus"`
-	Books          Books        `json:"books"`
-	Budget         *BudgetState `json:"budget"`
-	Certificate    Certificate  `json:"certificate"`
-	TopSites       []TopSite    `json:"top_sites"`
-	TopOriginators []Originator `json:"top_originators"`
-	Timings        []Timing     `json:"timings"`
-	GapRecords     []GapReport  `json:"gap_records"`
-	Drift          []Drift      `json:"drift"`
-	NotMeasured    []NotKnown   `json:"not_measured"`
+	Schema         string        `json:"schema"`
+	Version        string        `json:"version"`
+	Started        string        `json:"started"`
+	Host           Host          `json:"host"`
+	Program        Program       `json:"program"`
+	Exit           Exit          `json:"exit"`
+	Fault          *Fault        `json:"fault"`
+	VCPUs          []VCPUReport  `json:"vcpus"`
+	Books          Books         `json:"books"`
+	Budget         *BudgetState  `json:"budget"`
+	Certificate    Certificate   `json:"certificate"`
+	TopSites       []TopSite     `json:"top_sites"`
+	TopOriginators []Originator  `json:"top_originators"`
+	Timings        []Timing      `json:"timings"`
+	GapRecords     []GapReport   `json:"gap_records"`
+	Drift          []Drift       `json:"drift"`
+	Patches        []PatchReport `json:"patches"`
+	PatchLog       *PatchLog     `json:"patch_log"` // null: nothing was logged
+	NotMeasured    []NotKnown    `json:"not_measured"`
 }
 
 // Host is the machine that the run was on, as found at its start. An empty string or a null: not known.

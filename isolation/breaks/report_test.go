@@ -82,6 +82,8 @@ func sampleLedger() Ledger {
 	}}
 }
 
+func ptr[T any](v T) *T { return &v }
+
 func sampleFacts(t *testing.T) Facts {
 	budget, err := Parse("syscall<=2/s,max<=100us,lost<=1ms/s,exceptions=0")
 	if err != nil {
@@ -105,6 +107,12 @@ func sampleFacts(t *testing.T) Facts {
 		},
 		SyscallName: func(nr int) string { return map[int]string{0: "read", 1: "write", 9: "mmap", 231: "exit_group"}[nr] },
 		Drift:       []Drift{{3_200_000_000, true, "the affinity of IRQ 24", "/proc/irq/24/smp_affinity_list", "0", "0-1"}},
+		Patches: []PatchReport{
+			{Number: 1, Outcome: "committed", Name: "replace filter=./new.o:filter", Actor: "uid 0 pid 17", Time: "2026-11-22T13:00:02.5Z", Stops: 2,
+				VCPUs: []PatchPause{{ID: 0, CPU: ptr(1), Where: "guest", Break: true, StopNS: ptr(uint64(12_300)), PauseNS: ptr(uint64(19_400))}, {ID: 1, Where: "ended"}}},
+			{Number: 2, Outcome: "refused", Name: "revert 1\x1b[2J", Reverts: 1, Actor: "uid 0 pid 18", Time: "2026-11-22T13:00:03Z", Reason: "vCPU 0 stood inside f"},
+		},
+		PatchLog:    &PatchLog{"/var/lib/cloister/patch/my-loop.jsonl", strings.Repeat("8c", 32)},
 		NotMeasured: []NotKnown{{"host events", "no permission to load eBPF programs"}},
 	}
 }
@@ -275,7 +283,7 @@ func TestReportsFollowTheSchema(t *testing.T) {
 	}
 	// And it is a schema that can say no.
 	for path, wrong := range map[string]any{
-		"schema": "cloister.report/v2", "vcpus": nil, "exit": map[string]any{"code": 0}, "host": map[string]any{}, "budget": "total=0",
+		"schema": "cloister.report/v2", "vcpus": nil, "exit": map[string]any{"code": 0}, "patches": []any{map[string]any{"number": 1}}, "patch_log": "x", "host": map[string]any{}, "budget": "total=0",
 	} {
 		doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(encode(t, Build(sampleFacts(t), []Ledger{sampleLedger()}))))
 		if err != nil {
