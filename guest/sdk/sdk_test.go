@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -18,10 +19,7 @@ import (
 var update = flag.Bool("update", false, "write the generated parts of the SDKs")
 
 // constants are the numbers that programs need, under the names that C gives them (with CLOISTER_ before).
-var constants = []struct {
-	name  string
-	value uint64
-}{
+var constants = []constant{
 	{"PAGE", abi.Page},
 	{"SYS_ISOLATE", abi.SysIsolate},
 	{"SYS_GAP_RECORD", abi.SysGapRecord},
@@ -36,6 +34,27 @@ var constants = []struct {
 	{"RING_MIN_SIZE", abi.RingMinSize},
 	{"RING_MAX_SIZE", abi.RingMaxSize},
 	{"RING_PREFIX", abi.RingPrefix},
+	{"SYS_SAFEPOINT", abi.SysSafepoint},
+	{"SYS_SYNC", abi.SysSync},
+	{"SAFEPOINT_HERE", abi.SafepointHere},
+	{"SAFEPOINT_WORD", abi.SafepointWord},
+	{"SAFEPOINT_QUIET", abi.SafepointQuiet},
+}
+
+// assembled are those that C hands to the assembler, which knows no suffix UL.
+var assembled = []constant{
+	{"NOTE_SITE", abi.NoteSite},
+	{"NOTE_SAFE_WORD", abi.NoteSafeWord},
+	{"NOTE_SAFE_RIP", abi.NoteSafeRIP},
+	{"NOTE_PATCHABLE", abi.NotePatchable},
+	{"SITE_IMM", abi.SiteImm},
+	{"SITE_BRANCH", abi.SiteBranch},
+	{"SITE_NAME", abi.SiteName},
+}
+
+type constant struct {
+	name  string
+	value uint64
 }
 
 // comments are those of abi.GapRecord's fields, by their C names.
@@ -100,7 +119,10 @@ func generateC() string {
 	for _, c := range constants {
 		fmt.Fprintf(&b, "#define CLOISTER_%s %#xUL\n", c.name, c.value)
 	}
-	fmt.Fprintf(&b, "#define CLOISTER_RING_DIR %q\n", abi.RingDir)
+	for _, c := range assembled {
+		fmt.Fprintf(&b, "#define CLOISTER_%s %d\n", c.name, c.value)
+	}
+	fmt.Fprintf(&b, "#define CLOISTER_NOTE_OWNER %q\n#define CLOISTER_RING_DIR %q\n", abi.NoteOwner, abi.RingDir)
 	for _, s := range []struct {
 		name     string
 		typ      reflect.Type
@@ -242,7 +264,7 @@ func TestLayoutC(t *testing.T) {
 			fmt.Fprintf(&b, "_Static_assert(sizeof(((%s *)0)->%s) == %d, \"%s\");\n", s.name, f.name, f.size, f.name)
 		}
 	}
-	for _, c := range constants {
+	for _, c := range slices.Concat(constants, assembled) {
 		fmt.Fprintf(&b, "_Static_assert(CLOISTER_%s == %dUL, \"%s\");\n", c.name, c.value, c.name)
 	}
 	for _, c := range []struct{ tool, file, std string }{

@@ -27,6 +27,19 @@
 #define CLOISTER_RING_MIN_SIZE 0x1000UL
 #define CLOISTER_RING_MAX_SIZE 0x40000000UL
 #define CLOISTER_RING_PREFIX 0x8UL
+#define CLOISTER_SYS_SAFEPOINT 0x434c03UL
+#define CLOISTER_SYS_SYNC 0x434c04UL
+#define CLOISTER_SAFEPOINT_HERE 0x0UL
+#define CLOISTER_SAFEPOINT_WORD 0x1UL
+#define CLOISTER_SAFEPOINT_QUIET 0x2UL
+#define CLOISTER_NOTE_SITE 1
+#define CLOISTER_NOTE_SAFE_WORD 2
+#define CLOISTER_NOTE_SAFE_RIP 3
+#define CLOISTER_NOTE_PATCHABLE 4
+#define CLOISTER_SITE_IMM 1
+#define CLOISTER_SITE_BRANCH 2
+#define CLOISTER_SITE_NAME 128
+#define CLOISTER_NOTE_OWNER "Cloister"
 #define CLOISTER_RING_DIR "/dev/cloister/ring/"
 
 struct cloister_gap {
@@ -79,6 +92,15 @@ static __inline__ long cloister_syscall1(long nr, long a)
 	return r;
 }
 
+/* The same with two arguments. */
+static __inline__ long cloister_syscall2(long nr, long a, long b)
+{
+	long r;
+
+	__asm__ __volatile__("syscall" : "=a"(r) : "0"(nr), "D"(a), "S"(b) : "rcx", "r11", "memory");
+	return r;
+}
+
 /*
  * Seals (on != 0) or unseals the calling vCPU: breaks in between count against the run's budget.
  * Returns 0; -EAGAIN when the run's policy refuses; -ENOSYS natively.
@@ -95,6 +117,24 @@ static __inline__ int cloister_isolate(int on)
 static __inline__ int cloister_gap_record(struct cloister_record *record)
 {
 	return (int)cloister_syscall1(CLOISTER_SYS_GAP_RECORD, (long)record);
+}
+
+/*
+ * Says (on != 0) that the calling thread executes nothing that is ever patched until it says otherwise: a helper that sleeps in a system call
+ * shall not hold up a patch that waits for safe points (cloister_patch.h). Returns 0; -ENOSYS natively.
+ */
+static __inline__ int cloister_quiet(int on)
+{
+	return (int)cloister_syscall2(CLOISTER_SYS_SAFEPOINT, CLOISTER_SAFEPOINT_QUIET, on != 0);
+}
+
+/*
+ * For a program that has written code: when it returns 0, every other thread executes a serialising instruction before its next instruction of the
+ * program. Returns 0; -ETIMEDOUT when a thread could not be stopped; -ENOSYS natively (use membarrier(2) there).
+ */
+static __inline__ int cloister_sync_cores(void)
+{
+	return (int)cloister_syscall1(CLOISTER_SYS_SYNC, 0);
 }
 
 /* Returns 1 under Cloister, 0 natively. It asks to register a record at an odd address, which no one accepts. */

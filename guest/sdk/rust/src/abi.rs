@@ -31,6 +31,16 @@ pub const RING_MIN_SIZE: u64 = 0x1000;
 pub const RING_MAX_SIZE: u64 = 0x40000000;
 /// `CLOISTER_RING_PREFIX` of cloister.h.
 pub const RING_PREFIX: u64 = 0x8;
+/// `CLOISTER_SYS_SAFEPOINT` of cloister.h.
+pub const SYS_SAFEPOINT: u64 = 0x434c03;
+/// `CLOISTER_SYS_SYNC` of cloister.h.
+pub const SYS_SYNC: u64 = 0x434c04;
+/// `CLOISTER_SAFEPOINT_HERE` of cloister.h.
+pub const SAFEPOINT_HERE: u64 = 0x0;
+/// `CLOISTER_SAFEPOINT_WORD` of cloister.h.
+pub const SAFEPOINT_WORD: u64 = 0x1;
+/// `CLOISTER_SAFEPOINT_QUIET` of cloister.h.
+pub const SAFEPOINT_QUIET: u64 = 0x2;
 
 #[allow(clippy::declare_interior_mutable_const)]
 const ZERO: AtomicU64 = AtomicU64::new(0);
