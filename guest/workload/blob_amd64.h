@@ -5,9 +5,13 @@
 #define LABEL(n) BYTE $0x0f; BYTE $0x1f; BYTE $0x80; BYTE $n; BYTE $0x4c; BYTE $0x43; BYTE $0x7f
 #define LABEL_END LABEL(0xff)
 
+// CALL_TO(n) calls the code behind LABEL(n): a near CALL whose distance the Go side fills in.
+#define CALL_TO(n) BYTE $0xe8; BYTE $n; BYTE $0x43; BYTE $0x43; BYTE $0x7f
+
 // Addresses in the generated ELF.
 #define PARAMS 0x600000
 #define RECORD 0x601000
+#define CONTROL 0x603000
 
 // Offsets of params (image.go).
 #define P_SEAL 0
@@ -67,11 +71,43 @@
 #define R_LASTBUCKET 63
 #define R_RINGMASK 255
 
+// Offsets of ControlRecord and ControlChange (control.go).
+#define C_WAITS 0
+#define C_PERIOD 72
+#define C_WORK 80
+#define C_LOG 88
+#define C_UNTIL 96
+#define C_SAMPLE 104
+#define C_BEGIN 112
+#define C_END 120
+#define C_LATEST 128
+#define C_OUTPUT 136
+#define C_VERSION 144
+#define C_CHANGES 152
+#define C_PERIODS 160
+#define C_MISSED 168
+#define C_MIXED 176
+#define C_LOST 184
+#define C_LINE 192
+#define C_SUMMARY 256
+#define C_GONE 320
+#define C_BUFFER 408
+#define C_HISTORY 576
+#define C_KEPT 64
+#define C_MASK 63
+#define H_PERIOD 0
+#define H_OUTPUT 8
+#define H_VERSION 16
+#define H_DUE 24
+#define H_SIZE 32
+#define RATE_LIMIT 1000
+
 // System calls: Linux's (arch/x86/entry/syscalls/syscall_64.tbl) and Cloister's own (guest/abi).
 #define SYS_WRITE 1
 #define SYS_EXIT_GROUP 231
 #define SYS_ISOLATE 0x434c00
 #define SYS_GAPRECORD 0x434c01
+#define SYS_SAFEPOINT 0x434c03
 
 // SURVIVED is the status of a @fault program whose instruction did not fault.
 #define SURVIVED 77

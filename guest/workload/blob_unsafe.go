@@ -2,6 +2,7 @@ package workload
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"unsafe"
 )
@@ -13,6 +14,9 @@ const (
 	labelEnd = 0xff
 	maxCode  = 4096
 )
+
+// callLen is the length of CALL_TO's instruction.
+const callLen = 5
 
 // labelled holds a program's code and where its labels stand, by number.
 type labelled struct {
@@ -34,7 +38,7 @@ func extract(start *byte) (labelled, error) {
 		at += labelLen
 		if n == labelEnd {
 			l.code = bytes.Clone(text[:at])
-			return l, nil
+			return l, l.link()
 		}
 		if _, twice := l.labels[n]; twice {
 			return labelled{}, fmt.Errorf("built-in program: label %d stands twice: this build of cloister is damaged", n)
@@ -42,4 +46,19 @@ func extract(start *byte) (labelled, error) {
 		l.labels[n] = at
 	}
 	return labelled{}, fmt.Errorf("built-in program: no end within %d bytes: this build of cloister is damaged", maxCode)
+}
+
+// link fills in the distances of the calls of CALL_TO.
+func (l labelled) link() error {
+	for at := 0; at+callLen <= len(l.code); at++ {
+		if l.code[at] != 0xe8 || !bytes.Equal(l.code[at+2:at+callLen], []byte{0x43, 0x43, 0x7f}) {
+			continue
+		}
+		to, ok := l.labels[l.code[at+1]]
+		if !ok {
+			return fmt.Errorf("built-in program: a call of label %d, which is missing: this build of cloister is damaged", l.code[at+1])
+		}
+		binary.LittleEndian.PutUint32(l.code[at+1:], uint32(to-at-callLen))
+	}
+	return nil
 }

@@ -5,5 +5,6 @@ package workload
 func spinCode() *byte
 func jitterCode() *byte
 func cyclicCode() *byte
+func controlCode() *byte
 func exitsCode() *byte
 func faultCode() *byte

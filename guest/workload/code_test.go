@@ -3,6 +3,7 @@ package workload
 import (
 	"bytes"
 	"debug/elf"
+	"encoding/binary"
 	"os"
 	"reflect"
 	"regexp"
@@ -16,15 +17,15 @@ import (
 
 // blobs are the programs by assembly symbol: all faults are one.
 func blobs() map[string]func() *byte {
-	return map[string]func() *byte{"spin": spinCode, "jitter": jitterCode, "cyclic": cyclicCode, "exits": exitsCode, "fault": faultCode}
+	return map[string]func() *byte{"spin": spinCode, "jitter": jitterCode, "cyclic": cyclicCode, "control": controlCode, "exits": exitsCode, "fault": faultCode}
 }
 
 // indirect reports whether inst goes where no offset within the program says.
 func indirect(inst x86asm.Inst) bool {
 	switch inst.Op {
-	case x86asm.CALL, x86asm.LCALL, x86asm.LJMP, x86asm.RET, x86asm.LRET, x86asm.IRET, x86asm.IRETD, x86asm.IRETQ:
+	case x86asm.LCALL, x86asm.LJMP, x86asm.RET, x86asm.LRET, x86asm.IRET, x86asm.IRETD, x86asm.IRETQ:
 		return true
-	case x86asm.JMP:
+	case x86asm.JMP, x86asm.CALL:
 		_, rel := inst.Args[0].(x86asm.Rel)
 		return !rel
 	}
@@ -49,7 +50,8 @@ func TestCodeStaysInside(t *testing.T) {
 					t.Fatalf("at %#x: % x: %v", at, l.code[at:min(at+12, len(l.code))], err)
 				}
 				starts[at] = true
-				if indirect(inst) && name != "fault" {
+				// @control-loop calls functions of its own, which return.
+				if indirect(inst) && name != "fault" && (name != "control" || inst.Op != x86asm.RET) {
 					t.Errorf("at %#x: %v leaves the program", at, inst)
 				}
 				for _, a := range inst.Args {
@@ -103,6 +105,7 @@ func TestLoopsAreClean(t *testing.T) {
 		{"jitter", jitterCode, 1, 2, true},
 		{"cyclic wait", cyclicCode, 1, 2, false},
 		{"cyclic wake", cyclicCode, 2, 3, true},
+		{"control wait", controlCode, 6, 7, false},
 	} {
 		l, err := extract(c.code())
 		if err != nil {
@@ -146,7 +149,8 @@ func TestHeaderMatchesGo(t *testing.T) {
 		"OP_END": opEnd, "OP_SYSCALL": opSyscall, "OP_CPUID": opCPUID, "OP_TOUCH": opTouch, "OP_SEAL": opSeal,
 		"CHECK_NONE": checkNone, "CHECK_OK": checkOK, "CHECK_VALUE": checkValue, "BASE_SAVE": baseSave, "BASE_ADD": baseAdd,
 		"R_SIZE": uint64(reflect.TypeFor[abi.GapRecord]().Size()), "R_LASTBUCKET": abi.GapBuckets - 1, "R_RINGMASK": abi.GapRing - 1,
-		"SYS_WRITE": 1, "SYS_EXIT_GROUP": 231, "SYS_ISOLATE": abi.SysIsolate, "SYS_GAPRECORD": abi.SysGapRecord,
+		"SYS_WRITE": 1, "SYS_EXIT_GROUP": 231, "SYS_ISOLATE": abi.SysIsolate, "SYS_GAPRECORD": abi.SysGapRecord, "SYS_SAFEPOINT": abi.SysSafepoint,
+		"CONTROL": ControlAddr, "C_KEPT": ControlKept, "C_MASK": ControlKept - 1, "H_SIZE": uint64(reflect.TypeFor[ControlChange]().Size()), "RATE_LIMIT": rateLimit,
 		"SURVIVED": Survived, "S_SIZE": uint64(reflect.TypeFor[step]().Size()),
 	}
 	// Every P_, S_ and R_ that is left is the offset of the field of that name.
@@ -175,6 +179,8 @@ func TestHeaderMatchesGo(t *testing.T) {
 	offsets("P_", reflect.TypeFor[params]())
 	offsets("S_", reflect.TypeFor[step]())
 	offsets("R_", reflect.TypeFor[abi.GapRecord]())
+	offsets("C_", reflect.TypeFor[ControlRecord]())
+	offsets("H_", reflect.TypeFor[ControlChange]())
 	for name, v := range got {
 		if w, ok := want[name]; !ok || w != v {
 			t.Errorf("blob_amd64.h: %s is %#x, Go has %#x (known: %v)", name, v, w, ok)
@@ -187,6 +193,9 @@ func TestHeaderMatchesGo(t *testing.T) {
 	}
 	if r := reflect.TypeFor[params](); r.Size() != abi.Page {
 		t.Errorf("params has %d bytes", r.Size())
+	}
+	if r := reflect.TypeFor[ControlRecord](); r.Size() > abi.Page || r.Size() != uintptr(binary.Size(ControlRecord{})) {
+		t.Errorf("ControlRecord has %d bytes, %d in the program", r.Size(), binary.Size(ControlRecord{}))
 	}
 	if reflect.TypeFor[abi.GapRecord]().Size() != recordSize || recordSize > recordPages*abi.Page {
 		t.Errorf("recordSize is %d", recordSize)
@@ -238,6 +247,7 @@ func TestImage(t *testing.T) {
 				}
 			case elf.PT_GNU_STACK:
 				stack = p.Flags == elf.PF_R|elf.PF_W
+			case elf.PT_NOTE:
 			default:
 				t.Errorf("%s: a %v", name, p.Type)
 			}
@@ -271,6 +281,8 @@ func TestImage(t *testing.T) {
 			want += "_wait"
 		case "@exits":
 			want += "_syscall"
+		case "@control-loop":
+			want = "control_wait"
 		default:
 			if at[want].Value != f.Entry {
 				t.Errorf("%s: enters at %#x and not at %s", name, f.Entry, want)

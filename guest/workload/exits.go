@@ -116,7 +116,7 @@ func Provocations(n int) []Expect {
 
 func exitsOptions(fs *flag.FlagSet) fill {
 	count := fs.Uint64("count", 10, "provoke each `N` times")
-	return func(p *params, _ *abi.GapRecord, _ uint64) error {
+	return func(m *memory, _ uint64) error {
 		if *count < 1 || *count > MaxProvoke {
 			return fmt.Errorf("--count %d: must be 1 to %d", *count, MaxProvoke)
 		}
@@ -125,7 +125,7 @@ func exitsOptions(fs *flag.FlagSet) fill {
 			return fmt.Errorf("%d steps, room for %d: this build of cloister is damaged", len(all), maxSteps)
 		}
 		for i, v := range all {
-			p.Steps[i] = v.step
+			m.params.Steps[i] = v.step
 		}
 		return nil
 	}

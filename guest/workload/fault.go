@@ -5,7 +5,6 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/cloister-vmm/cloister/guest/abi"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
 )
 
@@ -94,5 +93,5 @@ func faultELF(name string, args []string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return image(l, append(labels, "fault_survived"), entry, &params{}, &abi.GapRecord{})
+	return image(l, append(labels, "fault_survived"), entry, &memory{})
 }

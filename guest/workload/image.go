@@ -2,11 +2,12 @@ package workload
 
 import (
 	"bytes"
+	"cmp"
 	"debug/elf"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"sort"
+	"slices"
 
 	"github.com/cloister-vmm/cloister/guest/abi"
 )
@@ -23,7 +24,6 @@ const (
 	fileText   = 0x1000   // file offsets; each congruent to its address modulo the page size
 	fileParams = fileText + maxCode
 	dataSize   = abi.Page + recordPages*abi.Page
-	fileEnd    = fileParams + dataSize
 
 	recordPages = 2
 	stepsAt     = 256
@@ -54,72 +54,111 @@ type symbol struct {
 	section elf.SectionIndex
 }
 
-// Section numbers, in the order in which image writes the headers.
+// Section numbers that something refers to.
 const (
-	secText elf.SectionIndex = 1 + iota
-	secData
-	secSymtab
-	secStrtab
-	secShstrtab
-	numSections
+	secText     = 1
+	secData     = 2
+	secStrtab   = 4
+	secShstrtab = 5
 )
+
+// section is one section of the file; Off is not 0 where its place is fixed.
+type section struct {
+	name string
+	elf.Section64
+	bytes []byte
+}
+
+// headersSize is where the notes begin: behind the file's header and four program headers.
+const headersSize = 64 + 4*56
 
 // image wraps code in a static ELF64 file (System V gABI 4.1, chapters 4 and 5). names are the symbols of the
 // labels, by number; entry is the label at which the program starts.
-func image(l labelled, names []string, entry int, p *params, r *abi.GapRecord) ([]byte, error) {
-	symbols, err := symbolsOf(l, names, entry)
+func image(l labelled, names []string, entry int, m *memory) ([]byte, error) {
+	symbols, err := symbolsOf(l, names, entry, m)
 	if err != nil {
 		return nil, err
 	}
-	var symtab, strtab, f output
+	var symtab, strtab, data output
 	strtab.WriteByte(0)
 	symtab.put(elf.Sym64{})
 	for _, s := range symbols {
 		symtab.put(elf.Sym64{Name: uint32(strtab.Len()), Info: elf.ST_INFO(elf.STB_GLOBAL, s.kind), Shndx: uint16(s.section), Value: s.at, Size: s.size})
 		strtab.WriteString(s.name + "\x00")
 	}
-	const shstrtab = "\x00.text\x00.data\x00.symtab\x00.strtab\x00.shstrtab\x00"
-	nameAt := func(n string) uint32 { return uint32(bytes.Index([]byte(shstrtab), []byte("\x00"+n+"\x00")) + 1) }
+	data.put(&m.params)
+	data.padTo(RecordAddr - ParamsAddr)
+	data.put(&m.record)
+	data.padTo(dataSize)
+	if m.control != nil {
+		data.put(m.control)
+		data.padTo(dataSize + abi.Page)
+	}
+	notes, entries, err := l.declare(imageBase+headersSize, m.patchable, symtab.Bytes())
+	if err != nil {
+		return nil, err
+	}
 
-	symAt := uint64(fileEnd)
-	strAt := symAt + uint64(symtab.Len())
-	shstrAt := strAt + uint64(strtab.Len())
-	headersAt := (shstrAt + uint64(len(shstrtab)) + 7) &^ 7
+	const alloc = uint64(elf.SHF_ALLOC)
+	entriesAt := (headersSize + uint64(len(notes)) + 7) &^ 7
+	sections := []section{
+		{},
+		secText: {".text", elf.Section64{Type: uint32(elf.SHT_PROGBITS), Flags: alloc | uint64(elf.SHF_EXECINSTR), Addr: TextAddr, Off: fileText, Addralign: 64}, l.code},
+		secData: {".data", elf.Section64{Type: uint32(elf.SHT_PROGBITS), Flags: alloc | uint64(elf.SHF_WRITE), Addr: ParamsAddr, Off: fileParams, Addralign: abi.Page}, data.Bytes()},
+		{".symtab", elf.Section64{Type: uint32(elf.SHT_SYMTAB), Link: secStrtab, Info: 1, Addralign: 8, Entsize: elf.Sym64Size}, symtab.Bytes()},
+		secStrtab:   {".strtab", elf.Section64{Type: uint32(elf.SHT_STRTAB), Addralign: 1}, strtab.Bytes()},
+		secShstrtab: {".shstrtab", elf.Section64{Type: uint32(elf.SHT_STRTAB), Addralign: 1}, nil},
+		{".note", elf.Section64{Type: uint32(elf.SHT_NOTE), Flags: alloc, Addr: imageBase + headersSize, Off: headersSize, Addralign: 4}, notes},
+	}
+	if len(entries) > 0 {
+		sections = append(sections, section{"__patchable_function_entries",
+			elf.Section64{Type: uint32(elf.SHT_PROGBITS), Flags: alloc, Addr: imageBase + entriesAt, Off: entriesAt, Addralign: 8}, entries})
+	}
+	shstrtab := &sections[secShstrtab]
+	end := fileParams + uint64(data.Len())
+	for i := range sections {
+		s := &sections[i]
+		s.Name = uint32(len(shstrtab.bytes))
+		shstrtab.bytes = append(shstrtab.bytes, s.name+"\x00"...)
+		if s.Size = uint64(len(s.bytes)); s.Off == 0 && i > 0 {
+			s.Off = end
+			end += s.Size
+		}
+	}
+	shstrtab.Size = uint64(len(shstrtab.bytes))
+	headersAt := (shstrtab.Off + shstrtab.Size + 7) &^ 7
 
+	var f output
 	f.put(elf.Header64{
 		Ident:   [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
 		Type:    uint16(elf.ET_EXEC),
 		Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT),
 		Entry: TextAddr + uint64(l.labels[byte(entry)]),
 		Phoff: 64, Shoff: headersAt,
-		Ehsize: 64, Phentsize: 56, Phnum: 3, Shentsize: 64, Shnum: uint16(numSections), Shstrndx: uint16(secShstrtab),
+		Ehsize: 64, Phentsize: 56, Phnum: 4, Shentsize: 64, Shnum: uint16(len(sections)), Shstrndx: secShstrtab,
 	})
-	size := uint64(fileText + len(l.code))
-	f.put(elf.Prog64{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Vaddr: imageBase, Paddr: imageBase, Filesz: size, Memsz: size, Align: abi.Page})
-	f.put(elf.Prog64{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_W), Off: fileParams, Vaddr: ParamsAddr, Paddr: ParamsAddr, Filesz: dataSize, Memsz: dataSize, Align: abi.Page})
-	f.put(elf.Prog64{Type: uint32(elf.PT_GNU_STACK), Flags: uint32(elf.PF_R | elf.PF_W), Align: 16})
-	f.padTo(fileText)
-	f.Write(l.code)
-	f.padTo(fileParams)
-	f.put(p)
-	f.padTo(fileParams + RecordAddr - ParamsAddr)
-	f.put(r)
-	f.padTo(fileEnd)
-	f.Write(symtab.Bytes())
-	f.Write(strtab.Bytes())
-	f.WriteString(shstrtab)
+	load := func(typ elf.ProgType, flags elf.ProgFlag, off, addr, size, align uint64) {
+		f.put(elf.Prog64{Type: uint32(typ), Flags: uint32(flags), Off: off, Vaddr: addr, Paddr: addr, Filesz: size, Memsz: size, Align: align})
+	}
+	load(elf.PT_LOAD, elf.PF_R|elf.PF_X, 0, imageBase, uint64(fileText+len(l.code)), abi.Page)
+	load(elf.PT_LOAD, elf.PF_R|elf.PF_W, fileParams, ParamsAddr, uint64(data.Len()), abi.Page)
+	load(elf.PT_NOTE, elf.PF_R, headersSize, imageBase+headersSize, uint64(len(notes)), 4)
+	load(elf.PT_GNU_STACK, elf.PF_R|elf.PF_W, 0, 0, 0, 16)
+	inFile := slices.Clone(sections[1:])
+	slices.SortStableFunc(inFile, func(a, b section) int { return cmp.Compare(a.Off, b.Off) })
+	for _, s := range inFile {
+		f.padTo(int(s.Off))
+		f.Write(s.bytes)
+	}
 	f.padTo(int(headersAt))
-	f.put(elf.Section64{})
-	f.put(elf.Section64{Name: nameAt(".text"), Type: uint32(elf.SHT_PROGBITS), Flags: uint64(elf.SHF_ALLOC | elf.SHF_EXECINSTR), Addr: TextAddr, Off: fileText, Size: uint64(len(l.code)), Addralign: 64})
-	f.put(elf.Section64{Name: nameAt(".data"), Type: uint32(elf.SHT_PROGBITS), Flags: uint64(elf.SHF_ALLOC | elf.SHF_WRITE), Addr: ParamsAddr, Off: fileParams, Size: dataSize, Addralign: abi.Page})
-	f.put(elf.Section64{Name: nameAt(".symtab"), Type: uint32(elf.SHT_SYMTAB), Off: symAt, Size: uint64(symtab.Len()), Link: uint32(secStrtab), Info: 1, Addralign: 8, Entsize: elf.Sym64Size})
-	f.put(elf.Section64{Name: nameAt(".strtab"), Type: uint32(elf.SHT_STRTAB), Off: strAt, Size: uint64(strtab.Len()), Addralign: 1})
-	f.put(elf.Section64{Name: nameAt(".shstrtab"), Type: uint32(elf.SHT_STRTAB), Off: shstrAt, Size: uint64(len(shstrtab)), Addralign: 1})
-	return f.Bytes(), errors.Join(f.err, symtab.err)
+	for _, s := range sections {
+		f.put(s.Section64)
+	}
+	return f.Bytes(), errors.Join(f.err, symtab.err, data.err)
 }
 
 // symbolsOf gives every label its name and the size up to the next one.
-func symbolsOf(l labelled, names []string, entry int) ([]symbol, error) {
+func symbolsOf(l labelled, names []string, entry int, m *memory) ([]symbol, error) {
 	if len(l.labels) != len(names) || entry < 0 || entry >= len(names) {
 		return nil, fmt.Errorf("built-in program: %d labels for %d names, entry %d: this build of cloister is damaged", len(l.labels), len(names), entry)
 	}
@@ -131,13 +170,16 @@ func symbolsOf(l labelled, names []string, entry int) ([]symbol, error) {
 		}
 		s = append(s, symbol{name: name, at: TextAddr + uint64(at), kind: elf.STT_FUNC, section: secText})
 	}
-	sort.Slice(s, func(i, j int) bool { return s[i].at < s[j].at })
+	slices.SortFunc(s, func(a, b symbol) int { return cmp.Compare(a.at, b.at) })
 	for i := range s {
 		end := uint64(TextAddr + len(l.code))
 		if i+1 < len(s) {
 			end = s[i+1].at
 		}
 		s[i].size = end - s[i].at
+	}
+	if m.control != nil {
+		s = append(s, symbol{name: "control_record", at: ControlAddr, size: uint64(binary.Size(m.control)), kind: elf.STT_OBJECT, section: secData})
 	}
 	return append(s,
 		symbol{name: "_start", at: TextAddr + uint64(l.labels[byte(entry)]), kind: elf.STT_NOTYPE, section: secText},

@@ -44,6 +44,12 @@ func TestBadOptions(t *testing.T) {
 		{"@jitter", []string{"--no-seal=perhaps"}, testHz, "invalid boolean value"},
 		{"@cyclic", []string{"--period", "1ns"}, testHz, "give 1us or more"},
 		{"@cyclic", []string{"--period", "0"}, testHz, "give 1us or more"},
+		{"@control-loop", []string{"--period", "9us"}, testHz, "give 10us or more"},
+		{"@control-loop", []string{"--period", "1ms", "--work", "1ms"}, testHz, "must be less than --period 1ms"},
+		{"@control-loop", []string{"--work=-1s"}, testHz, "must not be negative"},
+		{"@control-loop", nil, 0, "frequency of the TSC is not known"},
+		{"@control-loop", []string{"--for", "1ns"}, 100_000_000, "shorter than one TSC cycle"},
+		{"@control-loop", []string{"--safe-points=perhaps"}, testHz, "invalid boolean value"},
 	} {
 		b, err := ELF(c.name, c.args, c.hz)
 		if err == nil || b != nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
@@ -175,7 +181,7 @@ func TestProvocations(t *testing.T) {
 }
 
 func FuzzOptions(f *testing.F) {
-	for _, s := range []string{"@spin\n--seal\n--count\n3", "@jitter\n--for=1h\n--no-seal", "@cyclic\n--period\n20us", "@exits\n--count=4096", "@fault:pf", "@jitter\n-threshold\n1e9h"} {
+	for _, s := range []string{"@spin\n--seal\n--count\n3", "@jitter\n--for=1h\n--no-seal", "@cyclic\n--period\n20us", "@control-loop\n--work=3us\n--period=20us", "@exits\n--count=4096", "@fault:pf", "@jitter\n-threshold\n1e9h"} {
 		f.Add(s, uint64(2_500_000_000))
 	}
 	f.Fuzz(func(t *testing.T, line string, hz uint64) {

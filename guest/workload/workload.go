@@ -32,7 +32,15 @@ type program struct {
 }
 
 // fill writes what the options ask for; hz is the TSC's frequency, 0 if it is not known.
-type fill func(p *params, r *abi.GapRecord, hz uint64) error
+type fill func(m *memory, hz uint64) error
+
+// memory is what a program finds in its data, and what its notes say.
+type memory struct {
+	params    params
+	record    abi.GapRecord
+	control   *ControlRecord // nil: none
+	patchable *patchable     // nil: nothing of it
+}
 
 func programs() []program {
 	return []program{
@@ -42,6 +50,9 @@ func programs() []program {
 			[]string{"jitter_start", "jitter_loop", "jitter_rare", "jitter_end"}, jitterOptions},
 		{"@cyclic", "wakes up periodically by waiting on the TSC, skips no period, and records the lateness", cyclicCode,
 			[]string{"cyclic_start", "cyclic_wait", "cyclic_wake", "cyclic_end"}, cyclicOptions},
+		{"@control-loop", "a periodic control loop whose filter, limit and output can be patched while it runs sealed", controlCode,
+			[]string{"control_start", "control_period", "control_limit", "control_output", "control_off", "control_point", "control_wait", "control_end",
+				"filter", "control_print"}, controlOptions},
 		{"@exits", "leaves the guest in every way that is not fatal, a known number of times each", exitsCode,
 			[]string{"exits_start", "exits_syscall", "exits_cpuid", "exits_touch", "exits_seal", "exits_failed"}, exitsOptions},
 	}
@@ -102,16 +113,15 @@ func (prog program) elf(args []string, hz uint64) ([]byte, error) {
 	if fs.NArg() > 0 {
 		return nil, fmt.Errorf("%s: unexpected argument %q; its options are %s", prog.name, fs.Arg(0), flagNames(fs))
 	}
-	var p params
-	r := abi.GapRecord{Min: ^uint64(0)}
-	if err := fill(&p, &r, hz); err != nil {
+	m := memory{record: abi.GapRecord{Min: ^uint64(0)}}
+	if err := fill(&m, hz); err != nil {
 		return nil, fmt.Errorf("%s: %w", prog.name, err)
 	}
 	l, err := extract(prog.code())
 	if err != nil {
 		return nil, err
 	}
-	return image(l, prog.labels, 0, &p, &r)
+	return image(l, prog.labels, 0, &m)
 }
 
 func flagNames(fs *flag.FlagSet) string {
