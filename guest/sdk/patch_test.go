@@ -371,3 +371,63 @@ func TestSafepointIsOneLoad(t *testing.T) {
 		})
 	}
 }
+
+// TestControlLoopExample runs the example of docs/patching.md natively, with the filter that it is linked with, and with the one that replaces it.
+func TestControlLoopExample(t *testing.T) {
+	for _, c := range []struct {
+		tool, std string
+	}{{"gcc", "gnu17"}, {"musl-gcc", "gnu17"}, {"g++", "gnu++11"}, {"clang", "gnu17"}} {
+		t.Run(c.tool, func(t *testing.T) {
+			testenv.Need(t, testenv.Tool(c.tool))
+			dir := t.TempDir()
+			lang := "c"
+			if c.tool == "g++" {
+				lang = "c++"
+			}
+			warn := []string{"-std=" + c.std, "-x", lang, "-O2", "-Wall", "-Wextra", "-Werror"}
+			program, object := filepath.Join(dir, "control_loop"), filepath.Join(dir, "new.o")
+			command(t, nil, c.tool, append(warn, "-static", "-o", program, "c/example/control_loop.c")...)
+			command(t, nil, c.tool, append(warn, "-c", "-o", object, "c/example/new_filter.c")...)
+			var missed int
+			out := command(t, nil, program, "20", "2000")
+			if n, err := fmt.Sscanf(out, "period 0: output 100 (version 1)\ncontrol_loop: 20 periods, %d missed, 0 mixed\n", &missed); n != 1 {
+				t.Errorf("%v\n%s", err, out)
+			}
+
+			replaced := filter(t, program)
+			if added := filter(t, object); added.Name != replaced.Name || added.Size == 0 {
+				t.Errorf("the object has %+v, the program %+v", added, replaced)
+			}
+			f, err := elf.Open(program)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			d := readNotes(t, f)
+			if names := slices.Sorted(maps.Keys(d.sites)); !slices.Equal(names, []string{"output.off", "rate.limit"}) || len(d.words) != 1 {
+				t.Errorf("%+v", d)
+			}
+		})
+	}
+}
+
+// filter is the one function of that name in an ELF file.
+func filter(t *testing.T, file string) elf.Symbol {
+	t.Helper()
+	f, err := elf.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	symbols, err := f.Symbols()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range symbols {
+		if elf.ST_TYPE(s.Info) == elf.STT_FUNC && (s.Name == "filter" || s.Name == "_Z6filterlPl") {
+			return s
+		}
+	}
+	t.Fatalf("%s: no function filter", file)
+	return elf.Symbol{}
+}
