@@ -1,0 +1,276 @@
+package patch
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// fake is a guest without vCPUs' code: its places are given.
+type fake struct {
+	mem     []byte // text from 0x1000, then spare text, then spare data; 0x100 each
+	places  func(stop int) []Place
+	stops   int
+	stopped bool
+	stopErr error
+	dead    string
+	entries []uint64
+	missing string
+	gather  int
+	slept   time.Duration
+	outside []uint64 // stores to text while nothing was stopped
+}
+
+func newFake() (*fake, *Patcher) {
+	f := &fake{mem: make([]byte, 0x300), places: func(int) []Place {
+		return []Place{{ID: 0, CPU: -1, Where: WhereGuest, Guest: true, RIPs: []uint64{0x10f0}}}
+	}}
+	for i := range f.mem[:0x100] {
+		f.mem[i] = byte(i)
+	}
+	return f, New(f, State{
+		BuildID: "b1", Text: []Range{{0x1000, 0x1100}}, SpareText: Space{0x1100, 0x1200, 0x1100}, SpareData: Space{0x1200, 0x1300, 0x1200},
+		TSCHz: 1e9, Serialise: "CPUID",
+	})
+}
+
+func (f *fake) Stop(uint64, time.Duration) (Halt, error) {
+	f.stops++
+	f.stopped = f.stopErr == nil
+	return f, f.stopErr
+}
+func (f *fake) bytes(addr uint64, n int) ([]byte, error) {
+	if addr < 0x1000 || addr-0x1000 > uint64(len(f.mem)-n) {
+		return nil, fmt.Errorf("%#x is nowhere", addr)
+	}
+	return f.mem[addr-0x1000:][:n], nil
+}
+func (f *fake) Look(addr uint64, n int) ([]byte, error) { return f.bytes(addr, n) }
+func (f *fake) Writable(addr uint64, n int) ([]byte, error) {
+	if addr < 0x1100 && !f.stopped {
+		f.outside = append(f.outside, addr)
+	}
+	return f.bytes(addr, n)
+}
+func (f *fake) SafePoints() bool           { return f.gather >= 0 }
+func (f *fake) Gather(uint64)              { f.gather++ }
+func (f *fake) Await(time.Time) string     { return f.missing }
+func (f *fake) Scatter()                   {}
+func (f *fake) Sleep(d time.Duration)      { f.slept += d; time.Sleep(time.Millisecond) }
+func (f *fake) Entries(l []uint64)         { f.entries = l }
+func (f *fake) Condemn(why string)         { f.dead = why }
+func (f *fake) Exits(int) uint64           { return 7 }
+func (f *fake) TSC() uint64                { return 1 }
+func (f *fake) Generation() uint64         { return uint64(f.stops) }
+func (f *fake) Places() []Place            { return f.places(f.stops) }
+func (f *fake) Resume(time.Duration) error { f.stopped = false; return nil }
+func (f *fake) End(time.Duration) error    { return nil }
+func (f *fake) Synced(int) uint64          { return 2 }
+
+func site(name string, addr uint64, b ...byte) Site {
+	old := make([]byte, len(b))
+	for i := range old {
+		old[i] = byte(addr) + byte(i)
+	}
+	return Site{Name: name, Kind: Raw, Addr: addr, Old: old, New: b}
+}
+
+func simple(s ...Site) Plan {
+	return Plan{BuildID: "b1", Name: "t", Wait: 20 * time.Millisecond, Sites: s}
+}
+
+// TestPlaces: a vCPU that stands where it must not is resumed and tried again, counted, up to the plan's limit; then nothing was changed.
+func TestPlaces(t *testing.T) {
+	s := site("s", 0x1010, 1, 2, 3, 4, 5)
+	restartable := s
+	restartable.Restartable = true
+	for _, c := range []struct {
+		name  string
+		site  Site
+		place Place
+		says  string
+	}{
+		{"before", s, Place{RIPs: []uint64{0x100f}}, ""},
+		{"at its start", s, Place{RIPs: []uint64{0x1010}}, ""},
+		{"behind", s, Place{RIPs: []uint64{0x1015}}, ""},
+		{"inside", s, Place{RIPs: []uint64{0x1011}}, "stands inside"},
+		{"at its last byte", s, Place{RIPs: []uint64{0x1014}}, "stands inside"},
+		{"returns into it", s, Place{RIPs: []uint64{0x10f0, 0x1012}}, "stands inside"},
+		{"half-way through", restartable, Place{RIPs: []uint64{0x1010}}, "half-way"},
+		{"with an exception", s, Place{RIPs: []uint64{0x1010}, Events: "exception 14"}, "exception 14 to be delivered"},
+		{"elsewhere with an exception", s, Place{RIPs: []uint64{0x1000}, Events: "exception 14"}, ""},
+		{"nobody knows", s, Place{RIPs: []uint64{0x1010}, Unknown: true}, "does not tell"},
+		{"ended", s, Place{RIPs: []uint64{0x1011}, Ended: true}, ""},
+	} {
+		f, p := newFake()
+		was := bytes.Clone(f.mem)
+		f.places = func(int) []Place { return []Place{c.place} }
+		r := p.Apply(simple(c.site))
+		if c.says == "" {
+			if r.Outcome != Committed || r.Stops != 1 || !bytes.Equal(f.mem[0x10:0x15], c.site.New) {
+				t.Errorf("%s: %s: %s, %d stops", c.name, r.Outcome, r.Reason, r.Stops)
+			}
+			continue
+		}
+		if r.Outcome != Refused || !strings.Contains(r.Reason, c.says) || r.Stops < 2 || r.VCPUs[0].Retries != r.Stops || !bytes.Equal(was, f.mem) {
+			t.Errorf("%s: %s: %s, %d stops, %d retries", c.name, r.Outcome, r.Reason, r.Stops, r.VCPUs[0].Retries)
+		}
+		f, p = newFake() // it moves on
+		f.places = func(stop int) []Place {
+			if stop < 3 {
+				return []Place{c.place}
+			}
+			return []Place{{RIPs: []uint64{0x1000}}}
+		}
+		if r := p.Apply(simple(c.site)); r.Outcome != Committed || r.Stops != 3 || r.VCPUs[0].Retries != 2 {
+			t.Errorf("%s, then not: %s: %s, %d stops, %d retries", c.name, r.Outcome, r.Reason, r.Stops, r.VCPUs[0].Retries)
+		}
+		if f.outside != nil {
+			t.Errorf("%s: stores while the guest ran: %#x", c.name, f.outside)
+		}
+	}
+}
+
+// TestSafePoints: who does not come is named; who does not stand at one is tried again.
+func TestSafePoints(t *testing.T) {
+	plan := simple(site("a", 0x1010, 1), site("b", 0x1020, 2))
+	plan.SafePoint = true
+	f, p := newFake()
+	f.missing = `thread "log" (vCPU 1)`
+	if r := p.Apply(plan); r.Outcome != Refused || r.Stops != 0 || !strings.Contains(r.Reason, `"log"`) {
+		t.Errorf("%s: %s, %d stops", r.Outcome, r.Reason, r.Stops)
+	}
+	f, p = newFake()
+	if r := p.Apply(plan); r.Outcome != Refused || !strings.Contains(r.Reason, "not at a safe point") {
+		t.Errorf("in the guest: %s: %s", r.Outcome, r.Reason)
+	}
+	f.places = func(int) []Place { return []Place{{Where: WhereSafePoint, Safe: true, RIPs: []uint64{0x1050}}} }
+	if r := p.Apply(plan); r.Outcome != Committed || !r.VCPUs[0].Break || f.gather == 0 {
+		t.Errorf("%s: %s", r.Outcome, r.Reason)
+	}
+	f.gather = -1
+	plan = simple(site("c", 0x1030, 1), site("d", 0x1040, 2))
+	plan.SafePoint = true
+	if r := p.Apply(plan); r.Outcome != Refused || !strings.Contains(r.Reason, "no safe point") {
+		t.Errorf("a program without: %s: %s", r.Outcome, r.Reason)
+	}
+}
+
+// TestRevert: the newest patch of a byte is taken back first.
+func TestRevert(t *testing.T) {
+	f, p := newFake()
+	was := bytes.Clone(f.mem)
+	one := site("f", 0x1010, 0xe9, 1, 1, 1, 1)
+	one.Kind = Redirect
+	first := p.Apply(simple(one))
+	two := Site{Name: "f", Kind: Redirect, Addr: 0x1010, Old: one.New, New: Hex{0xe9, 2, 2, 2, 2}}
+	second := p.Apply(simple(two))
+	third := p.Apply(simple(site("g", 0x1020, 9)))
+	if first.Outcome != Committed || second.Outcome != Committed || third.Outcome != Committed || len(f.entries) != 2 {
+		t.Fatalf("%s %s %s, entries %#x", first.Outcome, second.Outcome, third.Outcome, f.entries)
+	}
+	if r := p.Apply(Plan{Revert: first.Number}); r.Outcome != Refused || !strings.Contains(r.Reason, "patch 2 lies over") {
+		t.Errorf("the older one first: %s: %s", r.Outcome, r.Reason)
+	}
+	for _, n := range []uint64{second.Number, first.Number, third.Number} {
+		if r := p.Apply(Plan{Revert: n}); r.Outcome != Committed || r.Reverts != n {
+			t.Errorf("revert of %d: %s: %s", n, r.Outcome, r.Reason)
+		}
+	}
+	if !bytes.Equal(was, f.mem) || len(p.State().Applied) != 0 || len(f.entries) != 0 {
+		t.Errorf("all taken back: %d applied, entries %#x", len(p.State().Applied), f.entries)
+	}
+	if n := p.State().Number; n != 7 {
+		t.Errorf("7 attempts, the number is %d", n)
+	}
+}
+
+// TestStepFails: a failure at any step leaves one version, or a dead VM; a record tells of it.
+func TestStepFails(t *testing.T) {
+	for _, c := range []struct {
+		step string
+		nth  int
+		want string
+	}{
+		{"P1", 1, Aborted}, {"P4", 1, Refused}, {"P5 store", 1, RolledBack}, {"P5 store", 2, RolledBack}, {"P5 read back", 1, RolledBack},
+		{"P5 take back", 1, Dead}, {"P6", 1, Dead},
+	} {
+		f, p := newFake()
+		was := bytes.Clone(f.mem)
+		n := 0
+		p.at = func(step string) error {
+			if step == "P5 read back" && c.step == "P5 take back" {
+				return errors.New("made to fail")
+			}
+			if step != c.step {
+				return nil
+			}
+			if n++; n == c.nth {
+				return errors.New("made to fail")
+			}
+			return nil
+		}
+		plan := simple(site("a", 0x1010, 1), site("b", 0x1020, 2))
+		plan.Text = []Chunk{{0x1100, []byte{1, 2, 3}}}
+		r := p.Apply(plan)
+		if r.Outcome != c.want || !strings.Contains(r.Reason, "made to fail") || r.Number != 1 || (c.want == Dead) != (f.dead != "") {
+			t.Errorf("%s: %s: %s; dead %q", c.step, r.Outcome, r.Reason, f.dead)
+		}
+		if c.want != Dead && (!bytes.Equal(was, f.mem) || p.State().SpareText.Used != 0x1100 || f.stopped) {
+			t.Errorf("%s: something was changed, or the guest is still stopped", c.step)
+		}
+	}
+	f, p := newFake()
+	f.stopErr = errors.New("stop timed out")
+	if r := p.Apply(simple(site("a", 0x1010, 1))); r.Outcome != Aborted || r.FirstStore != 0 {
+		t.Errorf("no stop: %s", r.Outcome)
+	}
+	plan := simple(site("a", 0x1010, 1))
+	plan.DryRun = true
+	if r := p.Apply(plan); r.Outcome != Checked || r.Number != 0 || f.stops != 1 {
+		t.Errorf("dry run: %s, number %d, %d stops", r.Outcome, r.Number, f.stops)
+	}
+}
+
+// FuzzPlan: whatever a plan says, text is stored to only while the guest is stopped, and only where the plan's sites are; a plan that is not
+// committed has changed nothing.
+func FuzzPlan(f *testing.F) {
+	good, err := json.Marshal(simple(site("a", 0x1010, 1), site("b", 0x1020, 2, 3)))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add([]byte(`{"BuildID":"b1","Sites":[{"addr":18446744073709551615,"old":"00","new":"01"}]}`))
+	f.Add([]byte(`{"BuildID":"b1","Text":[{"Addr":4352,"Bytes":"90"},{"Addr":4352,"Bytes":"90"}],"Sites":[{"addr":4112,"old":"10","new":"01"}]}`))
+	f.Add([]byte(`{"Revert":1}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var plan Plan
+		if json.Unmarshal(b, &plan) != nil {
+			return
+		}
+		plan.Wait = min(plan.Wait, time.Millisecond)
+		g, p := newFake()
+		was := bytes.Clone(g.mem)
+		r := p.Apply(plan)
+		if g.outside != nil {
+			t.Fatalf("stores to %#x while the guest ran", g.outside)
+		}
+		for _, s := range r.Sites {
+			if r.Outcome == Committed {
+				copy(was[s.Addr-0x1000:], s.New)
+			}
+		}
+		if r.Outcome == Committed {
+			for _, c := range append(plan.Text, plan.Data...) {
+				copy(was[c.Addr-0x1000:], c.Bytes)
+			}
+		}
+		if !bytes.Equal(was, g.mem) {
+			t.Fatalf("%s (%s), and memory is not what it should be", r.Outcome, r.Reason)
+		}
+	})
+}
