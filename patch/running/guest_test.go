@@ -44,16 +44,21 @@ type asm struct {
 	b      bytes.Buffer
 	labels map[string]int
 	fix    map[int]string // offset of a rel32: its target
+	fixAbs map[int]string // the same of an absolute address
 }
 
 func (a *asm) put(b ...byte)    { a.b.Write(b) }
 func (a *asm) imm(v uint32)     { a.b.Write(binary.LittleEndian.AppendUint32(nil, v)) }
 func (a *asm) at(name string)   { a.labels[name] = a.b.Len() }
 func (a *asm) rel(name string)  { a.fix[a.b.Len()] = name; a.imm(0) }
+func (a *asm) abs(name string)  { a.fixAbs[a.b.Len()] = name; a.imm(0) }
 func (a *asm) jmp(name string)  { a.put(0xe9); a.rel(name) }
 func (a *asm) je(name string)   { a.put(0x0f, 0x84); a.rel(name) }
 func (a *asm) jne(name string)  { a.put(0x0f, 0x85); a.rel(name) }
 func (a *asm) call(name string) { a.put(0xe8); a.rel(name) }
+
+// singleStep, as the call of tearELF, has thread 0 run with the trap flag: a signal behind every instruction.
+var singleStep = [3]uint32{1 << 31}
 
 // tearELF makes the guest with n threads; call, if not 0, is a system call that thread 0 makes in every pass, with two arguments.
 func tearELF(n int, page bool, call [3]uint32) []byte {
@@ -62,7 +67,7 @@ func tearELF(n int, page bool, call [3]uint32) []byte {
 	if page {
 		f, g = fPage, gPage
 	}
-	a := &asm{labels: map[string]int{"f": f - base, "g": g - base}, fix: map[int]string{}}
+	a := &asm{labels: map[string]int{"f": f - base, "g": g - base}, fix: map[int]string{}, fixAbs: map[int]string{}}
 	a.b.Write(make([]byte, entry))
 	a.put(0xbf)
 	a.imm(abi.SafepointWord) // mov $1,%edi
@@ -90,12 +95,33 @@ func tearELF(n int, page bool, call [3]uint32) []byte {
 	a.at("run")
 	a.put(0x44, 0x89, 0xf3, 0xc1, 0xe3, 6, 0x81, 0xc3) // mov %r14d,%ebx; shl $6; add
 	a.imm(data + 0x40)
+	if call == singleStep {
+		a.put(0x45, 0x85, 0xf6) // test %r14d,%r14d
+		a.jne("loop")
+		const action = data + 0x3000
+		for off, v := range map[uint32]string{0: "handler", 16: "restorer"} {
+			a.put(0x48, 0xc7, 0x04, 0x25) // movq $v,action+off
+			a.imm(action + off)
+			a.abs(v)
+		}
+		a.put(0x48, 0xc7, 0x04, 0x25)
+		a.imm(action + 8)
+		a.imm(0x04000000) // SA_RESTORER
+		a.put(0xb8)
+		a.imm(unix.SYS_RT_SIGACTION)
+		a.put(0xbf)
+		a.imm(uint32(unix.SIGTRAP))
+		a.put(0xbe)
+		a.imm(action)
+		a.put(0x31, 0xd2, 0x41, 0xba, 8, 0, 0, 0, 0x0f, 0x05)       // xor %edx,%edx; mov $8,%r10d; syscall
+		a.put(0x9c, 0x81, 0x0c, 0x24, 0x00, 0x01, 0x00, 0x00, 0x9d) // pushfq; orl $0x100,(%rsp); popfq: the trap flag
+	}
 	a.at("loop")
 	a.put(0x83, 0x3c, 0x25)
 	a.imm(data)
 	a.put(0) // cmpl $0,data
 	a.jne("safe")
-	if call[0] != 0 {
+	if call[0] != 0 && call != singleStep {
 		a.put(0x45, 0x85, 0xf6) // test %r14d,%r14d
 		a.jne("no call")
 		a.put(0xb8)
@@ -135,8 +161,18 @@ func tearELF(n int, page bool, call [3]uint32) []byte {
 	a.put(0x31, 0xff, 0x0f, 0x05) // xor %edi,%edi; syscall
 	a.jmp("loop")
 
+	a.at("handler")
+	a.put(0xc3)
+	a.at("restorer")
+	a.put(0xb8)
+	a.imm(unix.SYS_RT_SIGRETURN)
+	a.put(0x0f, 0x05)
+
 	b := make([]byte, 0x4000)
 	copy(b, a.b.Bytes())
+	for at, name := range a.fixAbs {
+		binary.LittleEndian.PutUint32(b[at:], uint32(base+a.labels[name]))
+	}
 	for at, name := range a.fix {
 		binary.LittleEndian.PutUint32(b[at:], uint32(a.labels[name]-at-4))
 	}

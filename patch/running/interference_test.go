@@ -29,13 +29,18 @@ func TestInterference(t *testing.T) {
 		{"answered by Go", [3]uint32{unix.SYS_UMASK, 0o22}},
 		{"at its safe point", [3]uint32{abi.SysSafepoint, abi.SafepointHere}},
 		{"asks that all serialise", [3]uint32{abi.SysSync}},
+		{"single-stepping", singleStep},
 		{"makes threads serialise", [3]uint32{unix.SYS_MEMBARRIER, 1}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := startCalling(t, 2, false, c.call)
 			where := map[string]int{}
 			from, to := uint32(valA), uint32(valB)
-			for i := range 300 {
+			n := 300
+			if c.call == singleStep {
+				n = 60
+			}
+			for i := range n {
 				w.moves(t, i%2)
 				r := w.Apply(w.plan(from, to, i%2 == 0))
 				if r.Outcome != patch.Committed {
