@@ -3,7 +3,9 @@ package vmm
 import (
 	"encoding/binary"
 	"fmt"
+	"os"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/cloister-vmm/cloister/firmware"
@@ -31,7 +33,10 @@ type processor struct {
 	busy   bool   // has a task. Guarded by Machine.mu
 	name   string // of the task, for people. Guarded by Machine.mu
 	safe   safe
-	work   chan *work // a new thread of the guest for a processor that is idle
+	// The thread's CPU time when it was last looked at, and what it and the vCPU's guest time were when the task began.
+	// Guarded by the kernel's lock.
+	onCPU, cpuBefore, ranBefore time.Duration
+	work                        chan *work // a new thread of the guest for a processor that is idle
 
 	statsFD int
 	noStats error // why there are none
@@ -285,9 +290,51 @@ func (p *processor) SetXState(b []byte) unix.Errno {
 	return 0
 }
 
-// cpuTime is how long the vCPU has executed the guest.
-func (p *processor) cpuTime() time.Duration {
-	return time.Duration(breaks.Nanoseconds(p.ledger.GuestTime(kvm.TSC()), p.m.Info.TSCHz))
+// cpuTime is how long the vCPU's thread has been on a CPU, by the host's clock for it, and how long of that it has executed
+// the guest. What the ledger calls guest time goes on while a thread that shares its CPU waits for it: the clock does not.
+func (p *processor) cpuTime() (cpu, program time.Duration) {
+	if p.thread == nil || p.thread.TID() == 0 {
+		return 0, 0
+	}
+	const ofThread, exact = 4, 2 // CPUCLOCK_PERTHREAD_MASK, CPUCLOCK_SCHED (include/linux/posix-timers_types.h)
+	var ts unix.Timespec
+	if err := unix.ClockGettime(^int32(p.thread.TID())<<3|ofThread|exact, &ts); err == nil { // else it has ended, and stands still
+		p.onCPU = time.Duration(ts.Nano())
+	}
+	return p.onCPU, min(p.onCPU, time.Duration(breaks.Nanoseconds(p.ledger.GuestTime(kvm.TSC()), p.m.Info.TSCHz)))
+}
+
+// switches is linux.Config.Switches, from what the kernel says of the vCPU's thread (proc_pid_status(5),
+// Documentation/scheduler/sched-stats.rst).
+func switches(t *linux.Task) (linux.Switches, bool) {
+	p, ok := t.Data.(*processor)
+	if !ok || t.CPU == nil {
+		return linux.Switches{}, false
+	}
+	dir := fmt.Sprintf("/proc/self/task/%d/", p.thread.TID())
+	status, err := os.ReadFile(dir + "status")
+	if err != nil {
+		return linux.Switches{}, false
+	}
+	stat, err := os.ReadFile(dir + "schedstat")
+	if err != nil {
+		return linux.Switches{}, false
+	}
+	var s linux.Switches
+	var on, ready uint64
+	if n, _ := fmt.Sscan(string(stat), &on, &ready, &s.Slices); n != 3 { // the count says it
+		return linux.Switches{}, false
+	}
+	s.Ready = time.Duration(ready)
+	found := 0
+	for line := range strings.Lines(string(status)) {
+		for key, field := range map[string]*uint64{"voluntary_ctxt_switches": &s.Voluntary, "nonvoluntary_ctxt_switches": &s.Involuntary} {
+			if n, err := fmt.Sscanf(line, key+":%d", field); n == 1 && err == nil {
+				found++
+			}
+		}
+	}
+	return s, found == 2
 }
 
 func (p *processor) String() string { return fmt.Sprintf("vCPU %d", p.id) }

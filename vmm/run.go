@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/cloister-vmm/cloister/guest/linux"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
 	"github.com/cloister-vmm/cloister/vcpu"
 	"golang.org/x/sys/unix"
@@ -88,14 +89,25 @@ func (m *Machine) Wait() (Result, error) {
 	return r, nil
 }
 
-// guestTime is how long the program has run, system calls apart: its CPU time.
-func (m *Machine) guestTime() (sum time.Duration) {
+// cpuTime is linux.Config.CPUTime. A vCPU's thread outlives the tasks that it executes, so the sum over the vCPUs has those
+// that have ended.
+func (m *Machine) cpuTime(t *linux.Task) (cpu, program time.Duration) {
+	if t != nil {
+		p, ok := t.Data.(*processor)
+		if !ok {
+			return 0, 0 // it got no vCPU
+		}
+		cpu, program = p.cpuTime()
+		cpu -= p.cpuBefore
+		return cpu, min(cpu, program-p.ranBefore)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, p := range m.vcpus {
-		sum += p.cpuTime()
+		c, r := p.cpuTime()
+		cpu, program = cpu+c, program+r
 	}
-	return sum
+	return cpu, program
 }
 
 // Resends counts kicks that had to be sent again.

@@ -346,18 +346,20 @@ func (m *Machine) makeLinux() error {
 	if m.files, err = vfs.New(m.cfg.Mounts, vfs.Options{
 		Exe: m.cfg.Program, ExeFD: m.cfg.ELF, Args: m.cfg.Args, Env: m.cfg.Env, Cwd: m.cfg.Cwd, CPUs: m.cpus(), Memory: m.cfg.Memory,
 		PID: os.Getpid(), Maps: m.space.Maps, Hostname: host, Shared: m.cfg.Shared, Auxv: func() []byte { return m.auxv },
-		Status: func() string { return m.kernel.Status() }, Stat: func() string { return m.kernel.Stat() },
 		Statm: func() string { return m.kernel.Statm() }, Limits: func() string { return m.kernel.Limits() },
 		FreeMemory: func() uint64 { used, _ := m.space.Usage(); return m.cfg.Memory - min(used, m.cfg.Memory) },
 		FDs:        func() []int { return m.kernel.FDs() },
 		File:       func(fd int) *vfs.File { return m.kernel.File(fd) },
 		Threads:    func() []vfs.Thread { return m.kernel.Tasks() },
+		Self:       func() int { return m.kernel.Current().ID },
+		Texts:      linux.Texts(func() *linux.Kernel { return m.kernel }),
+		Rename:     func(thread int, name []byte) unix.Errno { return m.kernel.Rename(thread, name) },
 		Getcwd:     func() string { return m.kernel.Getcwd() },
 	}); err != nil {
 		return err
 	}
 	m.kernel, err = linux.New(linux.Config{
-		Memory: m.space, FS: m.files, Hostname: host, CPUTime: m.guestTime, Args: m.cfg.Args, Env: m.cfg.Env, Exe: m.cfg.Program, CPUs: m.cpus(),
+		Memory: m.space, FS: m.files, Hostname: host, CPUTime: m.cpuTime, Switches: switches, Args: m.cfg.Args, Env: m.cfg.Env, Exe: m.cfg.Program, CPUs: m.cpus(),
 		MemoryLimit: m.cfg.Memory, Net: m.cfg.Net, Warn: m.cfg.Warn, Interrupt: m.stopper,
 		Isolate: m.isolate, GapRecord: m.gapRecord, Provoke: m.provoke, SafePoint: m.safePoint, Sync: m.sync, Landing: m.landing,
 		Kick: m.kick, Seen: m.seen, Spawn: m.spawn, Renamed: m.renamed, Move: m.move, CPUOf: m.cpuOf, Barrier: m.barrier,

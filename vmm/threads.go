@@ -41,6 +41,7 @@ func (m *Machine) spawn(child *linux.Task, regs *linux.Registers, fsBase uint64)
 	if err == nil && p == nil {
 		err = m.addProcessor(w)
 	} else if err == nil {
+		p.cpuBefore, p.ranBefore = p.cpuTime()
 		p.task, child.CPU, child.Data = child, p, p
 		m.setBusy(p, true)
 		m.settle(p)

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"strings"
 	"testing"
 )
 
@@ -13,6 +14,26 @@ func TestProcAsNatively(t *testing.T) {
 			b := newBox(t)
 			b.same(process{argv: []string{compile(t, tool, "proc-"+tool, "proc.c", "-static", "-O1", "-no-pie")}}, nil)
 		})
+	}
+}
+
+// Each thread has its own name, state, signals and times in /proc, and its name can be written there by the others.
+func TestTasksInProc(t *testing.T) {
+	b := newBox(t)
+	for _, tool := range []string{"gcc", "musl-gcc"} {
+		n := b.same(process{argv: []string{compile(t, tool, "taskproc-"+tool, "taskproc.c", "-static", "-O1", "-pthread")}}, nil)
+		if n.status != 7 || len(n.out) < 3000 {
+			t.Errorf("%s: natively it ends with status %d, %s", tool, n.status, tail(n.out+n.err))
+		}
+	}
+}
+
+// CPU clocks count what each thread uses, and never more than the processors give.
+func TestCPUClocks(t *testing.T) {
+	b := newBox(t)
+	n := b.same(process{argv: []string{compile(t, "gcc", "cpuclock", "cpuclock.c", "-static", "-O1", "-pthread")}}, nil)
+	if n.status != 0 || strings.Contains(n.out, "busy 0") {
+		t.Errorf("natively: %d, %s", n.status, n.out)
 	}
 }
 

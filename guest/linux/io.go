@@ -143,14 +143,24 @@ func (k *Kernel) writeSynthetic(d *description, vec [][]byte, off int64) (int, u
 	if off != current {
 		return 0, unix.ESPIPE // no synthetic file can be written at an offset
 	}
-	if len(vec) == 0 {
-		return result(d.file.Write(nil))
+	// Each buffer is a write of its own (fs/read_write.c: do_loop_readv_writev).
+	total := 0
+	for _, p := range vec {
+		own := make([]byte, min(len(p), 1<<20))
+		errno := safely(func() { copy(own, p) })
+		if errno == 0 {
+			var n int
+			n, errno = result(d.file.Write(own))
+			total += n
+		}
+		if errno != 0 && total == 0 {
+			return 0, errno
+		}
+		if errno != 0 {
+			break
+		}
 	}
-	own := make([]byte, min(len(vec[0]), 1<<20))
-	if errno := safely(func() { copy(own, vec[0]) }); errno != 0 {
-		return 0, errno
-	}
-	return result(d.file.Write(own))
+	return total, 0
 }
 
 // advance drops the first n bytes of vec.

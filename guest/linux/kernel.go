@@ -42,8 +42,11 @@ type Config struct {
 	// stop. Its owner drains it. Negative: no call is ever cut. 0 means none, too: descriptor 0 is
 	// never an eventfd of ours.
 	Interrupt int
-	// CPUTime is the time that the guest has run; nil: the host process's own CPU time.
-	CPUTime func() time.Duration
+	// CPUTime is how long a task has been on a CPU, and how long of that in its program; with a nil task, how long all of
+	// them have, those that have ended included. nil: the host process's own CPU time, all of it in the program.
+	CPUTime func(t *Task) (cpu, program time.Duration)
+	// Switches tells how the host schedules a task; false, or no hook: it is not known.
+	Switches func(t *Task) (Switches, bool)
 	// XFeatures is the guest's XCR0: the components of a task's XState. 0: what each area says for itself. It may be
 	// set by SetXFeatures, too.
 	XFeatures uint64
@@ -74,6 +77,13 @@ type Config struct {
 	Sync      func() unix.Errno
 	// Landing is where a signal frame that returns to rip shall return to; nil: there.
 	Landing func(rip uint64) uint64
+}
+
+// Switches is how the host has scheduled a task's thread since that thread was made.
+type Switches struct {
+	Voluntary, Involuntary uint64        // how often it has left a CPU
+	Ready                  time.Duration // waited for a CPU
+	Slices                 uint64        // how often it was put on one
 }
 
 // Kind says what the VMM does with an Outcome.
@@ -113,7 +123,8 @@ type Kernel struct {
 	big   sync.Mutex // the lock: held while a task is served, but for its waits and slow host calls
 	cur   *Task      // whose call the holder of the lock serves
 	tasks []*Task
-	over  bool // the program has ended: nobody enters the guest again
+	first *Task // which /proc shows as the process, also when it has ended
+	over  bool  // the program has ended: nobody enters the guest again
 	queue map[uint64][]*waiter
 
 	cfg    Config

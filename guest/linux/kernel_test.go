@@ -67,8 +67,9 @@ func newGuest(t testing.TB, mod func(*Config)) *guest {
 	opt := vfs.Options{
 		PID: os.Getpid(), Maps: g.mem.Maps, Cwd: g.dir,
 		FDs: func() []int { return g.k.FDs() }, File: func(fd int) *vfs.File { return g.k.File(fd) },
-		Getcwd: func() string { return g.k.Getcwd() },
-		Status: func() string { return g.k.Status() }, Stat: func() string { return g.k.Stat() },
+		Getcwd:  func() string { return g.k.Getcwd() },
+		Threads: func() []vfs.Thread { return g.k.Tasks() }, Self: func() int { return g.k.Current().ID },
+		Texts: Texts(func() *Kernel { return g.k }), Rename: func(id int, name []byte) unix.Errno { return g.k.Rename(id, name) },
 		Statm: func() string { return g.k.Statm() }, Limits: func() string { return g.k.Limits() },
 	}
 	fs, err := vfs.New([]vfs.Mount{{Host: g.dir, Writable: true}}, opt)

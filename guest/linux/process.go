@@ -254,11 +254,7 @@ func sysPrctl(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 				name = string(b[:])
 			}
 		}
-		t.name = [16]byte{}
-		copy(t.name[:15], name)
-		if k.cfg.Renamed != nil {
-			k.cfg.Renamed(t)
-		}
+		k.rename(t, []byte(name))
 		return 0, 0
 	case unix.PR_GET_NAME:
 		return 0, k.copyOut(a[1], t.name[:])

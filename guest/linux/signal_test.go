@@ -277,8 +277,15 @@ func TestFault(t *testing.T) {
 func TestTimers(t *testing.T) {
 	before := openFDs(t)
 	t.Run("", func(t *testing.T) {
-		cpu := time.Duration(0)
-		g := newGuest(t, func(c *Config) { c.CPUTime = func() time.Duration { return cpu } })
+		cpu, own := time.Duration(0), time.Duration(0)
+		g := newGuest(t, func(c *Config) {
+			c.CPUTime = func(t *Task) (time.Duration, time.Duration) {
+				if t != nil {
+					return own, own
+				}
+				return cpu, cpu / 2
+			}
+		})
 		newFPU(g.task.CPU.(*fakeCPU))
 		g.want(0, unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, g.words(^uint64(0)), 0, 8)
 		all, info, soon := g.words(^uint64(0)), g.buf(128), g.words(2, 0)
@@ -296,14 +303,35 @@ func TestTimers(t *testing.T) {
 		if g.k.sig.queued != 0 {
 			t.Errorf("%d are queued", g.k.sig.queued)
 		}
-		g.want(e(unix.EOPNOTSUPP), unix.SYS_TIMER_CREATE, unix.CLOCK_THREAD_CPUTIME_ID, 0, id)
-		// The CPU clock stands still, then it runs.
+		// A CPU clock stands still, then it runs: each by itself.
+		advance := func(clock *time.Duration, by time.Duration) {
+			g.k.big.Lock()
+			*clock += by
+			g.k.big.Unlock()
+		}
+		still, clock := g.words(0, 30e6), g.buf(16)
+		g.want(0, unix.SYS_TIMER_CREATE, unix.CLOCK_THREAD_CPUTIME_ID, event, id)
+		g.want(0, unix.SYS_TIMER_SETTIME, g.word(id), 0, g.words(0, 0, 0, 5e6), 0)
+		advance(&cpu, 10*time.Millisecond)
+		g.want(e(unix.EAGAIN), unix.SYS_RT_SIGTIMEDWAIT, all, info, still, 8)
+		advance(&own, 6*time.Millisecond)
+		g.want(40, unix.SYS_RT_SIGTIMEDWAIT, all, info, soon, 8)
+		for id, want := range map[int32]uint64{
+			unix.CLOCK_PROCESS_CPUTIME_ID: 10e6, unix.CLOCK_THREAD_CPUTIME_ID: 6e6, cpuClockID(0, cpuVirt): 5e6, cpuClockID(g.task.ID, cpuSched): 10e6,
+			cpuClockID(g.task.ID, cpuThread|cpuVirt): 6e6,
+		} {
+			if g.want(0, unix.SYS_CLOCK_GETTIME, uint64(int64(id)), clock); g.word(clock+8) != want {
+				t.Errorf("clock %d says %d ns, want %d", id, g.word(clock+8), want)
+			}
+		}
+		g.want(0, unix.SYS_SETITIMER, unix.ITIMER_VIRTUAL, g.words(0, 0, 0, 10000), 0)
 		g.want(0, unix.SYS_SETITIMER, unix.ITIMER_PROF, g.words(0, 0, 0, 10000), 0)
 		g.want(e(unix.EAGAIN), unix.SYS_RT_SIGTIMEDWAIT, all, info, g.words(0, 30e6), 8)
-		g.k.big.Lock()
-		cpu = 20 * time.Millisecond
-		g.k.big.Unlock()
+		advance(&cpu, 11*time.Millisecond)
 		g.want(int64(unix.SIGPROF), unix.SYS_RT_SIGTIMEDWAIT, all, info, soon, 8)
+		g.want(e(unix.EAGAIN), unix.SYS_RT_SIGTIMEDWAIT, all, info, still, 8) // half of it was in the program
+		advance(&cpu, 10*time.Millisecond)
+		g.want(int64(unix.SIGVTALRM), unix.SYS_RT_SIGTIMEDWAIT, all, info, soon, 8)
 		// A flood that nobody looks at is one signal.
 		g.want(0, unix.SYS_TIMER_CREATE, unix.CLOCK_MONOTONIC, 0, id)
 		g.want(0, unix.SYS_TIMER_SETTIME, g.word(id), 0, g.words(0, 1, 0, 1), 0)

@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"bytes"
 	"fmt"
 	"time"
 
@@ -53,14 +54,17 @@ type Task struct {
 	robust      uint64
 	name        [16]byte
 	sched       schedule
-	wake        int      // eventfd: ends the task's wait
-	blocked     bool     // waits in the host, without the kernel's lock
-	inGuest     bool     // executes the program, or is about to
-	kicked      bool     // Config.Kick was called, and it was not served since
-	onRing      bool     // its call came by the ring: it may not wait
-	resumed     bool     // a handler has set all registers itself
-	done        *Outcome // set by a handler that ends the program
-	again       bool     // the previous call was Interrupted
+	wake        int           // eventfd: ends the task's wait
+	blocked     bool          // waits in the host, without the kernel's lock
+	inGuest     bool          // executes the program, or is about to
+	kicked      bool          // Config.Kick was called, and it was not served since
+	onRing      bool          // its call came by the ring: it may not wait
+	resumed     bool          // a handler has set all registers itself
+	ended       bool          // has ended; of the first one /proc still tells
+	started     time.Duration // CLOCK_BOOTTIME when it was made
+	used, ran   time.Duration // CPU time when it ended
+	done        *Outcome      // set by a handler that ends the program
+	again       bool          // the previous call was Interrupted
 	last        [7]uint64
 	deadline    time.Time // of the interrupted call, zero when it has none
 	hasEntered  bool
@@ -85,6 +89,7 @@ func (k *Kernel) NewTask(cpu CPU) (*Task, error) {
 		return nil, fmt.Errorf("linux: new task: eventfd: %w: raise the limit of open files (ulimit -n)", errno)
 	}
 	t.CPU = cpu
+	k.first = t
 	copy(t.name[:15], base(k.cfg.Exe))
 	t.altSP.flags = 0 // a thread begins with SS_DISABLE, a process without
 	t.sched = k.lim.start
@@ -98,6 +103,7 @@ func (k *Kernel) newTask() (*Task, unix.Errno) {
 	}
 	t := &Task{ID: k.cfg.PID + k.proc.tasks, wake: fd, inGuest: true}
 	k.proc.tasks++
+	t.started = time.Duration(k.now(unix.CLOCK_BOOTTIME))
 	t.altSP.flags = ssDisable
 	k.tasks = append(k.tasks, t)
 	return t, 0
@@ -116,9 +122,13 @@ func (k *Kernel) task(id uint64) *Task {
 	return nil
 }
 
-// Tasks lists the tasks that live, for vfs.Options.Threads: to be called while a call is served.
+// Tasks lists the tasks, for vfs.Options.Threads: to be called while a call is served. The first one is there until the
+// process ends.
 func (k *Kernel) Tasks() []vfs.Thread {
 	var list []vfs.Thread
+	if k.first != nil && k.first.ended {
+		list = append(list, vfs.Thread{ID: k.first.ID, Name: k.first.Name()})
+	}
 	for _, t := range k.tasks {
 		list = append(list, vfs.Thread{ID: t.ID, Name: t.Name()})
 	}
@@ -143,8 +153,24 @@ func (t *Task) poke() {
 	_, _ = unix.Write(t.wake, one[:])
 }
 
+// rename gives t a new name, of which 15 bytes up to a NUL count (fs/exec.c: __set_task_comm).
+func (k *Kernel) rename(t *Task, name []byte) {
+	if i := bytes.IndexByte(name, 0); i >= 0 {
+		name = name[:i]
+	}
+	t.name = [16]byte{}
+	copy(t.name[:15], name)
+	if k.cfg.Renamed != nil && !t.ended {
+		k.cfg.Renamed(t)
+	}
+}
+
 // remove takes t off the list. It reports whether t was the last one.
 func (k *Kernel) remove(t *Task) bool {
+	if !t.ended {
+		t.used, t.ran = k.cpuTime(t)
+		t.ended = true
+	}
 	for i := range k.tasks {
 		if k.tasks[i] == t {
 			k.tasks = append(k.tasks[:i], k.tasks[i+1:]...)

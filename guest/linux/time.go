@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// clock reads a clock of the guest. Wall clocks are the host's; the CPU-time clocks are the time that
-// the guest has run, which is Config.CPUTime.
+// clock reads a clock of the guest for the current task. Wall clocks are the host's; what the CPU clocks count is
+// Config.CPUTime.
 func (k *Kernel) clock(id int32) (unix.Timespec, unix.Errno) {
 	var ts unix.Timespec
 	switch id {
@@ -16,20 +16,12 @@ func (k *Kernel) clock(id int32) (unix.Timespec, unix.Errno) {
 		unix.CLOCK_REALTIME_ALARM, unix.CLOCK_BOOTTIME_ALARM:
 		err := unix.ClockGettime(id, &ts)
 		return ts, errnoOf(err)
-	case unix.CLOCK_PROCESS_CPUTIME_ID, unix.CLOCK_THREAD_CPUTIME_ID:
-	default:
-		// A negative number names the CPU clock of a task: ~pid<<3 | thread<<2 | kind (0 prof, 1
-		// virt, 2 sched), include/linux/posix-timers.h. Only our own is known.
-		pid := ^(id >> 3)
-		if id >= 0 || id&3 == 3 || pid != 0 && int(pid) != k.cfg.PID {
-			return ts, unix.EINVAL
-		}
 	}
-	if k.cfg.CPUTime != nil {
-		return unix.NsecToTimespec(int64(k.cfg.CPUTime())), 0
+	id, errno := k.cpuClock(k.cur, id, true)
+	if errno != 0 {
+		return ts, errno
 	}
-	err := unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &ts)
-	return ts, errnoOf(err)
+	return unix.NsecToTimespec(int64(k.cpuNow(id))), 0
 }
 
 func sysClockGettime(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
@@ -47,7 +39,7 @@ func sysClockGetres(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	}
 	var ts unix.Timespec
 	if id < 0 {
-		id = unix.CLOCK_PROCESS_CPUTIME_ID
+		id = cpuClockID(0, id&cpuKind) // the engine's own of that kind
 	}
 	if err := unix.ClockGetres(id, &ts); err != nil {
 		return 0, errnoOf(err)
@@ -112,11 +104,14 @@ func sysClockNanosleep(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	id := int32(a[0])
 	switch id {
 	case unix.CLOCK_REALTIME, unix.CLOCK_MONOTONIC, unix.CLOCK_BOOTTIME, unix.CLOCK_TAI:
-	case unix.CLOCK_MONOTONIC_RAW, unix.CLOCK_REALTIME_COARSE, unix.CLOCK_MONOTONIC_COARSE, unix.CLOCK_THREAD_CPUTIME_ID,
-		unix.CLOCK_PROCESS_CPUTIME_ID:
-		return 0, unix.EOPNOTSUPP // natively for all but the last, whose time stands still in a sleep
+	case unix.CLOCK_PROCESS_CPUTIME_ID:
 	default:
-		return 0, unix.EINVAL
+		if fixed(id) || id == unix.CLOCK_THREAD_CPUTIME_ID {
+			return 0, unix.EOPNOTSUPP
+		}
+		if id >= 0 || id&cpuKind == cpuKind {
+			return 0, unix.EINVAL
+		}
 	}
 	var ts unix.Timespec
 	if errno := get(k, a[2], &ts); errno != 0 {
@@ -126,6 +121,9 @@ func sysClockNanosleep(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 		return 0, unix.EINVAL
 	}
 	const absolute = 1 // TIMER_ABSTIME
+	if id < 0 || id == unix.CLOCK_PROCESS_CPUTIME_ID {
+		return 0, k.cpuSleep(t, id, span(&ts), a[1]&absolute != 0, a[3])
+	}
 	if a[1]&absolute == 0 {
 		return 0, k.nap(t.until(span(&ts)), a[3])
 	}
@@ -148,17 +146,16 @@ func sysClockNanosleep(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	}
 }
 
-// sysTimes counts in USER_HZ, 100 a second (include/asm-generic/param.h). All guest time is user time.
+// sysTimes counts in USER_HZ, 100 a second (include/asm-generic/param.h).
 func sysTimes(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	var tms unix.Tms
 	now, err := unix.Times(&tms)
 	if err != nil {
 		return 0, errnoOf(err)
 	}
-	if k.cfg.CPUTime != nil {
-		tms = unix.Tms{Utime: int64(k.cfg.CPUTime() / (10 * time.Millisecond))}
-	}
-	tms.Cutime, tms.Cstime = 0, 0
+	cpu, program := k.cpuTime(nil)
+	const tick = 10 * time.Millisecond
+	tms = unix.Tms{Utime: int64(program / tick), Stime: int64((cpu - program) / tick)}
 	if a[0] != 0 {
 		if errno := put(k, a[0], &tms); errno != 0 {
 			return 0, errno
@@ -167,16 +164,16 @@ func sysTimes(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	return uint64(now), 0
 }
 
-func sysGetrusage(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
+func sysGetrusage(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	const self, children, thread = 0, -1, 1
 	var ru unix.Rusage
 	switch int32(a[0]) {
 	case self, thread:
-		ts, errno := k.clock(unix.CLOCK_PROCESS_CPUTIME_ID)
-		if errno != 0 {
-			return 0, errno
+		if int32(a[0]) == self {
+			t = nil
 		}
-		ru.Utime = unix.NsecToTimeval(ts.Nano())
+		cpu, program := k.cpuTime(t)
+		ru.Utime, ru.Stime = unix.NsecToTimeval(int64(program)), unix.NsecToTimeval(int64(cpu-program))
 		rss, _ := k.mem.Usage()
 		ru.Maxrss = int64(rss / 1024)
 	case children:

@@ -71,8 +71,12 @@ type timers struct {
 
 var itimerSignal = [3]uint64{uint64(unix.SIGALRM), uint64(unix.SIGVTALRM), uint64(unix.SIGPROF)}
 
-// now reads a clock that is known to be there, in nanoseconds; its beginning at an error, so that nothing expires.
+// now reads a clock that is known to be there, by a resolved number, in nanoseconds; its beginning at an error, so that
+// nothing expires.
 func (k *Kernel) now(clock int32) int64 {
+	if cpuClock(clock) {
+		return int64(k.cpuNow(clock))
+	}
 	ts, errno := k.clock(clock)
 	if errno != 0 {
 		return 0
@@ -80,7 +84,7 @@ func (k *Kernel) now(clock int32) int64 {
 	return ts.Nano()
 }
 
-func cpuClock(clock int32) bool { return clock == unix.CLOCK_PROCESS_CPUTIME_ID }
+func cpuClock(clock int32) bool { return clock < 0 }
 
 // rearm has the goroutine look at the timers, and starts it.
 func (s *timers) rearm(k *Kernel) unix.Errno {
@@ -185,7 +189,7 @@ func (s *timers) expire(k *Kernel) time.Duration {
 			sooner(&t.alarmClock)
 		}
 	}
-	if now := k.now(unix.CLOCK_PROCESS_CPUTIME_ID); cpu {
+	if now := k.now(cpuClockID(k.cfg.PID, cpuSched)); cpu {
 		// A program that sleeps does not come nearer to the end of a CPU timer: look less often.
 		if s.cpuWait = cpuTick; now-s.cpuSeen < int64(cpuTick)/4 {
 			s.cpuWait = min(2*max(wait, cpuTick), idleTick)

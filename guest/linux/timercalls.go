@@ -58,10 +58,7 @@ func timespecNs(ts unix.Timespec) int64 { return int64(span(&ts)) }
 
 func (s *timers) setItimer(k *Kernel, which uint32, value, interval int64) unix.Errno {
 	c := &s.itimer[which]
-	c.clock = unix.CLOCK_PROCESS_CPUTIME_ID
-	if which == unix.ITIMER_REAL {
-		c.clock = unix.CLOCK_MONOTONIC
-	}
+	c.clock = [...]int32{unix.ITIMER_REAL: unix.CLOCK_MONOTONIC, unix.ITIMER_VIRTUAL: cpuClockID(k.cfg.PID, cpuVirt), unix.ITIMER_PROF: cpuClockID(k.cfg.PID, 0)}[which]
 	if value == 0 {
 		interval = 0
 	}
@@ -93,7 +90,7 @@ type sigevent struct {
 	_             [11]int32
 }
 
-func sysTimerCreate(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
+func sysTimerCreate(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	s := &k.timers
 	ev := sigevent{signo: int32(unix.SIGALRM)}
 	if a[1] != 0 {
@@ -103,39 +100,39 @@ func sysTimerCreate(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	}
 	clock := int32(a[0])
 	switch clock {
-	case unix.CLOCK_REALTIME, unix.CLOCK_MONOTONIC, unix.CLOCK_BOOTTIME, unix.CLOCK_TAI, unix.CLOCK_PROCESS_CPUTIME_ID:
+	case unix.CLOCK_REALTIME, unix.CLOCK_MONOTONIC, unix.CLOCK_BOOTTIME, unix.CLOCK_TAI:
 	default:
-		if _, errno := k.clock(clock); errno != 0 {
-			return 0, errno
-		}
-		if clock >= 0 || clock&4 != 0 { // a thread's own CPU clock, or one that no timer can be set on
+		if fixed(clock) {
 			return 0, unix.EOPNOTSUPP
 		}
-		clock = unix.CLOCK_PROCESS_CPUTIME_ID // by the process's number
+		var errno unix.Errno
+		if clock, errno = k.cpuClock(t, clock, false); errno != 0 {
+			return 0, errno
+		}
 	}
 	if uint64(len(s.posix)) >= min(maxTimers, k.lim.r[unix.RLIMIT_SIGPENDING].Cur) {
 		return 0, unix.EAGAIN
 	}
-	t := &timer{alarmClock: alarmClock{clock: clock}, id: s.next, notify: ev.notify, sig: uint64(uint32(ev.signo)), value: ev.value, tid: int(ev.tid)}
+	n := &timer{alarmClock: alarmClock{clock: clock}, id: s.next, notify: ev.notify, sig: uint64(uint32(ev.signo)), value: ev.value, tid: int(ev.tid)}
 	if a[1] == 0 {
-		t.value = uint64(uint32(t.id))
+		n.value = uint64(uint32(n.id))
 	}
 	switch ev.notify {
 	case sigevNone:
 	case sigevSignal, sigevThread, sigevThreadID:
-		if t.sig < 1 || t.sig > maxSignal || ev.notify == sigevThreadID && (ev.tid == 0 || k.task(uint64(uint32(ev.tid))) == nil) {
+		if n.sig < 1 || n.sig > maxSignal || ev.notify == sigevThreadID && (ev.tid == 0 || k.task(uint64(uint32(ev.tid))) == nil) {
 			return 0, unix.EINVAL
 		}
 	default:
 		return 0, unix.EINVAL
 	}
-	if errno := k.store32(a[2], uint32(t.id)); errno != 0 {
+	if errno := k.store32(a[2], uint32(n.id)); errno != 0 {
 		return 0, errno
 	}
 	if s.posix == nil {
 		s.posix = map[int32]*timer{}
 	}
-	s.posix[t.id] = t
+	s.posix[n.id] = n
 	for s.posix[s.next] != nil {
 		s.next = (s.next + 1) & (1<<31 - 1)
 	}
@@ -149,7 +146,15 @@ func (k *Kernel) timer(id uint64) (*timer, unix.Errno) {
 	return nil, unix.EINVAL
 }
 
+// gone says that t counts the CPU time of a thread that has ended.
+func (t *timer) gone(k *Kernel) bool {
+	return t.clock < 0 && t.clock&cpuThread != 0 && k.cpuTask(t.clock) == nil
+}
+
 func (t *timer) spec(k *Kernel) [2]unix.Timespec {
+	if t.gone(k) {
+		return [2]unix.Timespec{}
+	}
 	return [2]unix.Timespec{unix.NsecToTimespec(t.interval), unix.NsecToTimespec(t.left(k))}
 }
 
@@ -168,6 +173,9 @@ func sysTimerSettime(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	t, errno := k.timer(a[0])
 	if errno != 0 {
 		return 0, errno
+	}
+	if t.gone(k) {
+		return 0, unix.ESRCH
 	}
 	old := t.spec(k)
 	k.unqueueTimer(t)

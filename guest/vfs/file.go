@@ -23,7 +23,7 @@ type File struct {
 
 	mu      sync.Mutex // guards what follows, and FD against Close while dup runs
 	closed  bool
-	content []byte
+	content []byte // what a synthetic file held when it was last read from its beginning; nil: not yet
 	off     int64
 	entries []dirent // what a directory with entries of ours shows; made when reading starts
 }
@@ -98,8 +98,23 @@ func (file *File) Pread(p []byte, off int64) (int, unix.Errno) {
 	}
 	file.mu.Lock()
 	defer file.mu.Unlock()
+	return file.text(p, off)
+}
+
+// text reads from a synthetic file. Its content is made anew by who reads from the beginning, as that of a file of proc(5)
+// is; who goes on reading goes on in what it began with.
+func (file *File) text(p []byte, off int64) (int, unix.Errno) {
 	if e := file.usable(); e != 0 {
 		return 0, e
+	}
+	if file.node != nil && file.node.content != nil && (off == 0 || file.content == nil) {
+		content, e := file.node.content()
+		if e != 0 {
+			return 0, e
+		}
+		if file.content = content; content == nil {
+			file.content = []byte{}
+		}
 	}
 	if off >= int64(len(file.content)) {
 		return 0, 0
@@ -115,22 +130,27 @@ func (file *File) Read(p []byte) (int, unix.Errno) {
 	}
 	file.mu.Lock()
 	defer file.mu.Unlock()
-	if e := file.usable(); e != 0 {
-		return 0, e
-	}
-	if file.off >= int64(len(file.content)) {
-		return 0, 0
-	}
-	n := copy(p, file.content[file.off:])
+	n, e := file.text(p, file.off)
 	file.off += int64(n)
-	return n, 0
+	return n, e
 }
 
-// Write writes at the position, or at the end with O_APPEND. Errors are those of write(2); synthetic
-// files answer EBADF, since none can be opened for writing.
+// Write writes at the position, or at the end with O_APPEND. Errors are those of write(2); a synthetic file takes each
+// write as a whole, wherever its position is, and answers EBADF if it is not open for writing.
 func (file *File) Write(p []byte) (int, unix.Errno) {
 	if file.FD < 0 {
-		return 0, unix.EBADF
+		file.mu.Lock()
+		defer file.mu.Unlock()
+		if e := file.usable(); e != 0 {
+			return 0, e
+		}
+		if !writes(file.Flags) || file.node == nil || file.node.write == nil {
+			return 0, unix.EBADF
+		}
+		if e := file.node.write(p); e != 0 {
+			return 0, e
+		}
+		return len(p), 0
 	}
 	n, err := unix.Write(file.FD, p)
 	return max(n, 0), errno(err)

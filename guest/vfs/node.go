@@ -33,14 +33,15 @@ type node struct {
 	sealed   bool // nothing can be mounted here or below
 	mount    *mount
 
-	names   func() []string         // directories whose entries change: /proc/self/fd
-	entry   func(name string) *node // with names
-	content func() []byte           // files: the bytes that one open sees
-	link    func() string           // links: the target
-	file    func() *File            // links that lead to an open file and not to a path; may return nil
-	host    string                  // devices: the host's path
-	rdev    uint64                  // devices: what the host's path must be
-	fd      int                     // shared: the caller's descriptor
+	names   func() []string             // directories whose entries change: /proc/self/fd
+	entry   func(name string) *node     // with names
+	content func() ([]byte, unix.Errno) // files: their bytes now
+	write   func([]byte) unix.Errno     // files: takes what one write(2) brings; nil: nobody may write
+	link    func() string               // links: the target
+	file    func() *File                // links that lead to an open file and not to a path; may return nil
+	host    string                      // devices: the host's path
+	rdev    uint64                      // devices: what the host's path must be
+	fd      int                         // shared: the caller's descriptor
 }
 
 func (n *node) fixed() bool { return n.kind != nodeDir || n.names != nil }

@@ -254,10 +254,15 @@ func (f *FS) openNode(o *object, flags int) (*File, unix.Errno) {
 	case nodeShared:
 		return f.openShared(n, o.path(), flags)
 	}
-	if writes(flags) || flags&unix.O_TRUNC != 0 {
+	return f.openText(n, o.path(), flags)
+}
+
+// openText opens a synthetic file. To truncate one means nothing: its content is not the file's to keep.
+func (f *FS) openText(n *node, path string, flags int) (*File, unix.Errno) {
+	if n.write == nil && (writes(flags) || flags&unix.O_TRUNC != 0) {
 		return nil, unix.EACCES
 	}
-	return f.newFile(&File{FD: -1, Path: o.path(), Flags: flags, node: n, content: n.content()}), 0
+	return f.newFile(&File{FD: -1, Path: path, Flags: flags, node: n}), 0
 }
 
 func (f *FS) openDevice(n *node, path string, flags int) (*File, unix.Errno) {
@@ -300,10 +305,8 @@ func (f *FS) reopen(file *File, flags int) (*File, unix.Errno) {
 			return f.openShared(n, file.Path, flags)
 		case n.kind == nodeLink:
 			return nil, unix.ELOOP
-		case writes(flags) || flags&unix.O_TRUNC != 0:
-			return nil, unix.EACCES
 		}
-		return f.newFile(&File{FD: -1, Path: file.Path, Flags: flags, node: n, content: n.content()}), 0
+		return f.openText(n, file.Path, flags)
 	}
 	h, e := file.dup()
 	if e != 0 {

@@ -144,7 +144,7 @@ func accessNode(n *node, mode uint32) unix.Errno {
 	switch {
 	case n.kind == nodeDir && mode&unix.W_OK != 0:
 		return unix.EROFS
-	case n.kind == nodeFile && mode&unix.W_OK != 0:
+	case n.kind == nodeFile && n.write == nil && mode&unix.W_OK != 0:
 		return unix.EACCES
 	case n.kind != nodeDir && n.kind != nodeLink && mode&unix.X_OK != 0:
 		return unix.EACCES

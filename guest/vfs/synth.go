@@ -14,8 +14,8 @@ import (
 )
 
 // Options is what the synthetic part of the namespace shows. Every field may be left zero. The functions
-// are called once for each open of the file that they fill, by the goroutine that opens it, and must
-// not call the FS.
+// are called by the goroutine that reads or writes a file, at each read from its beginning, or that looks into a
+// directory, and must not call the FS.
 type Options struct {
 	Exe     string   // guest path of the program: /proc/self/exe
 	ExeFD   int      // host descriptor of the program, borrowed; if > 0, opening /proc/self/exe reads it even outside every mount
@@ -35,15 +35,21 @@ type Options struct {
 	Release  string // /proc/sys/kernel/osrelease; empty means the host's
 	Version  string // /proc/sys/kernel/version; empty means the host's
 
-	Maps       func() string   // /proc/self/maps, lines as in proc(5)
-	Status     func() string   // /proc/self/status; nil gives a minimal one
-	Stat       func() string   // /proc/self/stat; nil gives a minimal one
-	Statm      func() string   // /proc/self/statm, in pages; nil gives zeros
-	Limits     func() string   // /proc/self/limits; nil gives an empty file
-	Threads    func() []Thread // /proc/self/task; nil means one, with the program's name
-	Auxv       func() []byte   // /proc/self/auxv
-	FreeMemory func() uint64   // bytes, for /proc/meminfo; nil means Memory
-	Getcwd     func() string   // /proc/self/cwd; nil means Cwd
+	Maps       func() string // /proc/self/maps, lines as in proc(5)
+	Statm      func() string // /proc/self/statm, in pages; nil gives zeros
+	Limits     func() string // /proc/self/limits; nil gives an empty file
+	Auxv       func() []byte // /proc/self/auxv
+	FreeMemory func() uint64 // bytes, for /proc/meminfo; nil means Memory
+	Getcwd     func() string // /proc/self/cwd; nil means Cwd
+
+	Threads func() []Thread // /proc/self/task; nil means one, with the program's name
+	Self    func() int      // number of the thread that asks, for /proc/thread-self; nil means PID
+	// Texts are the files, by their names, in which threads differ: each fills /proc/self/NAME (thread 0) and
+	// /proc/self/task/ID/NAME. A thread that is gone is ESRCH. Without "status" and "stat" there are minimal ones.
+	Texts map[string]func(thread int) (string, unix.Errno)
+	// Rename gives a thread the name that was written to its comm, as it was written; 0 is the process, whose first thread
+	// is meant. nil: comm cannot be written.
+	Rename func(thread int, name []byte) unix.Errno
 
 	// FDs lists the guest's open descriptors and File returns the one called fd, nil if it is closed:
 	// /proc/self/fd, /dev/fd, /dev/stdin and its companions. Both or none.
@@ -76,7 +82,7 @@ func (o *Options) fill() {
 }
 
 func text(content func() string) *node {
-	return &node{kind: nodeFile, mode: 0o444, content: func() []byte { return []byte(content()) }}
+	return &node{kind: nodeFile, mode: 0o444, content: func() ([]byte, unix.Errno) { return []byte(content()), 0 }}
 }
 
 func fixedText(s string) *node { return text(func() string { return s }) }
@@ -126,7 +132,12 @@ func (f *FS) addProc(proc *node) {
 	o := &f.opt
 	pid := strconv.Itoa(o.PID)
 	proc.add("self", linkTo(pid))
-	proc.add("thread-self", linkTo(pid+"/task/"+pid))
+	proc.add("thread-self", &node{kind: nodeLink, link: func() string {
+		if o.Self == nil {
+			return pid + "/task/" + pid
+		}
+		return pid + "/task/" + strconv.Itoa(o.Self())
+	}})
 	f.self = proc.dir(pid)
 	f.addSelf(f.self)
 	f.self.add("task", &node{kind: nodeDir, mode: 0o555, names: f.taskNames, entry: f.taskEntry})
@@ -160,17 +171,16 @@ func (f *FS) addSelf(self *node) {
 		}
 		return f.cwd.Path()
 	}})
-	name := f.programName()
-	self.add("comm", text(f.comm))
+	self.add("comm", f.comm(0))
 	self.add("cmdline", fixedText(nulTerminated(o.Args)))
 	environ := fixedText(nulTerminated(o.Env))
 	environ.mode = 0o400
 	self.add("environ", environ)
-	auxv := &node{kind: nodeFile, mode: 0o400, content: func() []byte {
+	auxv := &node{kind: nodeFile, mode: 0o400, content: func() ([]byte, unix.Errno) {
 		if o.Auxv == nil {
-			return nil
+			return nil, 0
 		}
-		return o.Auxv()
+		return o.Auxv(), 0
 	}}
 	self.add("auxv", auxv)
 	self.add("maps", text(func() string {
@@ -179,21 +189,7 @@ func (f *FS) addSelf(self *node) {
 		}
 		return o.Maps()
 	}))
-	self.add("status", text(func() string {
-		if o.Status != nil {
-			return o.Status()
-		}
-		uid, gid := f.uid, unix.Getegid()
-		return fmt.Sprintf("Name:\t%s\nState:\tR (running)\nTgid:\t%[2]d\nPid:\t%[2]d\nPPid:\t0\nTracerPid:\t0\n"+
-			"Uid:\t%[3]d\t%[3]d\t%[3]d\t%[3]d\nGid:\t%[4]d\t%[4]d\t%[4]d\t%[4]d\nThreads:\t1\n", name, o.PID, uid, gid)
-	}))
-	self.add("stat", text(func() string {
-		if o.Stat != nil {
-			return o.Stat()
-		}
-		// proc_pid_stat(5) has 52 fields: six are said here, the rest is 0.
-		return fmt.Sprintf("%d (%s) R 0 %d %d", o.PID, name, o.PID, o.PID) + strings.Repeat(" 0", 46) + "\n"
-	}))
+	f.addTexts(self)
 	self.add("statm", text(func() string {
 		if o.Statm != nil {
 			return o.Statm()

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // What programs and their run-time libraries ask the kernel and the machine at start: jemalloc, OpenMP,
@@ -16,7 +18,8 @@ import (
 // addSys fills /sys.
 func (f *FS) addSys(sys *node) {
 	n := f.opt.CPUs
-	all := cpuList(n)
+	every := func(int) bool { return true }
+	all := CPUList(n, every)
 	cpu := sys.dir("devices/system/cpu")
 	for _, name := range []string{"online", "possible", "present"} {
 		cpu.add(name, fixedText(all+"\n"))
@@ -25,9 +28,9 @@ func (f *FS) addSys(sys *node) {
 	cpu.add("isolated", fixedText("\n"))
 	cpu.add("kernel_max", fixedText(strconv.Itoa(n-1)+"\n"))
 	// One package, no threads beside a core: what cpuinfo says, too.
-	mask := cpuMask(n, func(int) bool { return true })
+	mask := CPUMask(n, every)
 	for i := range n {
-		own, number := cpuMask(n, func(j int) bool { return i == j }), strconv.Itoa(i)
+		own, number := CPUMask(n, func(j int) bool { return i == j }), strconv.Itoa(i)
 		topology := cpu.dir("cpu" + number + "/topology")
 		for name, value := range map[string]string{
 			"core_id": number, "physical_package_id": "0", "die_id": "0", "thread_siblings": own, "thread_siblings_list": number,
@@ -50,17 +53,28 @@ func (f *FS) addSys(sys *node) {
 	huge.add("hpage_pmd_size", fixedText("2097152\n"))
 }
 
-// cpuList is 0-(n-1) in the kernel's list format (bitmap_print_to_pagebuf).
-func cpuList(n int) string {
-	if n == 1 {
-		return "0"
+// CPUList is those of the processors 0 to n-1 that has says, in the kernel's list format (bitmap_print_to_pagebuf): "0-2,5".
+func CPUList(n int, has func(int) bool) string {
+	var list []string
+	for i := 0; i < n; i++ {
+		first := i
+		for i < n && has(i) {
+			i++
+		}
+		switch i - first {
+		case 0:
+		case 1:
+			list = append(list, strconv.Itoa(first))
+		default:
+			list = append(list, fmt.Sprintf("%d-%d", first, i-1))
+		}
 	}
-	return "0-" + strconv.Itoa(n-1)
+	return strings.Join(list, ",")
 }
 
-// cpuMask is a mask in its hexadecimal format: words of 32 bits, the highest first, the first one as short
+// CPUMask is the same as a mask in its hexadecimal format: words of 32 bits, the highest first, the first one as short
 // as its bits allow.
-func cpuMask(n int, has func(int) bool) string {
+func CPUMask(n int, has func(int) bool) string {
 	var words []string
 	for from := 0; from < n; from += 32 {
 		var w uint32
@@ -125,7 +139,7 @@ func (f *FS) taskNames() (names []string) {
 	return names
 }
 
-// taskEntry is the directory of a thread: the files of the process, and a name of its own. Threads come
+// taskEntry is the directory of a thread: the files of the process, and some of its own. Threads come
 // and go, so the directory is made when it is looked up.
 func (f *FS) taskEntry(name string) *node {
 	for _, t := range f.threads() {
@@ -138,10 +152,13 @@ func (f *FS) taskEntry(name string) *node {
 				continue
 			}
 			alias := *f.self.children[base]
-			alias.ino = dir.ino + uint64(i) + 1
-			if base == "comm" {
-				alias.content = func() []byte { return []byte(t.Name + "\n") }
+			switch own := f.opt.Texts[base]; {
+			case base == "comm":
+				alias = *f.comm(t.ID)
+			case own != nil:
+				alias = *ofThread(own, t.ID)
 			}
+			alias.ino = dir.ino + uint64(i) + 1
 			dir.add(base, &alias)
 		}
 		return dir
@@ -149,14 +166,49 @@ func (f *FS) taskEntry(name string) *node {
 	return nil
 }
 
-// comm is the name of the thread that the process began with.
-func (f *FS) comm() string {
-	for _, t := range f.threads() {
-		if t.ID == f.opt.PID {
-			return t.Name + "\n"
-		}
+// ofThread is a file whose content depends on the thread; 0: on the process.
+func ofThread(content func(int) (string, unix.Errno), thread int) *node {
+	return &node{kind: nodeFile, mode: 0o444, content: func() ([]byte, unix.Errno) {
+		s, e := content(thread)
+		return []byte(s), e
+	}}
+}
+
+// addTexts fills /proc/PID with the files that threads have of their own.
+func (f *FS) addTexts(self *node) {
+	o, name := &f.opt, f.programName()
+	self.add("status", text(func() string {
+		uid, gid := f.uid, unix.Getegid()
+		return fmt.Sprintf("Name:\t%s\nState:\tR (running)\nTgid:\t%[2]d\nPid:\t%[2]d\nPPid:\t0\nTracerPid:\t0\n"+
+			"Uid:\t%[3]d\t%[3]d\t%[3]d\t%[3]d\nGid:\t%[4]d\t%[4]d\t%[4]d\t%[4]d\nThreads:\t1\n", name, o.PID, uid, gid)
+	}))
+	self.add("stat", text(func() string {
+		// proc_pid_stat(5) has 52 fields: six are said here, the rest is 0.
+		return fmt.Sprintf("%d (%s) R 0 %d %d", o.PID, name, o.PID, o.PID) + strings.Repeat(" 0", 46) + "\n"
+	}))
+	for name, content := range o.Texts {
+		self.add(name, ofThread(content, 0))
 	}
-	return f.programName() + "\n"
+}
+
+// comm is the file with the name of a thread; 0 is the one that the process began with.
+func (f *FS) comm(thread int) *node {
+	n := &node{kind: nodeFile, mode: 0o444, content: func() ([]byte, unix.Errno) {
+		for _, t := range f.threads() {
+			if t.ID == thread || thread == 0 && t.ID == f.opt.PID {
+				return []byte(t.Name + "\n"), 0
+			}
+		}
+		if thread == 0 {
+			return []byte(f.programName() + "\n"), 0
+		}
+		return nil, unix.ESRCH
+	}}
+	if rename := f.opt.Rename; rename != nil {
+		n.mode = 0o644
+		n.write = func(name []byte) unix.Errno { return rename(thread, name) }
+	}
+	return n
 }
 
 // mountInfo is /proc/self/mountinfo (proc_pid_mountinfo(5)). Mounts are numbered in their order, and all
