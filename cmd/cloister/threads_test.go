@@ -33,6 +33,16 @@ func TestThreads(t *testing.T) {
 	b.t = t
 }
 
+// futex(2) as natively: two mappings of one file are one word, private and shared words are two, requeue to words with
+// priority inheritance, counts and refusals, and who is served first (which asks for real-time priorities: root's).
+func TestFutexes(t *testing.T) {
+	b := newBox(t, testenv.Root)
+	n := b.same(process{argv: []string{compile(t, "gcc", "futexes", "futexes.c", "-static", "-O1", "-pthread"), "priorities"}}, nil)
+	if n.status != 0 || !strings.Contains(n.out, "order 3: 90 20 5 5 0 0\n") {
+		t.Errorf("natively: status %d, %s", n.status, tail(n.out))
+	}
+}
+
 // The sixty-fifth thread is refused as at a limit of processes, and the others go on; then vCPUs are used again.
 func TestThreadBomb(t *testing.T) {
 	b := newBox(t)

@@ -118,7 +118,7 @@ func sysExit(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	k.releaseRobust(t)
 	if t.clearTID != 0 && len(k.tasks) > 1 {
 		if k.store32(t.clearTID, 0) == 0 { // else the program has unmapped it: nobody waits there
-			k.wakeFutex(t.clearTID, 1, ^uint32(0))
+			k.wakeAt(t.clearTID)
 		}
 	}
 	if k.remove(t) {
@@ -155,27 +155,40 @@ func (k *Kernel) releaseRobust(t *Task) {
 			return
 		}
 		if at != pending {
-			k.ownerDied(t, at&^1+offset)
+			k.ownerDied(t, at&^1+offset, at&1 != 0, false)
 		}
 	}
 	if pending != 0 {
-		k.ownerDied(t, pending&^1+offset)
+		k.ownerDied(t, pending&^1+offset, pending&1 != 0, true)
 	}
 }
 
-func (k *Kernel) ownerDied(t *Task, addr uint64) {
+// wakeAt wakes one of those who wait on a shared word, as the kernel does when a task ends.
+func (k *Kernel) wakeAt(addr uint64) {
+	if key, errno := k.futexKey(addr, true); errno == 0 {
+		_, _ = k.wakeFutex(key, 1, ^uint32(0)) // EINVAL: they wait to own it, and get it by other ways
+	}
+}
+
+// ownerDied is handle_futex_death (kernel/futex/core.c). pi: the word has priority inheritance; pending: t had not said yet
+// that it has it, or that it has not.
+func (k *Kernel) ownerDied(t *Task, addr uint64, pi, pending bool) {
 	word, errno := k.futexPointer(addr)
 	if errno != 0 {
 		return
 	}
 	for {
 		old := word.load()
-		if old&futexTID != uint32(t.ID) {
+		switch {
+		case pending && !pi && old == 0:
+			k.wakeAt(addr) // t has unlocked it, and may not have woken anybody
+			return
+		case old&futexTID != uint32(t.ID):
 			return
 		}
 		if word.swap(old, old&futexWaiters|futexOwnerDied) {
-			if old&futexWaiters != 0 {
-				k.wakeFutex(addr, 1, ^uint32(0))
+			if old&futexWaiters != 0 && !pi {
+				k.wakeAt(addr)
 			}
 			return
 		}

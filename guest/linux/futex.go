@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,13 +20,25 @@ const (
 	futexTID       = 1<<30 - 1
 )
 
-// waiter is a task that waits on a futex word. Its key is the word's guest address: the process is alone with its
-// memory, so private and shared are the same. Waiters of a word stand in the order in which they came.
+// futexKey tells whether two words are one (kernel/futex/core.c: get_futex_key). A word in a shared mapping of a file is
+// known by its place in the file, any other by its address; a private operation knows each by its address, and sees none
+// that waits by a shared one.
+type futexKey struct {
+	object [2]uint64 // the file's device and inode; zero: none
+	at     uint64
+	shared bool
+}
+
+// waiter is a task that waits on a futex word. The waiters of a word stand in the order in which they are served: those with
+// a real-time priority first, the highest of them first, then in the order in which they came.
 type waiter struct {
 	t      *Task
-	addr   uint64
+	key    futexKey
+	addr   uint64 // by which it knows the word
 	bitset uint32
-	pi     bool // waits to own the word
+	prio   int32
+	pi     bool      // waits to own the word
+	target *futexKey // waits to be moved to that word, and to own it
 	woken  bool
 }
 
@@ -33,7 +46,7 @@ type waiter struct {
 // finds the word unchanged cannot miss a wake, for whoever changes the word calls here to wake, and has to take the lock.
 func sysFutex(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	op := uint32(a[1])
-	cmd := op &^ (futexPrivate | futexRealtime)
+	cmd, shared := op&^(futexPrivate|futexRealtime), op&futexPrivate == 0
 	if op&futexRealtime != 0 && cmd != futexWait && cmd != futexWaitBitset && cmd != futexLockPI2 && cmd != futexWaitRequeuePI {
 		return 0, unix.ENOSYS
 	}
@@ -50,7 +63,7 @@ func sysFutex(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 		if bitset == 0 {
 			return 0, unix.EINVAL
 		}
-		return 0, k.waitFutex(t, a[0], uint32(a[2]), bitset, deadline)
+		return 0, k.waitFutex(&waiter{t: t, addr: a[0], bitset: bitset}, shared, uint32(a[2]), deadline)
 	case futexWake, futexWakeBitset:
 		bitset := uint32(a[5])
 		if cmd == futexWake {
@@ -59,43 +72,56 @@ func sysFutex(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 		if bitset == 0 {
 			return 0, unix.EINVAL
 		}
-		if errno := k.futexWord(a[0], op&futexPrivate == 0); errno != 0 {
+		key, errno := k.futexKey(a[0], shared)
+		if errno != 0 {
 			return 0, errno
 		}
-		return k.wakeFutex(a[0], max(1, int32(a[2])), bitset), 0
+		return k.wakeFutex(key, max(1, int32(a[2])), bitset)
 	case futexRequeue, futexCmpRequeue:
-		return k.requeue(a, cmd == futexCmpRequeue)
+		return k.requeue(a, shared, cmd == futexCmpRequeue)
 	case futexWakeOp:
-		return k.wakeOp(a)
+		return k.wakeOp(a, shared)
 	case futexLockPI, futexLockPI2:
 		deadline, errno := k.futexDeadline(t, a[3], true, cmd == futexLockPI || op&futexRealtime != 0)
 		if errno != 0 {
 			return 0, errno
 		}
-		return 0, k.lockPI(t, a[0], deadline, false)
+		return 0, k.lockPI(t, a[0], shared, deadline, false)
 	case futexTrylockPI:
-		return 0, k.lockPI(t, a[0], time.Time{}, true)
+		return 0, k.lockPI(t, a[0], shared, time.Time{}, true)
 	case futexUnlockPI:
-		return 0, k.unlockPI(t, a[0])
+		return 0, k.unlockPI(t, a[0], shared)
+	case futexWaitRequeuePI:
+		deadline, errno := k.futexDeadline(t, a[3], true, op&futexRealtime != 0)
+		if errno != 0 {
+			return 0, errno
+		}
+		return 0, k.waitRequeuePI(t, a, shared, deadline)
+	case futexCmpRequeuePI:
+		return k.requeuePI(a, shared)
 	}
-	k.warn("futex: requeueing to a priority-inheriting word is not served: answered ENOSYS, and C libraries do without")
 	return 0, unix.ENOSYS
 }
 
-// futexWord checks a futex address: aligned, below the end of user memory and, unless the key is
-// the address alone (private), there.
-func (k *Kernel) futexWord(addr uint64, touch bool) unix.Errno {
+// futexKey checks a futex address: aligned, below the end of user memory and, unless the address alone is the key, there.
+func (k *Kernel) futexKey(addr uint64, shared bool) (futexKey, unix.Errno) {
+	key := futexKey{at: addr, shared: shared}
 	if addr&3 != 0 {
-		return unix.EINVAL
+		return key, unix.EINVAL
 	}
 	if !accessOK(addr, 4) {
-		return unix.EFAULT
+		return key, unix.EFAULT
 	}
-	if touch {
-		_, errno := k.load32(addr)
-		return errno
+	if !shared {
+		return key, 0
 	}
-	return 0
+	if _, errno := k.load32(addr); errno != 0 {
+		return key, errno
+	}
+	if object, off, ok := k.mem.Object(addr); ok {
+		key.object, key.at = object, off
+	}
+	return key, 0
 }
 
 func (k *Kernel) futexDeadline(t *Task, addr uint64, absolute, realtime bool) (time.Time, unix.Errno) {
@@ -120,11 +146,12 @@ func (k *Kernel) futexDeadline(t *Task, addr uint64, absolute, realtime bool) (t
 	return t.until(span(&ts) - span(&now)), 0
 }
 
-func (k *Kernel) waitFutex(t *Task, addr uint64, want, bitset uint32, deadline time.Time) unix.Errno {
-	if errno := k.futexWord(addr, false); errno != 0 {
+// waitFutex lets w wait on its word, if that has the value want.
+func (k *Kernel) waitFutex(w *waiter, shared bool, want uint32, deadline time.Time) (errno unix.Errno) {
+	if w.key, errno = k.futexKey(w.addr, shared); errno != 0 {
 		return errno
 	}
-	v, errno := k.load32(addr)
+	v, errno := k.load32(w.addr)
 	if errno != 0 {
 		return errno
 	}
@@ -134,13 +161,13 @@ func (k *Kernel) waitFutex(t *Task, addr uint64, want, bitset uint32, deadline t
 	if deadline.IsZero() && len(k.tasks) == 1 {
 		k.warn("futex: the only thread waits for another one: it waits until it is stopped")
 	}
-	w := &waiter{t: t, addr: addr, bitset: bitset}
 	return k.waitQueued(w, deadline)
 }
 
 // waitQueued queues w and waits until it is woken.
 func (k *Kernel) waitQueued(w *waiter, deadline time.Time) unix.Errno {
-	k.queue[w.addr] = append(k.queue[w.addr], w)
+	w.prio = w.t.sched.realTime()
+	k.enqueue(w)
 	_, errno := k.block(nil, deadline, func() bool { return w.woken })
 	if w.woken {
 		return 0 // also when something else came at the same time: the wake was spent on it
@@ -152,50 +179,65 @@ func (k *Kernel) waitQueued(w *waiter, deadline time.Time) unix.Errno {
 	return errno
 }
 
-func (k *Kernel) unqueue(w *waiter) {
-	list := k.queue[w.addr]
-	for i := range list {
-		if list[i] == w {
-			k.keep(w.addr, append(list[:i:i], list[i+1:]...))
-			return
-		}
+// enqueue puts w behind those that are served before it.
+func (k *Kernel) enqueue(w *waiter) {
+	list := k.queue[w.key]
+	i := len(list)
+	for i > 0 && list[i-1].prio < w.prio {
+		i--
 	}
+	k.queue[w.key] = slices.Insert(list, i, w)
 }
 
-// keep is what is left of the queue of addr.
-func (k *Kernel) keep(addr uint64, list []*waiter) {
+func (k *Kernel) unqueue(w *waiter) {
+	list := k.queue[w.key]
+	if i := slices.Index(list, w); i >= 0 {
+		list = slices.Delete(list, i, i+1)
+	}
 	if len(list) == 0 {
-		delete(k.queue, addr)
+		delete(k.queue, w.key)
 		return
 	}
-	k.queue[addr] = list
+	k.queue[w.key] = list
 }
 
-// wakeFutex wakes at most most waiters of addr that wait for one of bits, and returns how many.
-func (k *Kernel) wakeFutex(addr uint64, most int32, bits uint32) (n uint64) {
-	var left []*waiter
-	for _, w := range k.queue[addr] {
-		if int64(n) >= int64(most) || w.pi || w.bitset&bits == 0 {
-			left = append(left, w)
+// wake ends w's wait, which is on a queue.
+func (k *Kernel) wake(w *waiter) {
+	k.unqueue(w)
+	w.woken = true
+	w.t.poke()
+}
+
+// wakeFutex wakes at most most waiters of key that wait for one of bits, and returns how many. EINVAL when it comes to one
+// that waits to own a word.
+func (k *Kernel) wakeFutex(key futexKey, most int32, bits uint32) (n uint64, errno unix.Errno) {
+	for _, w := range slices.Clone(k.queue[key]) {
+		switch {
+		case w.pi || w.target != nil:
+			return 0, unix.EINVAL
+		case w.bitset&bits == 0:
 			continue
 		}
-		w.woken = true
-		w.t.poke()
-		n++
+		k.wake(w)
+		if n++; int64(n) >= int64(most) {
+			break
+		}
 	}
-	k.keep(addr, left)
-	return n
+	return n, 0
 }
 
 // requeue wakes a[2] waiters of a[0] and lets a[3] more wait on a[4] instead.
-func (k *Kernel) requeue(a args, compare bool) (uint64, unix.Errno) {
+func (k *Kernel) requeue(a args, shared, compare bool) (uint64, unix.Errno) {
 	if int32(a[2]) < 0 || int32(a[3]) < 0 {
 		return 0, unix.EINVAL
 	}
-	for _, addr := range [2]uint64{a[0], a[4]} {
-		if errno := k.futexWord(addr, true); errno != 0 {
-			return 0, errno
-		}
+	from, errno := k.futexKey(a[0], shared)
+	if errno != 0 {
+		return 0, errno
+	}
+	to, errno := k.futexKey(a[4], shared)
+	if errno != 0 {
+		return 0, errno
 	}
 	if compare {
 		if v, errno := k.load32(a[0]); errno != 0 {
@@ -204,33 +246,38 @@ func (k *Kernel) requeue(a args, compare bool) (uint64, unix.Errno) {
 			return 0, unix.EAGAIN
 		}
 	}
-	var n uint64
-	if int32(a[2]) > 0 {
-		n = k.wakeFutex(a[0], int32(a[2]), ^uint32(0))
-	}
-	moved := uint64(0)
-	if a[0] != a[4] {
-		var left []*waiter
-		for _, w := range k.queue[a[0]] {
-			if moved >= uint64(a[3]&0x7fffffff) || w.pi {
-				left = append(left, w)
-				continue
-			}
-			w.addr = a[4]
-			k.queue[a[4]] = append(k.queue[a[4]], w)
-			moved++
+	n := uint64(0)
+	for _, w := range slices.Clone(k.queue[from]) {
+		if int64(n)-int64(int32(a[2])) >= int64(int32(a[3])) {
+			break
 		}
-		k.keep(a[0], left)
-	}
-	if compare {
-		return n + moved, 0
+		if w.pi || w.target != nil {
+			return 0, unix.EINVAL
+		}
+		if n++; int64(n) <= int64(int32(a[2])) {
+			k.wake(w)
+			continue
+		}
+		k.move(w, to, a[4])
 	}
 	return n, 0
 }
 
+// move lets w wait on another word.
+func (k *Kernel) move(w *waiter, to futexKey, addr uint64) {
+	k.unqueue(w)
+	w.key, w.addr = to, addr
+	k.enqueue(w)
+}
+
 // wakeOp changes the word at a[4] as a[5] says, wakes waiters of a[0], and of a[4] if its old value compares.
-func (k *Kernel) wakeOp(a args) (uint64, unix.Errno) {
-	if errno := k.futexWord(a[0], true); errno != 0 {
+func (k *Kernel) wakeOp(a args, shared bool) (uint64, unix.Errno) {
+	first, errno := k.futexKey(a[0], shared)
+	if errno != 0 {
+		return 0, errno
+	}
+	second, errno := k.futexKey(a[4], shared)
+	if errno != 0 {
 		return 0, errno
 	}
 	code := uint32(a[5])
@@ -286,104 +333,13 @@ func (k *Kernel) wakeOp(a args) (uint64, unix.Errno) {
 	default:
 		return 0, unix.ENOSYS
 	}
-	n := k.wakeFutex(a[0], max(1, int32(a[2])), ^uint32(0))
-	if hit {
-		n += k.wakeFutex(a[4], max(1, int32(a[3])), ^uint32(0))
+	n, errno := k.wakeFutex(first, max(1, int32(a[2])), ^uint32(0))
+	if errno == 0 && hit {
+		var more uint64
+		more, errno = k.wakeFutex(second, max(1, int32(a[3])), ^uint32(0))
+		n += more
 	}
-	return n, 0
-}
-
-// lockPI takes a priority-inheriting word, whose low bits are its owner's number. The owner's priority is not
-// raised: what a task's vCPU has is the run's to decide.
-func (k *Kernel) lockPI(t *Task, addr uint64, deadline time.Time, try bool) unix.Errno {
-	if errno := k.futexWord(addr, false); errno != 0 {
-		return errno
-	}
-	word, errno := k.futexPointer(addr)
-	if errno != 0 {
-		return errno
-	}
-	for {
-		old := word.load()
-		owner := old & futexTID
-		switch {
-		case owner == uint32(t.ID):
-			return unix.EDEADLK
-		case owner == 0:
-			if word.swap(old, uint32(t.ID)|old&(futexOwnerDied|futexWaiters)) {
-				return 0
-			}
-			continue
-		case try:
-			return unix.EAGAIN
-		case k.task(uint64(owner)) == nil:
-			return unix.ESRCH
-		}
-		if old&futexWaiters == 0 && !word.swap(old, old|futexWaiters) {
-			continue
-		}
-		return k.waitQueued(&waiter{t: t, addr: addr, pi: true}, deadline)
-	}
-}
-
-// unlockPI gives the word to the first who waits for it.
-func (k *Kernel) unlockPI(t *Task, addr uint64) unix.Errno {
-	if errno := k.futexWord(addr, false); errno != 0 {
-		return errno
-	}
-	word, errno := k.futexPointer(addr)
-	if errno != 0 {
-		return errno
-	}
-	if word.load()&futexTID != uint32(t.ID) {
-		return unix.EPERM
-	}
-	if !k.passOn(addr, word, 0) {
-		word.store(0)
-	}
-	return 0
-}
-
-// passOn gives a priority-inheriting word to the first who waits for it, with bits beside the new owner's number; false:
-// nobody waits.
-func (k *Kernel) passOn(addr uint64, word futexCell, bits uint32) bool {
-	var next *waiter
-	for _, w := range k.queue[addr] {
-		switch {
-		case !w.pi:
-		case next == nil:
-			next = w
-		default:
-			bits |= futexWaiters
-		}
-	}
-	if next == nil {
-		return false
-	}
-	word.store(uint32(next.t.ID) | bits)
-	k.unqueue(next)
-	next.woken = true
-	next.t.poke()
-	return true
-}
-
-// passOnAll gives every priority-inheriting word that t owns, and that somebody waits for, to the next one, as the kernel
-// does when a task ends (kernel/futex/core.c: exit_pi_state_list).
-func (k *Kernel) passOnAll(t *Task) {
-	var owned []uint64
-	for addr, list := range k.queue {
-		for _, w := range list {
-			if w.pi {
-				owned = append(owned, addr)
-				break
-			}
-		}
-	}
-	for _, addr := range owned {
-		if word, errno := k.futexPointer(addr); errno == 0 && word.load()&futexTID == uint32(t.ID) {
-			k.passOn(addr, word, futexOwnerDied)
-		}
-	}
+	return n, errno
 }
 
 // futexPointer is the word at addr, to be changed by atomic operations: the program's threads do the same.

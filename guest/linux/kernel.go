@@ -125,7 +125,7 @@ type Kernel struct {
 	tasks []*Task
 	first *Task // which /proc shows as the process, also when it has ended
 	over  bool  // the program has ended: nobody enters the guest again
-	queue map[uint64][]*waiter
+	queue map[futexKey][]*waiter
 
 	cfg    Config
 	mem    Memory
@@ -168,7 +168,7 @@ func New(cfg Config) (*Kernel, error) {
 	}
 	k := &Kernel{
 		cfg: cfg, mem: cfg.Memory, fs: cfg.FS, cwd: cfg.FS.Cwd(),
-		warned: map[string]bool{}, unknown: map[uint64]uint64{}, queue: map[uint64][]*waiter{},
+		warned: map[string]bool{}, unknown: map[uint64]uint64{}, queue: map[futexKey][]*waiter{},
 	}
 	k.proc = newProcess(&cfg)
 	k.lim = hostLimits()

@@ -76,6 +76,8 @@ func (m *arena) Prefix(addr, n uint64, write bool) []byte {
 	return m.all[start : start+min(end-off, n)]
 }
 
+func (m *arena) Object(uint64) ([2]uint64, uint64, bool) { return [2]uint64{}, 0, false }
+
 func (m *arena) access(addr, n uint64, write bool) ([]byte, unix.Errno) {
 	p := m.Prefix(addr, n, write)
 	if uint64(len(p)) != n {

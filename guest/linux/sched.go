@@ -15,6 +15,14 @@ type schedule struct {
 	affinity []byte // of virtual CPUs; nil: all
 }
 
+// realTime is the priority that s has among those who wait: 0 without a real-time policy.
+func (s *schedule) realTime() int32 {
+	if s.policy == unix.SCHED_FIFO || s.policy == unix.SCHED_RR {
+		return s.priority
+	}
+	return 0
+}
+
 // of finds the task that a scheduling call names.
 func (k *Kernel) of(id uint64) (*Task, unix.Errno) {
 	if int32(id) < 0 {

@@ -29,7 +29,7 @@ func restartClass(nr uint64, a args) restart {
 			if a[3] != 0 { // with a timeout
 				return restartNever
 			}
-		case futexLockPI, futexLockPI2:
+		case futexLockPI, futexLockPI2, futexWaitRequeuePI:
 			return restartAlways
 		}
 	}

@@ -82,7 +82,7 @@ var processCalls = []call{
 	{186, "gettid", Full, sysGettid, 0, ""},
 	{200, "tkill", Partial, sysTkill, 0, "as kill"},
 	{201, "time", Full, sysTime, 0, ""},
-	{202, "futex", Partial, sysFutex, 0, "wait, wake, bitsets, requeue, wake-op, robust lists, PI words without a raise of priority; no requeue to PI; a word is known by its address, also where one memory is mapped twice"},
+	{202, "futex", Partial, sysFutex, 0, "an owner's priority is not raised by who waits for a word with priority inheritance (docs/decisions/0008-threads.md)"},
 	{203, "sched_setaffinity", Partial, sysSchedSetaffinity, 0, "of virtual CPUs (docs/threads.md)"},
 	{204, "sched_getaffinity", Full, sysSchedGetaffinity, 0, ""},
 	{218, "set_tid_address", Full, sysSetTidAddress, 0, ""},

@@ -27,6 +27,9 @@ type Memory interface {
 	Brk(addr uint64) uint64
 	Advise(addr, length uint64, advice int) unix.Errno
 	Sync(addr, length uint64, flags int) unix.Errno
+	// Object is the file behind the page at addr, by its device and inode, and where in it addr lies, in bytes; false where
+	// that page is the guest's own memory.
+	Object(addr uint64) (file [2]uint64, off uint64, ok bool)
 	// Maps is the text of /proc/self/maps.
 	Maps() string
 	// Usage returns the resident and the mapped bytes.

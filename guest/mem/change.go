@@ -101,7 +101,12 @@ func (s *Space) Map(addr, length uint64, prot, flags, hostFD int, off int64) (ui
 		if err != nil {
 			return 0, unix.EBADF
 		}
-		r.fd, r.off = fd, off
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			unix.Close(fd)
+			return 0, unix.EBADF
+		}
+		r.fd, r.off, r.object = fd, off, [2]uint64{st.Dev, st.Ino}
 	}
 	if s.committed+r.charge() > s.cfg.Limit+s.chargeWithin(start, start+length) {
 		s.drop(&r)

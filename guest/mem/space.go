@@ -40,6 +40,7 @@ type region struct {
 	text       bool // lies in a read-only slot: never writable
 	fd         int  // shared file mapping: our own descriptor, or -2 when there was none left; else -1
 	off        int64
+	object     [2]uint64 // of a shared file mapping: the file's device and inode
 	name       string
 }
 
@@ -311,6 +312,19 @@ func (s *Space) Mapped(a uint64) bool {
 	defer s.mu.Unlock()
 	i := s.find(a)
 	return i < len(s.regions) && s.regions[i].start <= a
+}
+
+// Object is the file that is mapped at a, shared, by its device and inode, and where in it a lies, bytes; false where the
+// memory is the guest's own.
+func (s *Space) Object(a uint64) (file [2]uint64, off uint64, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := s.find(a)
+	if i == len(s.regions) || s.regions[i].start > a || !s.regions[i].file() {
+		return file, 0, false
+	}
+	r := &s.regions[i]
+	return r.object, uint64(r.off) + a - r.start, true
 }
 
 // Usage is what is committed now, and the limit, bytes.

@@ -301,9 +301,10 @@ int main(int argc, char **argv)
 		for (;;) ; /* in the guest */
 	}
 	if (!strcmp(m, "exit-blocked")) {
-		pthread_create(&t, 0, late, 0);
+		pthread_t l;
 		pthread_create(&t, 0, answer, 0); /* waits for ever */
-		usleep(100000);
+		pthread_create(&l, 0, late, 0);
+		pthread_join(l, 0);
 		return 3;
 	}
 	return 2;
