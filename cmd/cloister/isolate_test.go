@@ -155,4 +155,26 @@ func TestCPUAuto(t *testing.T) {
 	if err := json.Unmarshal(raw, &rep); err != nil || rep.VCPUs[0].CPU == nil {
 		t.Fatalf("%v: the report names no core", err)
 	}
+	noLeaseFiles(t, b)
+}
+
+// A lease's file goes with the lease, also when the run is refused after it was taken.
+func TestLeaseFilesGo(t *testing.T) {
+	b := newBox(t, testenv.MultiCPU)
+	cpu := lastCPU(t)
+	if r := b.cloister("run", "--quiet", "--cpu", cpu, "--for", "100ms", "@spin"); r.status != 0 {
+		t.Fatalf("status %d, %s", r.status, r.err)
+	}
+	noLeaseFiles(t, b)
+	if r := b.cloister("run", "--quiet", "--cpu", cpu, "--report", "no/such/r.json", "@spin"); r.status != 125 {
+		t.Fatalf("status %d, %s", r.status, r.err)
+	}
+	noLeaseFiles(t, b)
+}
+
+func noLeaseFiles(t *testing.T, b *box) {
+	t.Helper()
+	if list, err := filepath.Glob(filepath.Join(b.runs, "*.lease")); err != nil || len(list) > 0 {
+		t.Errorf("leases left: %v (%v)", list, err)
+	}
 }

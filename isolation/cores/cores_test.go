@@ -7,6 +7,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/cloister-vmm/cloister/internal/testenv"
@@ -119,6 +121,97 @@ func TestLease(t *testing.T) {
 	}
 	if _, err := Take(filepath.Join(dir, "none"), 3, "x"); err == nil {
 		t.Error("a lease in a directory that is not there")
+	}
+}
+
+// A lease leaves nothing behind, and the file that a killed owner left is used and removed by the next one.
+func TestLeaseLeavesNoFile(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "cpu-4095.lease")
+	empty := func(when string) {
+		t.Helper()
+		if list, err := os.ReadDir(dir); err != nil || len(list) > 0 {
+			t.Errorf("%s: %v (%v) is left", when, list, err)
+		}
+	}
+	for _, before := range []string{"", "VM that was killed (process 9)\n"} {
+		if before != "" {
+			if err := os.WriteFile(file, []byte(before), 0o666); err != nil {
+				t.Fatal(err)
+			}
+		}
+		l, err := Take(dir, 4095, "VM a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(file); err != nil || string(b) != "VM a\n" {
+			t.Errorf("the file says %q (%v)", b, err)
+		}
+		if used, err := InUse(4095); err != nil || !used {
+			t.Errorf("leased, and in use: %v (%v)", used, err)
+		}
+		// Another directory, so only the name excludes.
+		other := t.TempDir()
+		if _, err := Take(other, 4095, "VM b"); err == nil || !strings.Contains(err.Error(), "another run directory") {
+			t.Errorf("a second owner in another directory: %v", err)
+		}
+		if list, err := os.ReadDir(other); err != nil || len(list) > 0 {
+			t.Errorf("a lease that was refused leaves %v (%v)", list, err)
+		}
+		if err := l.Release(); err != nil {
+			t.Error(err)
+		}
+		empty("after the release")
+		if used, err := InUse(4095); err != nil || used {
+			t.Errorf("released, and in use: %v (%v)", used, err)
+		}
+	}
+	// The name is not the file's any more: who removed it is not robbed of his own.
+	l, err := Take(dir, 4095, "VM a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(file, file+".old"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Release(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(file); err != nil {
+		t.Errorf("a file that was not the lease's: %v", err)
+	}
+}
+
+// Owners come and go at the same time: never two at once, although each removes the file.
+func TestLeaseRace(t *testing.T) {
+	dir := t.TempDir()
+	var holders, taken atomic.Int32
+	var wait sync.WaitGroup
+	for range 8 {
+		wait.Go(func() {
+			for range 400 {
+				f, err := lockFile(filepath.Join(dir, "x"))
+				if err != nil {
+					continue
+				}
+				if holders.Add(1) != 1 {
+					t.Error("two hold the file")
+				}
+				taken.Add(1)
+				runtime.Gosched()
+				holders.Add(-1)
+				if err := dropFile(f); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wait.Wait()
+	if taken.Load() < 50 {
+		t.Errorf("taken %d times of 3200", taken.Load())
 	}
 }
 

@@ -5,7 +5,7 @@
 //
 // Invariants:
 //  1. A core is leased to one owner at a time, machine-wide; the lease ends with its owner, however that
-//     ends (it is an flock(2)).
+//     ends (it is a bound socket and an flock(2)), and its file goes with it unless the owner was killed.
 //  2. KeepOff leaves no thread of a process on the given cores, threads made meanwhile included.
 //  3. Nothing here changes the host beyond the affinity of the caller's own processes.
 //

@@ -19,20 +19,17 @@ type Lease struct {
 
 // Take leases cpu. What excludes others, whatever their user and directory, is a name in the abstract socket
 // namespace (unix(7); a network namespace has its own). The file in dir says to those who can read it
-// who the owner is.
+// who the owner is; it goes with the lease. One that a killed owner has left holds nothing: the next Take uses it.
 func Take(dir string, cpu int, owner string) (*Lease, error) {
-	name := filepath.Join(dir, fmt.Sprintf("cpu-%d.lease", cpu))
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o666)
-	if errors.Is(err, os.ErrPermission) {
+	f, err := lockFile(filepath.Join(dir, fmt.Sprintf("cpu-%d.lease", cpu)))
+	var held heldError
+	switch {
+	case errors.As(err, &held):
+		return nil, fmt.Errorf("CPU %d is in use by %s: choose another, or stop it (cloister ps)", cpu, string(held))
+	case errors.Is(err, os.ErrPermission):
 		return nil, fmt.Errorf("CPU %d: another user leases from %s: set CLOISTER_RUN_DIR to a directory of your own", cpu, dir)
-	}
-	if err != nil {
+	case err != nil:
 		return nil, fmt.Errorf("lease CPU %d: %w", cpu, err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		who, _ := io.ReadAll(io.LimitReader(f, 200)) // only for the message
-		err = f.Close()
-		return nil, errors.Join(fmt.Errorf("CPU %d is in use by %s: choose another, or stop it (cloister ps)", cpu, strings.TrimSpace(string(who))), err)
 	}
 	err = f.Truncate(0)
 	if err == nil {
@@ -43,9 +40,67 @@ func Take(dir string, cpu int, owner string) (*Lease, error) {
 		lock, err = claimName(cpu)
 	}
 	if err != nil {
-		return nil, errors.Join(err, f.Close())
+		return nil, errors.Join(err, dropFile(f))
 	}
 	return &Lease{f, lock}, nil
+}
+
+// heldError is the owner of a file that somebody else has locked, as the file says.
+type heldError string
+
+func (e heldError) Error() string { return "locked by " + string(e) }
+
+// lockFile opens and locks a file that has this name. An owner removes the file before he unlocks it, so what was opened
+// may have lost its name by the time that it could be locked: then it would exclude nobody, and the name is tried again.
+func lockFile(name string) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o666)
+		if err != nil {
+			return nil, err
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			if !errors.Is(err, unix.EWOULDBLOCK) {
+				return nil, errors.Join(err, f.Close())
+			}
+			who, _ := io.ReadAll(io.LimitReader(f, 200)) // only for the message
+			return nil, errors.Join(heldError(strings.TrimSpace(string(who))), f.Close())
+		}
+		named, err := hasName(f)
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		if named {
+			return f, nil
+		}
+		if err := f.Close(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// hasName reports whether the name that f was opened by is f's still.
+func hasName(f *os.File) (bool, error) {
+	mine, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	there, err := os.Stat(f.Name())
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(mine, there), err
+}
+
+// dropFile removes and unlocks a file of lockFile's. In a directory where only its maker may remove it, a file that
+// another user has left stays, which harms nobody.
+func dropFile(f *os.File) error {
+	named, err := hasName(f)
+	if named {
+		if err = os.Remove(f.Name()); errors.Is(err, os.ErrPermission) {
+			err = nil
+		}
+	}
+	return errors.Join(err, f.Close())
 }
 
 // claimName binds the core's name, which goes with its socket, however this process ends.
@@ -54,7 +109,7 @@ func claimName(cpu int) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("lease CPU %d: %w", cpu, err)
 	}
-	err = unix.Bind(s, &unix.SockaddrUnix{Name: fmt.Sprintf("@cloister-cpu-%d", cpu)})
+	err = unix.Bind(s, name(cpu))
 	if err == nil {
 		return s, nil
 	}
@@ -64,5 +119,29 @@ func claimName(cpu int) (int, error) {
 	return -1, errors.Join(fmt.Errorf("CPU %d is in use: %w", cpu, err), unix.Close(s))
 }
 
-// Release gives the core back.
-func (l *Lease) Release() error { return errors.Join(unix.Close(l.lock), l.f.Close()) }
+// Release gives the core back, and removes the file. In this order: while the file is locked, whoever wants the core is told
+// by whom, and nobody finds a name without a lock or a lock without a name.
+func (l *Lease) Release() error { return errors.Join(unix.Close(l.lock), dropFile(l.f)) }
+
+// InUse reports whether somebody on this machine leases cpu, himself included, by asking for the core's name. Asking
+// takes nothing and disturbs nobody.
+func InUse(cpu int) (bool, error) {
+	s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false, fmt.Errorf("ask who leases CPU %d: %w", cpu, err)
+	}
+	err = unix.Connect(s, name(cpu))
+	used := err == nil
+	if errors.Is(err, unix.ECONNREFUSED) {
+		err = nil // nobody has bound it
+	}
+	if err != nil {
+		err = fmt.Errorf("ask who leases CPU %d: %w", cpu, err)
+	}
+	return used, errors.Join(err, unix.Close(s))
+}
+
+// name is a core's name in the abstract socket namespace.
+func name(cpu int) *unix.SockaddrUnix {
+	return &unix.SockaddrUnix{Name: fmt.Sprintf("@cloister-cpu-%d", cpu)}
+}

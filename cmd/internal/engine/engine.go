@@ -104,10 +104,10 @@ func (e *engine) run() (int, error) {
 		return code, err
 	}
 	defer e.elf.Close()
+	defer e.release() // of what claim got to, too
 	if err := e.claim(); err != nil {
 		return session.StatusCloister, err
 	}
-	defer e.release()
 	if err := errors.Join(e.share(), e.makeRings()); err != nil {
 		return session.StatusCloister, err
 	}
@@ -242,6 +242,9 @@ func (e *engine) release() {
 		if err != nil {
 			session.Failf("remove %s: %v", e.vmDir, err)
 		}
+	}
+	if e.lease != nil {
+		e.leases = append(e.leases, e.lease)
 	}
 	for _, l := range e.leases {
 		if err := l.Release(); err != nil {
