@@ -132,12 +132,23 @@ func TestDriftIsReported(t *testing.T) {
 applied
 echo 7 >/proc/sys/vm/stat_interval
 echo 0-1 >/proc/irq/36/smp_affinity_list
+echo 10000 >/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs
+mkdir /proc/irq/99; echo 1 >/proc/irq/99/smp_affinity_list
+printf '\000\224\065\167' >/dev/cpu_dma_latency
+sleep 60 & t=$!
+taskset -pc 1 $t >/dev/null
 wait $e || cat /run/out
 grep -q 'drift: the affinity of IRQ 36: /proc/irq/36/smp_affinity_list was 0, is 0-1' /run/out || { echo 'it was not said:'; cat /run/out; }
 grep -q 'left alone: /proc/sys/vm/stat_interval: it was 1, we made it 120, and somebody has made it 7' /run/out || { echo 'it was overwritten, or not said:'; cat /run/out; }
 grep -q '"was": "120"' /run/r.json || echo 'the report does not have it'
 grep -q '"drift: the affinity of IRQ 36' /run/r.json || echo 'the certificate does not say so'
+for want in "khugepaged's sleep: .* was 3600000, is 10000" 'IRQ 99: .* was not there, is 1' '/dev/cpu_dma_latency was 0, is 2000000000' "thread $t (sleep) may run there: /proc/$t/task/$t/status was not there, is 1"; do
+	grep -q "drift: .*$want" /run/out || { echo "no $want:"; cat /run/out; }
+done
+kill $t
 [ "$(cat /proc/sys/vm/stat_interval)" = 7 ] || echo 'it was overwritten'
+rm -r /proc/irq/99
+echo 10000 >/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs
 echo 1 >/proc/sys/vm/stat_interval
 same drift`)
 }

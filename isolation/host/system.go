@@ -1,6 +1,7 @@
 package host
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -38,7 +39,7 @@ type Live struct{ Root string }
 func (l Live) path(name string) string { return filepath.Join(l.Root, name) }
 
 // Read gives the bytes of a file. dev/cpu/N/msr@0x34 is one model-specific register, in decimal; to read it
-// interrupts CPU N (msr(4)).
+// interrupts CPU N (msr(4)). dev/cpu_dma_latency is decimal too, microseconds.
 func (l Live) Read(name string) ([]byte, error) {
 	if dev, reg, ok := strings.Cut(name, "/msr@"); ok {
 		at, err := strconv.ParseInt(reg, 0, 64)
@@ -56,8 +57,16 @@ func (l Live) Read(name string) ([]byte, error) {
 		}
 		return fmt.Appendln(nil, binary.LittleEndian.Uint64(b[:])), nil
 	}
-	return os.ReadFile(l.path(name))
+	b, err := os.ReadFile(l.path(name))
+	if name == dmaLatency && len(b) == 4 && bytes.ContainsFunc(b, func(r rune) bool { return r < ' ' && r != '\n' || r > '~' }) {
+		b = fmt.Appendln(nil, int32(binary.NativeEndian.Uint32(b)))
+	}
+	return b, err
 }
+
+// dmaLatency holds, while it is open, the latency of sleep states that its holders bear, and gives the lowest of all, in
+// binary (kernel/power/qos.c). To open it for a look asks for nothing and so changes nothing.
+const dmaLatency = "dev/cpu_dma_latency"
 
 // Write writes to a file that exists: no knob is ever made by us.
 func (l Live) Write(name, value string) error {

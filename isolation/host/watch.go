@@ -2,7 +2,6 @@ package host
 
 import (
 	"fmt"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,137 +22,260 @@ func (d Drift) String() string {
 	return fmt.Sprintf("%s: %s was %s, is %s", d.What, d.File, d.Was, d.Is)
 }
 
-// Watch notices drift. What it reads are files that the kernel answers from memory: it interrupts nobody, and least
-// of all the cores that it watches. It never writes, so it repairs nothing: who undid it may have had a reason.
+// Watch notices drift. What it reads are files that the kernel answers from memory; of a file that it would answer by
+// an interrupt on the core it only notices that somebody has written to it. So it disturbs nobody, and least of all the cores
+// that it watches. It never writes, so it repairs nothing: who undid it may have had a reason.
 type Watch struct {
-	s     System
-	cpus  []int
-	own   []int
-	rest  []int // the other threads that might run there from the start
-	alone bool  // none
-	last  map[string]string
-	held  []watched
+	s      System
+	cpus   []int
+	own    []int
+	held   []watched
+	last   map[string]reading
+	rest   map[string]Task // the other threads that may run there
+	public bool            // at the start the cores were everybody's
+	begun  bool            // everything was read once
+	writes *Writes
+	blind  []Remark
 }
 
-// watched is a file and what about it matters.
-type watched struct {
-	Setting
-	what string
+// reading is what was found in a file.
+type reading struct {
+	text   string
+	absent bool // there is nothing to read, and text says so
 }
 
-// NewWatch takes what it finds now for the way it shall be. own are threads that belong on the cores.
+const notThere = "not there"
+
+// NewWatch takes what it finds now for the way it shall be. own are the owner's threads, which are no news on the cores; their
+// processes are not what tells whose the cores are. Close it at the end.
 func NewWatch(s System, cpus, own []int) (*Watch, error) {
-	w := &Watch{s: s, cpus: slices.Clone(cpus), own: slices.Clone(own), last: map[string]string{}}
-	file := func(format Format, what, name string) {
-		w.held = append(w.held, watched{Setting{Kind: File, Name: name, Format: format}, what})
-	}
-	file(Mask, "where new interrupts go", "proc/irq/default_smp_affinity")
-	file(Mask, "where unbound work runs", "sys/devices/virtual/workqueue/cpumask")
-	file(Mask, "where writeback runs", "sys/devices/virtual/workqueue/writeback/cpumask")
-	file(List, "where the lockup detector runs", "proc/sys/kernel/watchdog_cpumask")
-	for what, name := range map[string]string{
-		"the hard lockup detector": "proc/sys/kernel/nmi_watchdog", "the statistics' interval": "proc/sys/vm/stat_interval",
-		"timer migration": "proc/sys/kernel/timer_migration", "real-time throttling": "proc/sys/kernel/sched_rt_runtime_us",
-		"NUMA balancing": "proc/sys/kernel/numa_balancing", "huge pages": "sys/kernel/mm/transparent_hugepage/enabled",
-		"page merging": "sys/kernel/mm/ksm/run", "the tracer": "sys/kernel/tracing/current_tracer", "the clock": "sys/devices/system/clocksource/clocksource0/current_clocksource",
-		"CPUs on line": cpuDir + "/online",
-	} {
-		file(Choice, what, name)
-	}
-	l := CPUSets(s)
-	for _, c := range cpus {
-		file(Plain, "the governor", fmt.Sprintf("%s/cpu%d/cpufreq/scaling_governor", cpuDir, c))
-	}
-	if l.V2 != "" {
-		for dir, in := range l.Partitions(s) {
-			if meets(in, cpus) {
-				file(Plain, "the partition", path.Join(dir, "cpuset.cpus.partition"))
-			}
-		}
-	} else if l.V1 != "" {
-		file(Plain, "balancing over the whole machine", path.Join(l.V1, "cpuset.sched_load_balance"))
-	}
+	w := &Watch{s: s, cpus: slices.Clone(cpus), own: slices.Clone(own), last: map[string]reading{}}
+	w.held = w.preconditions()
 	tasks, err := Tasks(s)
 	if err != nil {
 		return nil, err
 	}
-	for _, t := range w.strangers(tasks) {
-		w.rest = append(w.rest, t.TID)
-	}
-	w.alone = len(w.rest) == 0
+	w.rest = w.strangers(tasks)
+	w.public = w.shared(tasks)
+	w.watchWrites()
 	w.Check()
+	w.begun = true
 	return w, nil
 }
 
-// strangers are the threads that may run on the cores and need not.
-func (w *Watch) strangers(tasks []Task) (list []Task) {
+// Own replaces the owner's threads: he makes and ends some while the watch goes on.
+func (w *Watch) Own(tids []int) { w.own = slices.Clone(tids) }
+
+// Blind lists what is not watched, and why.
+func (w *Watch) Blind() []Remark { return w.blind }
+
+// Close ends the watch.
+func (w *Watch) Close() error {
+	if w.writes == nil {
+		return nil
+	}
+	return w.writes.Close()
+}
+
+// watchWrites watches the files that must not be read: intel_pstate and amd-pstate answer from a register of the CPU that
+// is asked about, by an interrupt there (intel_pstate_get_epp, rdmsrl_on_cpu).
+func (w *Watch) watchWrites() {
+	var names []string
+	for _, c := range w.cpus {
+		dir := fmt.Sprintf("%s/cpu%d/cpufreq", cpuDir, c)
+		if list, err := w.s.Names(dir); err == nil && slices.Contains(list, eppFile) {
+			names = append(names, dir+"/"+eppFile)
+		}
+	}
+	if len(names) == 0 {
+		return
+	}
+	what := "who writes to /" + names[0]
+	s, ok := w.s.(interface {
+		Writes([]string) (*Writes, error)
+	})
+	if !ok {
+		w.blind = append(w.blind, Remark{what, "this is no live host"})
+		return
+	}
+	var err error
+	if w.writes, err = s.Writes(names); err != nil {
+		w.blind = append(w.blind, Remark{what, err.Error()})
+	}
+}
+
+// strangers are the threads that may run on the cores and need not, by their names.
+func (w *Watch) strangers(tasks []Task) map[string]Task {
+	list := map[string]Task{}
 	for _, t := range tasks {
-		if !t.Bound && meets(t.Allowed, w.cpus) && !slices.Contains(w.own, t.TID) {
-			list = append(list, t)
+		if w.stranger(t) {
+			list[threadName(t)] = t
 		}
 	}
 	return list
 }
 
-// Check says what is worse than at the last call; the first call, by NewWatch, says nothing.
-func (w *Watch) Check() (list []Drift) {
-	look := w.held
-	if names, err := w.s.Names("proc/irq"); err == nil {
-		for _, n := range names {
-			if _, err := strconv.Atoi(n); err == nil {
-				look = append(look, watched{Setting{Kind: File, Name: "proc/irq/" + n + "/smp_affinity_list", Format: List}, "the affinity of IRQ " + n})
-			}
+func (w *Watch) stranger(t Task) bool {
+	return !t.Bound && meets(t.Allowed, w.cpus) && !slices.Contains(w.own, t.TID)
+}
+
+// shared reports whether the cores are everybody's: whether most threads that could be kept off them are not. The owner's
+// processes keep themselves off, and are not counted.
+func (w *Watch) shared(tasks []Task) bool {
+	var mine []int
+	for _, t := range tasks {
+		if slices.Contains(w.own, t.TID) {
+			mine = append(mine, t.PID)
 		}
 	}
-	for _, x := range look {
-		raw, err := x.read(w.s)
-		if err != nil {
-			raw = "not there"
-		}
-		now := x.canonical(raw)
-		was, known := w.last[x.Name]
-		w.last[x.Name] = now
-		if !known || was == now || !w.worse(x, was, now) {
+	here, all := 0, 0
+	for _, t := range tasks {
+		if t.Bound || slices.Contains(mine, t.PID) {
 			continue
 		}
-		list = append(list, Drift{x.what, "/" + x.Name, was, now})
+		all++
+		if w.stranger(t) {
+			here++
+		}
 	}
+	return 2*here > all
+}
+
+// Check says what is worse than at the last call; the first call, by NewWatch, says nothing.
+func (w *Watch) Check() (list []Drift) {
+	for _, x := range w.held {
+		list = w.compare(list, x, x.look(w.s))
+	}
+	list = append(list, w.workqueues()...)
+	list = append(list, w.interrupts()...)
+	list = append(list, w.written()...)
 	return append(list, w.arrivals()...)
 }
 
-// worse: a set of CPUs drifts when one of the cores is in it that was not; anything else when it changes.
-func (w *Watch) worse(x watched, was, now string) bool {
-	parse := cores.ParseList
-	switch x.Format {
-	case Mask:
-		parse = ParseMask
-	case List:
-	default:
-		return true
+// compare adds what is worse about one file to the list.
+func (w *Watch) compare(list []Drift, x watched, now reading) []Drift {
+	was, known := w.last[x.name]
+	w.last[x.name] = now
+	if !known && !x.appears || was == now {
+		return list
 	}
-	a, err1 := parse(was)
-	b, err2 := parse(now)
-	if err1 != nil || err2 != nil {
-		return true
+	if !known {
+		was = reading{notThere, true}
 	}
-	return meets(minus(b, a), w.cpus)
+	if !x.worse(was, now, w.cpus) {
+		return list
+	}
+	return append(list, Drift{x.what, "/" + x.name, was.text, now.text})
 }
 
-// arrivals are threads that have come to cores on which there was none.
-func (w *Watch) arrivals() (list []Drift) {
-	if !w.alone {
-		return nil // the cores were never the owner's alone; that is the doctor's to say
+// workqueues looks at the masks of unbound work, those that came since included.
+func (w *Watch) workqueues() (list []Drift) {
+	const dir = "sys/devices/virtual/workqueue"
+	names, err := w.s.Names(dir)
+	if err != nil {
+		return nil // no such kernel
 	}
+	for _, n := range names {
+		x := watched{name: dir + "/" + n + "/cpumask", what: "where work of " + n + " runs", format: Mask, rule: keptOff, appears: w.begun}
+		if now := x.look(w.s); !now.absent {
+			list = w.compare(list, x, now)
+		}
+	}
+	return list
+}
+
+// interrupts looks at each interrupt that there is now. One that may come to the cores from the start, and that nobody had
+// asked for then, cannot come; when somebody does ask, it is new.
+func (w *Watch) interrupts() (list []Drift) {
+	names, err := w.s.Names("proc/irq")
+	if err != nil {
+		return nil // no such kernel
+	}
+	for _, n := range names {
+		if _, err := strconv.Atoi(n); err != nil {
+			continue
+		}
+		x := watched{name: "proc/irq/" + n + "/smp_affinity_list", what: "the affinity of IRQ " + n, format: List, rule: keptOff, appears: w.begun}
+		now := x.look(w.s)
+		if was := w.last[x.name]; meets(x.set(now), w.cpus) && (was == unasked || !w.begun) && !w.asked(n) {
+			now = unasked
+		}
+		before := len(list)
+		list = w.compare(list, x, now)
+		e := watched{name: "proc/irq/" + n + "/effective_affinity_list", what: "where IRQ " + n + " goes to", format: List, rule: keptOff, appears: w.begun}
+		there := e.look(w.s)
+		if now == unasked {
+			there = unasked
+		}
+		if more := w.compare(nil, e, there); len(list) == before { // else it is the same news
+			list = append(list, more...)
+		}
+	}
+	return list
+}
+
+// unasked is the affinity of an interrupt that no driver has asked for.
+var unasked = reading{"nobody's interrupt", true}
+
+// asked reports whether a driver has asked for an interrupt, or it is routed to the cores already.
+func (w *Watch) asked(irq string) bool {
+	if IRQName(w.s, irq) != "" {
+		return true
+	}
+	list, err := CPUs(w.s, "proc/irq/"+irq+"/effective_affinity_list")
+	return err == nil && meets(list, w.cpus)
+}
+
+// written tells of files that are not read.
+func (w *Watch) written() (list []Drift) {
+	if w.writes == nil {
+		return nil
+	}
+	names, err := w.writes.Seen()
+	for _, n := range names {
+		list = append(list, Drift{"the energy preference", "/" + n, "as at the start", "written to since (not read: that would interrupt the core)"})
+	}
+	if err != nil {
+		w.blind = append(w.blind, Remark{"who writes to files that are not read", err.Error()})
+		if err := w.writes.Close(); err != nil {
+			w.blind = append(w.blind, Remark{"the end of that watch", err.Error()})
+		}
+		w.writes = nil
+	}
+	return list
+}
+
+// named is how many threads that come in one second are each told of.
+const named = 5
+
+// arrivals are threads that have come to the cores. Where the cores are everybody's, only those that may run nowhere else: that
+// others come is no news, but the doctor's to say.
+func (w *Watch) arrivals() (list []Drift) {
 	tasks, err := Tasks(w.s)
 	if err != nil {
 		return nil // no /proc, no threads
 	}
-	var here []int
-	for _, t := range w.strangers(tasks) {
-		here = append(here, t.TID)
-		if !slices.Contains(w.rest, t.TID) {
-			list = append(list, Drift{fmt.Sprintf("thread %d (%s) may run there", t.TID, strings.ToValidUTF8(t.Name, "?")), fmt.Sprintf("/proc/%d/task/%d/status", t.PID, t.TID), "not there", cores.Format(t.Allowed)})
+	bound := func(t Task) bool { return len(minus(t.Allowed, w.cpus)) == 0 }
+	more := 0
+	here := w.strangers(tasks)
+	for _, t := range tasks {
+		if _, ok := here[threadName(t)]; !ok {
+			continue
 		}
+		before, known := w.rest[threadName(t)]
+		if w.public && (!bound(t) || known && bound(before)) || !w.public && known {
+			continue
+		}
+		was := notThere
+		if known {
+			was = cores.Format(before.Allowed)
+		}
+		if more++; more <= named {
+			list = append(list, Drift{fmt.Sprintf("thread %d (%s) may run there", t.TID, strings.ToValidUTF8(t.Name, "?")), fmt.Sprintf("/proc/%d/task/%d/status", t.PID, t.TID), was, cores.Format(t.Allowed)})
+		}
+	}
+	if more > named {
+		list = append(list, Drift{fmt.Sprintf("%d more threads may run there", more-named), "/proc", notThere, "there"})
 	}
 	w.rest = here
 	return list

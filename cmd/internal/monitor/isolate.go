@@ -37,17 +37,38 @@ func (m *monitor) quiet() {
 	var why string
 	if err != nil {
 		why = err.Error()
+	} else {
+		m.startWatch() // before the first instruction: what is undone from then on is seen
 	}
 	if m.plan.Isolate || m.plan.Require != "" {
 		if err := m.wire.Send(session.Message{Quiet: &session.Quiet{Error: why}}); err != nil {
 			return // the engine has ended: orphaned gives the core back
 		}
 	}
-	if err == nil {
-		if m.iso.watch, err = host.NewWatch(live, []int{m.plan.CPU}, []int{m.ready.Info.TID}); err != nil {
-			m.warned = append(m.warned, fmt.Sprintf("drift of the host is not watched: %v", err))
-		}
+}
+
+func (m *monitor) startWatch() {
+	w, err := host.NewWatch(live, []int{m.plan.CPU}, m.ownThreads())
+	if err != nil {
+		m.warned = append(m.warned, fmt.Sprintf("drift of the host is not watched: %v", err))
+		return
 	}
+	m.iso.watch = w
+}
+
+// ownThreads are those of the run's that the watch for drift has nothing to say of: the vCPUs' are where they shall be, and
+// herd looks after the engine's others.
+func (m *monitor) ownThreads() []int { return append(m.vcpuThreads(), os.Getpid()) }
+
+// stopWatch ends the watch.
+func (m *monitor) stopWatch() {
+	if m.iso.watch == nil {
+		return
+	}
+	if err := m.iso.watch.Close(); err != nil {
+		session.Failf("%v", err)
+	}
+	m.iso.watch = nil
 }
 
 func (m *monitor) isolate() error {
@@ -92,6 +113,7 @@ func (m *monitor) drift() {
 	if m.iso.watch == nil {
 		return
 	}
+	m.iso.watch.Own(m.ownThreads())
 	list := m.iso.watch.Check()
 	if len(list) == 0 {
 		return
@@ -121,16 +143,22 @@ func (m *monitor) driftClauses() (list []string) {
 	if m.iso.dropped > 0 {
 		list = append(list, fmt.Sprintf("drift: %d more", m.iso.dropped))
 	}
+	if m.iso.watch != nil {
+		for _, r := range m.iso.watch.Blind() {
+			list = append(list, "drift is not watched: "+r.String())
+		}
+	}
 	return list
 }
 
 // restoreHost gives the core back, unless it is to be kept. It returns the status that this asks for.
 func (m *monitor) restoreHost() int {
+	m.stopWatch()
 	owner := m.iso.owner
 	if owner == "" {
 		return 0
 	}
-	m.iso.owner, m.iso.watch = "", nil
+	m.iso.owner = ""
 	if m.iso.latency != nil {
 		if err := m.iso.latency.Close(); err != nil {
 			session.Failf("%v", err)
