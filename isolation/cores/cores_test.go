@@ -147,8 +147,8 @@ func TestLeaseLeavesNoFile(t *testing.T) {
 		if b, err := os.ReadFile(file); err != nil || string(b) != "VM a\n" {
 			t.Errorf("the file says %q (%v)", b, err)
 		}
-		if used, err := InUse(4095); err != nil || !used {
-			t.Errorf("leased, and in use: %v (%v)", used, err)
+		if used, err := InUse(4095); err != nil || used {
+			t.Errorf("our own, and in use by another: %v (%v)", used, err)
 		}
 		// Another directory, so only the name excludes.
 		other := t.TempDir()
@@ -162,9 +162,19 @@ func TestLeaseLeavesNoFile(t *testing.T) {
 			t.Error(err)
 		}
 		empty("after the release")
-		if used, err := InUse(4095); err != nil || used {
-			t.Errorf("released, and in use: %v (%v)", used, err)
-		}
+	}
+	lock, err := claimName(4095) // as another process does
+	if err != nil {
+		t.Fatal(err)
+	}
+	if used, err := InUse(4095); err != nil || !used {
+		t.Errorf("leased, and in use: %v (%v)", used, err)
+	}
+	if err := unix.Close(lock); err != nil {
+		t.Fatal(err)
+	}
+	if used, err := InUse(4095); err != nil || used {
+		t.Errorf("released, and in use: %v (%v)", used, err)
 	}
 	// The name is not the file's any more: who removed it is not robbed of his own.
 	l, err := Take(dir, 4095, "VM a")

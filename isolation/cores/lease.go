@@ -7,15 +7,20 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
 // Lease is the right to a core, for as long as its files are open.
 type Lease struct {
+	cpu  int
 	f    *os.File
 	lock int // a socket with the core's name, which no other on this machine can have
 }
+
+// ours are the CPUs that this process leases.
+var ours sync.Map
 
 // Take leases cpu. What excludes others, whatever their user and directory, is a name in the abstract socket
 // namespace (unix(7); a network namespace has its own). The file in dir says to those who can read it
@@ -42,7 +47,8 @@ func Take(dir string, cpu int, owner string) (*Lease, error) {
 	if err != nil {
 		return nil, errors.Join(err, dropFile(f))
 	}
-	return &Lease{f, lock}, nil
+	ours.Store(cpu, nil)
+	return &Lease{cpu, f, lock}, nil
 }
 
 // heldError is the owner of a file that somebody else has locked, as the file says.
@@ -121,11 +127,17 @@ func claimName(cpu int) (int, error) {
 
 // Release gives the core back, and removes the file. In this order: while the file is locked, whoever wants the core is told
 // by whom, and nobody finds a name without a lock or a lock without a name.
-func (l *Lease) Release() error { return errors.Join(unix.Close(l.lock), dropFile(l.f)) }
+func (l *Lease) Release() error {
+	ours.Delete(l.cpu)
+	return errors.Join(unix.Close(l.lock), dropFile(l.f))
+}
 
-// InUse reports whether somebody on this machine leases cpu, himself included, by asking for the core's name. Asking
-// takes nothing and disturbs nobody.
+// InUse reports whether another process on this machine leases cpu, by asking for the core's name. Asking takes nothing and
+// disturbs nobody.
 func InUse(cpu int) (bool, error) {
+	if _, own := ours.Load(cpu); own {
+		return false, nil
+	}
 	s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return false, fmt.Errorf("ask who leases CPU %d: %w", cpu, err)

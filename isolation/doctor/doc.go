@@ -2,7 +2,8 @@
 // costs, and what takes it away. It is about any process that wants a quiet core.
 //
 // Invariants:
-//  1. It reads, through host.System, and never writes; what it reads interrupts none of the cores asked about.
+//  1. It reads, through host.System, and never writes; what it reads interrupts no core that a running program has
+//     leased, unless it is the caller's own.
 //  2. A finding names the file and the value that it rests on. What cannot be read is unknown, never well.
 //  3. The grade of a core is that of the worst thing that was found, not a sum.
 //

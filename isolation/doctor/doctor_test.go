@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/cloister-vmm/cloister/isolation/breaks"
+	"github.com/cloister-vmm/cloister/isolation/cores"
 	"github.com/cloister-vmm/cloister/isolation/host"
 	"golang.org/x/tools/txtar"
 )
@@ -278,6 +279,111 @@ func TestNohzMachine(t *testing.T) {
 	}
 	if r.Cores[0].Grade != D || r.Cores[0].After != B {
 		t.Errorf("%+v", r.Cores)
+	}
+}
+
+// inUse is a host on which programs have leased some CPUs; it remembers what was read.
+type inUse struct {
+	*host.Recorder
+	cpus []int
+}
+
+func (s inUse) InUse(cpu int) (bool, error) {
+	if cpu == 2 {
+		return false, errors.New("it cannot be asked")
+	}
+	return slices.Contains(s.cpus, cpu), nil
+}
+
+type reads struct {
+	host.System
+	names map[string]bool
+}
+
+func (r reads) Read(name string) ([]byte, error) { r.names[name] = true; return r.System.Read(name) }
+
+// What is read by an interrupt on a CPU is not read where a program runs that minds, and the finding says why.
+func TestSparesCoresInUse(t *testing.T) {
+	const epp3 = cpuDir + "/cpu3/cpufreq/energy_performance_preference"
+	msr := func(cpu string) string { return "dev/cpu/" + cpu + "/msr@0x34" }
+	regs := map[string]string{"sys/module/msr/.dir": ""}
+	for _, c := range []string{"0", "1", "2", "3"} {
+		regs[msr(c)] = "7"
+	}
+	hardware := map[string]string{"-sys/fs/cgroup": "", "-dev": "", "proc/sys/kernel/osrelease": "6.1.0"}
+	for name, c := range map[string]struct {
+		used      []int
+		ask       []int
+		own       []int
+		set       map[string]string
+		read, not []string
+		id, want  string
+	}{
+		"nobody":               {nil, []int{3}, nil, nil, []string{msr("0"), epp3}, []string{msr("3")}, "smi", "/dev/cpu/0/msr@0x34: 7"},
+		"the first":            {[]int{0}, []int{3}, nil, nil, []string{msr("1")}, []string{msr("0"), msr("2")}, "smi", "/dev/cpu/1/msr@0x34: 7"},
+		"all others":           {[]int{0, 1}, []int{3}, nil, nil, nil, []string{msr("0"), msr("1"), msr("2"), msr("3")}, "smi", "each other CPU is isolated or in use"},
+		"isolated at boot":     {[]int{1}, []int{3}, nil, map[string]string{cpuDir + "/isolated": "0"}, nil, []string{msr("0"), msr("1")}, "smi", "each other CPU is isolated or in use"},
+		"without a tick":       {[]int{1}, []int{3}, nil, map[string]string{cpuDir + "/nohz_full": "0"}, nil, []string{msr("0"), msr("1")}, "smi", "each other CPU is isolated or in use"},
+		"asked about":          {[]int{3}, []int{3}, nil, nil, []string{msr("0")}, []string{epp3}, "epp", "not read: CPU 3 is in use"},
+		"the caller's own":     {[]int{3}, []int{3}, []int{300}, nil, []string{epp3}, nil, "epp", "balance_performance"},
+		"another of his":       {[]int{0, 1, 3}, []int{3}, []int{300}, nil, []string{epp3}, []string{msr("0"), msr("1")}, "smi", "each other CPU is isolated or in use"},
+		"an old kernel":        {[]int{1}, []int{3}, nil, map[string]string{"proc/sys/kernel/osrelease": "5.15.0"}, nil, []string{"proc/cpuinfo"}, "tsc", "not read: CPU 1 is in use"},
+		"an old one, no tick":  {[]int{1}, []int{0}, nil, map[string]string{"proc/sys/kernel/osrelease": "5.15.0", cpuDir + "/nohz_full": "1-2"}, []string{"proc/cpuinfo"}, nil, "tsc", "constant_tsc"},
+		"an old one, not used": {nil, []int{0}, nil, map[string]string{"proc/sys/kernel/osrelease": "5.15.0", cpuDir + "/online": "0-1", cpuDir + "/present": "0-1"}, []string{"proc/cpuinfo"}, nil, "nested", "flag"},
+	} {
+		s := inUse{&host.Recorder{System: reads{tree(t, "four.txtar", hardware, regs, c.set), map[string]bool{}}}, c.used}
+		r, err := Examine(s, c.ask, c.own...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names := s.System.(reads).names
+		for _, n := range c.read {
+			if !names[n] {
+				t.Errorf("%s: it does not read %s", name, n)
+			}
+		}
+		for _, n := range c.not {
+			if names[n] {
+				t.Errorf("%s: it reads %s", name, n)
+			}
+		}
+		if f := r.find(c.id); f == nil || !strings.Contains(f.evidence(9999), c.want) || strings.Contains(c.want, "not read") && f.State != Unknown {
+			t.Errorf("%s: %s is %+v, want %q", name, c.id, f, c.want)
+		}
+	}
+}
+
+// The hint is a command that can be typed: it names CPUs, and leaves one to the rest of the system.
+func TestHintsNameCPUs(t *testing.T) {
+	for cpus, want := range map[string]string{"": "--cpu 1-3", "3": "--cpu 3", "1,3": "--cpu 1,3", "0,1,2,3": "--cpu 1-3"} {
+		list, err := cores.ParseList(cpus)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := examine(t, tree(t, "four.txtar"), list...)
+		seen := map[Way]bool{}
+		for _, f := range r.Findings {
+			if !f.CanApply {
+				continue
+			}
+			seen[f.Way] = true
+			level := map[Way]string{RunTime: "", Max: " --level max"}[f.Way]
+			if strings.HasPrefix(f.Remedy, "cloister") && f.Remedy != "cloister host apply "+want+level || f.how() != "host apply "+want+level {
+				t.Errorf("of CPUs %q, %s: %q, %q", cpus, f.ID, f.Remedy, f.how())
+			}
+		}
+		if !seen[RunTime] || !seen[Max] || r.Changes[0].Remedy != "cloister host apply "+want {
+			t.Errorf("of CPUs %q: %v, %+v", cpus, seen, r.Changes[0])
+		}
+		var b bytes.Buffer
+		if err := r.WriteText(&b, true); err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(b.String()) {
+			if strings.Contains(line, "host apply") && !strings.Contains(line, "host apply --cpu ") {
+				t.Errorf("a hint without CPUs: %s", line)
+			}
+		}
 	}
 }
 

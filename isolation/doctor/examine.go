@@ -34,12 +34,16 @@ type examiner struct {
 	config map[string]string // of the kernel's build; nil: not known
 	args   []string          // of the kernel's command line
 	flags  []string          // of the processor
+	blind  string            // why these are not known
+	info   string            // /proc/cpuinfo
+	own    bool              // the CPUs asked about are the caller's
 	list   []Finding
 }
 
-// Examine looks at these CPUs of the host; at all that are on line without any. own are threads that belong there.
+// Examine looks at these CPUs of the host; at all that are on line without any. own are threads that belong there: then the
+// CPUs are the caller's, and may be asked what interrupts them.
 func Examine(s host.System, cpus []int, own ...int) (*Report, error) {
-	e := &examiner{s: s, cpus: slices.Clone(cpus)}
+	e := &examiner{s: s, cpus: slices.Clone(cpus), own: len(own) > 0}
 	var err error
 	if e.online, err = host.CPUs(s, "sys/devices/system/cpu/online"); err != nil {
 		return nil, fmt.Errorf("read the host's CPUs: %w", err)
@@ -99,10 +103,22 @@ func (e *examiner) add(f Finding) {
 		f.Evidence = []Evidence{}
 	}
 	f.CanApply = f.Way == RunTime || f.Way == Max
-	if f.Remedy == "" && f.CanApply {
-		f.Remedy = applyCommand(f.Way)
+	if f.CanApply {
+		f.apply = applyCommand(f.Way, e.applicable())
+	}
+	if f.Remedy == "" {
+		f.Remedy = f.apply
 	}
 	e.list = append(e.list, f)
+}
+
+// applicable are the CPUs that `host apply` can be told to make quiet: those asked about, less the first one if nothing
+// were left for the rest of the system.
+func (e *examiner) applicable() []int {
+	if len(e.outside(e.online)) == 0 && len(e.cpus) == len(e.online) && len(e.cpus) > 1 {
+		return e.cpus[1:]
+	}
+	return e.cpus
 }
 
 // verdict is Wrong where bad holds.
@@ -180,7 +196,8 @@ func (e *examiner) kernel() {
 			e.config[k] = v
 		}
 	}
-	for line := range strings.Lines(host.Text(e.s, "proc/cpuinfo")) {
+	e.info, e.blind = e.cpuinfo()
+	for line := range strings.Lines(e.info) {
 		if k, v, _ := strings.Cut(line, ":"); strings.TrimSpace(k) == "flags" {
 			e.flags = strings.Fields(v)
 			break

@@ -88,6 +88,7 @@ type Finding struct {
 	Way      Way        `json:"way"`
 	Remedy   string     `json:"remedy"`    // a command, or what to add to the kernel's command line
 	CanApply bool       `json:"can_apply"` // Cloister does it at run time
+	apply    string     // the command by which
 }
 
 // Core is one CPU that was asked about.
@@ -157,7 +158,7 @@ func changes(list []Finding) []Change {
 		}
 		remedy := f.Remedy
 		if f.Way == RunTime || f.Way == Max {
-			remedy = applyCommand(f.Way)
+			remedy = f.apply
 		}
 		at := slices.IndexFunc(out, func(c Change) bool { return c.Remedy == remedy })
 		if token := f.Way == Boot && !strings.Contains(remedy, " "); token && at < 0 && f.Cap.Below(B) {
@@ -192,9 +193,11 @@ func changes(list []Finding) []Change {
 	return out[:min(3, len(out))]
 }
 
-func applyCommand(w Way) string {
+// applyCommand is how these CPUs are made quiet.
+func applyCommand(w Way, cpus []int) string {
+	c := "cloister host apply --cpu " + spell(cpus)
 	if w == Max {
-		return "cloister host apply --level max"
+		c += " --level max"
 	}
-	return "cloister host apply"
+	return c
 }

@@ -204,6 +204,10 @@ func (e *examiner) periodic() {
 	known := slices.Contains(e.flags, "tsc_known_freq")
 	f := Finding{ID: "clock-watchdog", State: verdict(clock == "tsc" && !known && !(given && strings.Contains(tsc, "reliable")) && !slices.Contains(e.flags, "tsc_reliable")),
 		What: "the TSC is checked against another clock, twice a second, on one core after the other", Evidence: []Evidence{evClock, e.argEvidence("tsc")}, Causes: interrupt, Cost: Seconds, Cap: C, Way: Boot, Remedy: "tsc=reliable"}
+	if e.blind != "" && f.State == Wrong {
+		f.State, f.What = Unknown, "whether the TSC is checked against another clock is not known"
+		f.Evidence = append(f.Evidence, Evidence{"/proc/cpuinfo", e.blind})
+	}
 	if f.State == OK {
 		f.What = "nobody checks the TSC against another clock"
 	}

@@ -88,8 +88,10 @@ func (e *examiner) power() {
 			e.add(Finding{ID: "frequency", CPUs: []int{c}, State: OK, What: "no frequency scaling by the kernel", Evidence: []Evidence{evGov}, Causes: slower, Cost: Slower, Cap: B, Way: RunTime})
 		default:
 			e.add(Finding{ID: "frequency", CPUs: []int{c}, State: verdict(gov != "performance"), What: "the clock frequency changes with load", Evidence: []Evidence{evGov}, Causes: slower, Cost: Slower, Cap: B, Way: RunTime})
-			epp, evEPP := e.look(dir + "/cpufreq/energy_performance_preference")
-			if epp != "" {
+			epp, evEPP := e.lookAt(c, dir+"/cpufreq/energy_performance_preference")
+			if names, err := e.s.Names(dir + "/cpufreq"); epp == "" && err == nil && slices.Contains(names, "energy_performance_preference") {
+				e.add(Finding{ID: "epp", CPUs: []int{c}, State: Unknown, What: "whether the processor may save energy by itself is not known", Evidence: []Evidence{evEPP}, Causes: slower, Cost: Slower, Cap: B, Way: RunTime})
+			} else if epp != "" {
 				e.add(Finding{ID: "epp", CPUs: []int{c}, State: verdict(epp != "performance"), What: "the processor may save energy by itself", Evidence: []Evidence{evEPP}, Causes: slower, Cost: Slower, Cap: B, Way: RunTime})
 			}
 			if low != "" && high != "" {
@@ -127,7 +129,7 @@ func (e *examiner) caches() {
 			}
 		}
 	}
-	f := Finding{ID: "cache", CPUs: shared, State: verdict(len(shared) > 0 && !apart), What: "the last-level cache is shared, not partitioned (CAT, MBA)", Evidence: []Evidence{ev, resctrl}, Causes: slower, Cost: Slower, Cap: A, Way: ByHand, Remedy: "cloister host apply --resctrl, where the processor can"}
+	f := Finding{ID: "cache", CPUs: shared, State: verdict(len(shared) > 0 && !apart), What: "the last-level cache is shared, not partitioned (CAT, MBA)", Evidence: []Evidence{ev, resctrl}, Causes: slower, Cost: Slower, Cap: A, Way: ByHand, Remedy: applyCommand(RunTime, e.applicable()) + " --resctrl, where the processor can"}
 	if ev.File == "" {
 		_, at := e.look(fmt.Sprintf("%s/cpu%d/cache/index3/shared_cpu_list", cpuDir, e.cpus[0]))
 		f.Evidence = []Evidence{at, resctrl}
@@ -152,8 +154,12 @@ func (e *examiner) backend() string {
 
 // virtualisation: what is below this host, and takes cores away unseen.
 func (e *examiner) virtualisation() {
-	e.add(Finding{ID: "nested", State: verdict(e.nested()), What: "itself a guest: outer exits are invisible, no zero certified", Evidence: []Evidence{{"/proc/cpuinfo", map[bool]string{true: "flags: hypervisor", false: "no flag hypervisor"}[e.nested()]}},
-		Causes: []string{"gaps without exits"}, Cost: Proof, Cap: B, Way: Never, Remedy: "run on the machine itself"})
+	f := Finding{ID: "nested", State: verdict(e.nested()), What: "itself a guest: outer exits are invisible, no zero certified", Evidence: []Evidence{{"/proc/cpuinfo", map[bool]string{true: "flags: hypervisor", false: "no flag hypervisor"}[e.nested()]}},
+		Causes: []string{"gaps without exits"}, Cost: Proof, Cap: B, Way: Never, Remedy: "run on the machine itself"}
+	if e.blind != "" {
+		f.State, f.What, f.Evidence[0].Value = Unknown, "whether it is itself a guest is not known", e.blind
+	}
+	e.add(f)
 	for line := range strings.Lines(host.Text(e.s, "proc/stat")) {
 		f := strings.Fields(line)
 		if len(f) < 9 || !strings.HasPrefix(f[0], "cpu") || f[0] == "cpu" {
@@ -165,11 +171,12 @@ func (e *examiner) virtualisation() {
 		}
 		e.add(Finding{ID: "steal", CPUs: []int{c}, State: verdict(f[8] != "0"), What: "the outer host has taken it away since boot", Evidence: []Evidence{{"/proc/stat", f[0] + " steal " + f[8] + " (1/100 s)"}}, Causes: []string{"gaps without exits"}, Cost: Tasks, Cap: C, Way: Never, Remedy: "a dedicated CPU from the outer host"})
 	}
-	// Read from a CPU that nobody asked about: /dev/cpu/N/msr interrupts CPU N. An SMI stops them all together.
-	other := slices.DeleteFunc(slices.Clone(e.online), func(c int) bool { return slices.Contains(e.cpus, c) })
-	f := Finding{ID: "smi", State: Unknown, What: "how many SMIs there were is not known", Evidence: []Evidence{{"/dev/cpu/N/msr", "no CPU to read it on that was not asked about"}}, Causes: []string{"gaps without exits"}, Cost: Proof, Cap: B, Way: ByHand, Remedy: "modprobe msr, as root, on hardware (MSR_SMI_COUNT)"}
-	if len(other) > 0 {
-		v, ev := e.look(fmt.Sprintf("dev/cpu/%d/msr@0x34", other[0]))
+	// An SMI stops all CPUs together, so any of them can tell.
+	f = Finding{ID: "smi", State: Unknown, What: "how many SMIs there were is not known", Causes: []string{"gaps without exits"}, Cost: Proof, Cap: B, Way: ByHand, Remedy: "modprobe msr, as root, on hardware (MSR_SMI_COUNT)"}
+	if other, why := e.bystander(); why != "" {
+		f.Evidence = []Evidence{{"/dev/cpu/N/msr", why}}
+	} else {
+		v, ev := e.look(fmt.Sprintf("dev/cpu/%d/msr@0x34", other))
 		f.Evidence = []Evidence{ev}
 		if _, ok := number(v); ok {
 			f.State, f.What = OK, "SMIs since boot"
@@ -219,7 +226,9 @@ func (e *examiner) clocks() {
 		}
 	}
 	f := Finding{ID: "tsc", State: verdict(len(missing) > 0), What: "the TSC is constant and does not stop", Evidence: []Evidence{{"/proc/cpuinfo", "constant_tsc nonstop_tsc"}}, Causes: nothing, Cost: Proof, Cap: B, Way: Never}
-	if len(missing) > 0 {
+	if e.blind != "" {
+		f.State, f.What, f.Evidence[0].Value = Unknown, "whether the TSC is constant and does not stop is not known", e.blind
+	} else if len(missing) > 0 {
 		f.What, f.Evidence[0].Value = "the TSC may change its rate or stop: times mean little", "flags lack "+strings.Join(missing, " ")
 	}
 	e.add(f)
@@ -237,7 +246,7 @@ func (e *examiner) mitigations() {
 	}
 	e.add(Finding{ID: "mitigations", State: verdict(len(on) > 0), What: "mitigations make each exit dearer", Evidence: []Evidence{{"/" + cpuDir + "/vulnerabilities", strings.Join(on, " ")}, e.argEvidence("mitigations")}, Causes: slower, Cost: Slower, Cap: A, Way: Boot, Remedy: "per trust: mitigations=off"})
 	microcode := "not known"
-	for line := range strings.Lines(host.Text(e.s, "proc/cpuinfo")) {
+	for line := range strings.Lines(e.info) {
 		if k, v, _ := strings.Cut(line, ":"); strings.TrimSpace(k) == "microcode" {
 			microcode = strings.TrimSpace(v)
 			break

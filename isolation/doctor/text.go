@@ -54,7 +54,7 @@ func (f *Finding) evidence(n int) string {
 			}
 		}
 		s := strings.Join(parts, "; ")
-		if keep == 1 || len(s) <= n {
+		if keep == 2 || len(s) <= n { // "cpumask" alone would be any
 			return clip(s, n)
 		}
 	}
@@ -72,10 +72,8 @@ func tail(p string, keep int) string {
 // how says what takes it away, in a word or a command.
 func (f *Finding) how() string {
 	switch f.Way {
-	case RunTime:
-		return "host apply"
-	case Max:
-		return "host apply --level max"
+	case RunTime, Max:
+		return strings.TrimPrefix(f.apply, "cloister ")
 	case Never:
 		if f.Remedy != "" {
 			return "nothing here: " + f.Remedy
@@ -171,7 +169,7 @@ func (r *Report) WriteText(w io.Writer, all bool) error {
 	for _, c := range r.Cores {
 		after := "no write can better that"
 		if c.After != c.Grade {
-			after = "with host apply --level max: " + string(c.After)
+			after = fmt.Sprintf("with host apply --cpu %d --level max: %s", c.CPU, c.After)
 		}
 		fmt.Fprintf(&b, "CPU %-3d grade %s   for %s; %s\n", c.CPU, c.Grade, clip(strings.Join(c.Why, ", "), 60), after)
 	}

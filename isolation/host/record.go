@@ -51,6 +51,9 @@ func (r *Recorder) Read(name string) ([]byte, error) {
 	return b, err
 }
 
+// InUse asks the system that is recorded.
+func (r *Recorder) InUse(cpu int) (bool, error) { return inUse(r.System, cpu) }
+
 // Add adds a file to the recording.
 func (r *Recorder) Add(name, text string) {
 	r.mu.Lock()

@@ -173,7 +173,12 @@ func (p *planner) power() {
 		if avail := strings.Fields(Text(p.s, dir+"/cpufreq/scaling_available_governors")); slices.Contains(avail, "performance") {
 			p.knob(dir+"/cpufreq/scaling_governor", "performance", "changes of frequency")
 		}
-		p.set(Setting{Kind: File, Name: dir + "/cpufreq/energy_performance_preference", Format: Plain, Rule: Same, Want: "performance"}, "changes of frequency")
+		// To read it interrupts the CPU. Who asks for a process of his, which has the core, may.
+		if used, err := inUse(p.s, c); p.r.PID == 0 && (used || err != nil) {
+			p.cannot(fmt.Sprintf("the energy preference of CPU %d", c), "not read: a program has leased it, and reading would interrupt it")
+			continue
+		}
+		p.set(Setting{Kind: File, Name: dir + "/cpufreq/" + eppFile, Format: Plain, Rule: Same, Want: "performance"}, "changes of frequency")
 	}
 }
 

@@ -41,7 +41,7 @@ func (l Live) path(name string) string { return filepath.Join(l.Root, name) }
 // Read gives the bytes of a file. dev/cpu/N/msr@0x34 is one model-specific register, in decimal; to read it
 // interrupts CPU N (msr(4)). dev/cpu_dma_latency is decimal too, microseconds.
 func (l Live) Read(name string) ([]byte, error) {
-	if dev, reg, ok := strings.Cut(name, "/msr@"); ok {
+	if dev, reg, ok := strings.Cut(name, "/msr@"); ok && l.Root == "/" { // a recording has it by this name
 		at, err := strconv.ParseInt(reg, 0, 64)
 		if err != nil {
 			return nil, err
@@ -67,6 +67,22 @@ func (l Live) Read(name string) ([]byte, error) {
 // dmaLatency holds, while it is open, the latency of sleep states that its holders bear, and gives the lowest of all, in
 // binary (kernel/power/qos.c). To open it for a look asks for nothing and so changes nothing.
 const dmaLatency = "dev/cpu_dma_latency"
+
+// InUse reports whether another program that runs on this machine leases a CPU (package cores). Nobody runs on a recorded one.
+func (l Live) InUse(cpu int) (bool, error) {
+	if l.Root != "/" {
+		return false, nil
+	}
+	return cores.InUse(cpu)
+}
+
+// inUse asks a system that can tell; others are not in use.
+func inUse(s System, cpu int) (bool, error) {
+	if u, ok := s.(interface{ InUse(cpu int) (bool, error) }); ok {
+		return u.InUse(cpu)
+	}
+	return false, nil
+}
 
 // Write writes to a file that exists: no knob is ever made by us.
 func (l Live) Write(name, value string) error {

@@ -181,6 +181,26 @@ func TestWatchIsPassive(t *testing.T) {
 	}
 }
 
+// busy is a host on which a program has leased CPU 3.
+type busy struct{ *Recorder }
+
+func (busy) InUse(cpu int) (bool, error) { return cpu == 3, nil }
+
+// A plan for a core that somebody runs on does not interrupt him; one for his own process does what it must.
+func TestPlanSparesCoreInUse(t *testing.T) {
+	for pid, reads := range map[int]bool{0: false, 300: true} {
+		s := busy{&Recorder{System: unpack(t, "four.txtar", watchable)}}
+		p, err := Make(s, memory(t), Request{CPUs: []int{3}, PID: pid})
+		if err != nil {
+			t.Fatal(err)
+		}
+		said := slices.ContainsFunc(p.Cannot, func(r Remark) bool { return r.What == "the energy preference of CPU 3" })
+		if _, read := s.read[epp3]; read != reads || said == reads {
+			t.Errorf("for process %d: it is read: %v, and said that it is not: %v", pid, read, said)
+		}
+	}
+}
+
 // Threads that come to a core are noticed although another has been there from the start; on a core that is everybody's,
 // only those that are there on purpose.
 func TestWatchArrivals(t *testing.T) {
