@@ -33,6 +33,8 @@ func command(args []string) int {
 		return monitor.Stop(args[1:])
 	case "doctor":
 		return monitor.Doctor(args[1:])
+	case session.PreparedCommand:
+		return monitor.Prepared()
 	case "host":
 		return monitor.Host(args[1:])
 	case "ring":

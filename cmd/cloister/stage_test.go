@@ -152,3 +152,20 @@ echo 10000 >/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs
 echo 1 >/proc/sys/vm/stat_interval
 same drift`)
 }
+
+// A core that host apply has made quiet is the one that --cpu auto takes, unless it is leased; --isolate, which makes one
+// quiet itself, does not.
+func TestCPUAutoTakesPreparedCore(t *testing.T) {
+	onStage(t, `cloister host apply --cpu 1 >/run/out 2>&1 || cat /run/out
+cloister run --cpu auto --for 4s --report /run/r.json @spin >/run/out 2>&1 & e=$!
+sleep 2
+cloister run --cpu auto --for 1s @spin 2>&1 | grep -q 'no CPU is free' || echo 'a leased core was taken'
+wait $e || cat /run/out
+grep -q 'auto: CPU 1: made quiet by cloister host apply' /run/out || { echo 'another was taken:'; cat /run/out; }
+grep -q '"cpu": 1,' /run/r.json || echo 'it did not run there'
+cloister run --cpu auto --isolate --for 1s @spin >/run/out 2>&1
+[ $? = 125 ] || { echo '--isolate took it:'; cat /run/out; }
+cloister host restore >/run/out 2>&1 || cat /run/out
+cloister run --cpu auto --for 1s @spin 2>&1 | grep -q 'auto: CPU 1: a whole core' || echo 'not without, either'
+same prepared`)
+}

@@ -16,10 +16,11 @@ type Placed struct {
 	score int    // lower is better
 }
 
-// Place ranks the CPUs that may be dedicated, the best first: one that was isolated at boot, a whole core whose
-// siblings are idle or off line, not CPU 0, on the NUMA node with the most free memory, with a last-level cache of few.
-// allowed is where this process may run. It only reads.
-func (h Host) Place(allowed []int) ([]Placed, error) {
+// Place ranks the CPUs that may be dedicated, the best first: one of prepared, one that was isolated at boot, a whole core
+// whose siblings are idle or off line, not CPU 0, on the NUMA node with the most free memory, with a last-level cache of few.
+// allowed is where this process may run; prepared are CPUs that were made quiet for it, which have been taken from
+// everybody's. It only reads.
+func (h Host) Place(allowed, prepared []int) ([]Placed, error) {
 	online, err := h.list("online")
 	if err != nil {
 		return nil, err
@@ -37,7 +38,8 @@ func (h Host) Place(allowed []int) ([]Placed, error) {
 	}
 	var out []Placed
 	for _, c := range online {
-		if !slices.Contains(allowed, c) && !slices.Contains(isolated, c) {
+		ready := slices.Contains(prepared, c)
+		if !slices.Contains(allowed, c) && !slices.Contains(isolated, c) && !ready {
 			continue // of another cpuset
 		}
 		p := Placed{CPU: c}
@@ -47,6 +49,9 @@ func (h Host) Place(allowed []int) ([]Placed, error) {
 			if text != "" {
 				why = append(why, text)
 			}
+		}
+		if ready {
+			say(-2000, "made quiet by cloister host apply")
 		}
 		if c == 0 {
 			say(1000, "CPU 0, which has duties of its own")

@@ -51,18 +51,21 @@ func TestPlace(t *testing.T) {
 		allowed []int
 		cpu     int
 		why     string
+		ready   []int
 	}{
-		"two CPUs":        {2, nil, []int{0, 1}, 1, "a whole core"},
-		"isolated":        {4, map[string]string{"cpu/isolated": "2", "cpu/nohz_full": "2"}, []int{0, 1, 3}, 2, "isolated at boot, without a tick"},
-		"a tick less":     {4, map[string]string{"cpu/isolated": "2-3", "cpu/nohz_full": "2"}, []int{0, 1}, 2, "without a tick"},
-		"hyperthreads":    {8, smt, []int{0, 1, 2, 3, 4, 5, 6, 7}, 7, "shares its core with CPU 3: keep that idle"},
-		"not CPU 0's":     {2, map[string]string{"cpu/cpu1/topology/thread_siblings_list": "0-1"}, []int{0, 1}, 1, "shares its core with CPU 0"},
-		"sibling off":     {8, with(map[string]string{"cpu/online": "0-5,7"}), []int{0, 1, 2, 3, 4, 5, 7}, 2, "a whole core"},
-		"memory":          {4, map[string]string{"node/node0/cpulist": "0-1", "node/node1/cpulist": "2-3", "node/node0/meminfo": meminfo(0, 900), "node/node1/meminfo": meminfo(1, 100)}, []int{0, 1, 2, 3}, 1, "node 0, which has the most free memory"},
-		"a smaller cache": {4, map[string]string{"cpu/cpu1/cache/index3/shared_cpu_list": "0-1", "cpu/cpu2/cache/index3/shared_cpu_list": "2-3", "cpu/cpu3/cache/index3/shared_cpu_list": "0-3"}, []int{0, 1, 2, 3}, 2, "last-level cache of CPUs 2-3"},
-		"a cpuset":        {4, nil, []int{0, 1}, 1, "a whole core"},
+		"two CPUs":         {2, nil, []int{0, 1}, 1, "a whole core", nil},
+		"isolated":         {4, map[string]string{"cpu/isolated": "2", "cpu/nohz_full": "2"}, []int{0, 1, 3}, 2, "isolated at boot, without a tick", nil},
+		"a tick less":      {4, map[string]string{"cpu/isolated": "2-3", "cpu/nohz_full": "2"}, []int{0, 1}, 2, "without a tick", nil},
+		"hyperthreads":     {8, smt, []int{0, 1, 2, 3, 4, 5, 6, 7}, 7, "shares its core with CPU 3: keep that idle", nil},
+		"not CPU 0's":      {2, map[string]string{"cpu/cpu1/topology/thread_siblings_list": "0-1"}, []int{0, 1}, 1, "shares its core with CPU 0", nil},
+		"sibling off":      {8, with(map[string]string{"cpu/online": "0-5,7"}), []int{0, 1, 2, 3, 4, 5, 7}, 2, "a whole core", nil},
+		"memory":           {4, map[string]string{"node/node0/cpulist": "0-1", "node/node1/cpulist": "2-3", "node/node0/meminfo": meminfo(0, 900), "node/node1/meminfo": meminfo(1, 100)}, []int{0, 1, 2, 3}, 1, "node 0, which has the most free memory", nil},
+		"a smaller cache":  {4, map[string]string{"cpu/cpu1/cache/index3/shared_cpu_list": "0-1", "cpu/cpu2/cache/index3/shared_cpu_list": "2-3", "cpu/cpu3/cache/index3/shared_cpu_list": "0-3"}, []int{0, 1, 2, 3}, 2, "last-level cache of CPUs 2-3", nil},
+		"a cpuset":         {4, nil, []int{0, 1}, 1, "a whole core", nil},
+		"made quiet":       {4, map[string]string{"cpu/isolated": "2", "cpu/nohz_full": "2"}, []int{0, 3}, 1, "made quiet by cloister host apply, a whole core", []int{1}},
+		"made quiet, gone": {4, map[string]string{"cpu/online": "0,2-3"}, []int{0, 2, 3}, 3, "a whole core", []int{1}},
 	} {
-		got, err := machine(t, c.n, c.files).Place(c.allowed)
+		got, err := machine(t, c.n, c.files).Place(c.allowed, c.ready)
 		if err != nil || got[0].CPU != c.cpu || !strings.Contains(got[0].Why, c.why) {
 			t.Errorf("%s: %+v (%v), want CPU %d for %q", name, got, err, c.cpu, c.why)
 			continue
@@ -75,7 +78,7 @@ func TestPlace(t *testing.T) {
 		n       int
 		allowed []int
 	}{{1, []int{0}}, {4, []int{9}}} {
-		if got, err := machine(t, c.n, nil).Place(c.allowed); err == nil || strings.Contains(err.Error(), "\n") {
+		if got, err := machine(t, c.n, nil).Place(c.allowed, nil); err == nil || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%d CPUs, allowed %v: %+v, %v", c.n, c.allowed, got, err)
 		}
 	}

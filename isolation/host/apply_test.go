@@ -399,3 +399,30 @@ func TestPlanForms(t *testing.T) {
 		t.Errorf("%v: %d steps, want %d", err, len(back.Steps), len(p.Steps))
 	}
 }
+
+// Prepared is what a user has made quiet for whoever comes: not what is made quiet for one process.
+func TestPrepared(t *testing.T) {
+	s := unpack(t, "four.txtar", nil)
+	a := &Applier{System: s, Dir: memory(t)}
+	want := func(mine, all []int) {
+		t.Helper()
+		m, l, err := a.Prepared()
+		if err != nil || !slices.Equal(m, mine) || !slices.Equal(l, all) {
+			t.Errorf("%v of %v (%v), want %v of %v", m, l, err, mine, all)
+		}
+	}
+	want(nil, nil)
+	mustApply(t, a, Request{CPUs: []int{3}})
+	mustApply(t, a, Request{CPUs: []int{2}, Owner: "VM x", PID: 300})
+	want([]int{3}, []int{2, 3})
+	mustRestore(t, a, 3)
+	want(nil, []int{2})
+	if err := os.Chown(filepath.Join(a.Dir, journalFile), 12345, -1); err == nil { // root may
+		mustRestore(t, a)
+		mustApply(t, a, Request{CPUs: []int{3}})
+		if err := os.Chown(filepath.Join(a.Dir, journalFile), 12345, -1); err != nil {
+			t.Fatal(err)
+		}
+		want(nil, []int{3})
+	}
+}

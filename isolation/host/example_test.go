@@ -23,7 +23,7 @@ func loop() error {
 	if err != nil {
 		return err
 	}
-	best, err := (cores.Host{Root: "/"}).Place(allowed)
+	best, err := (cores.Host{Root: "/"}).Place(allowed, nil)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/cloister-vmm/cloister/cmd/internal/session"
 	"github.com/cloister-vmm/cloister/isolation/cores"
@@ -101,12 +102,23 @@ func (e *engine) takeCore(dir string, allowed []int) (err error) {
 
 // place takes the lease of the best CPU that nobody has.
 func (e *engine) place(dir string, allowed []int) error {
-	list, err := (cores.Host{Root: "/"}).Place(allowed)
+	mine, all, err := preparedCores()
+	if err != nil && !e.o.quiet {
+		session.Failf("--cpu auto: which cores host apply has made quiet is not known: %v", err)
+	}
+	if e.o.isolate { // which makes one quiet itself, and only one that nobody has made
+		mine, allowed = nil, slices.DeleteFunc(slices.Clone(allowed), func(c int) bool { return slices.Contains(all, c) })
+	}
+	list, err := (cores.Host{Root: "/"}).Place(allowed, mine)
 	if err != nil {
 		return fmt.Errorf("--cpu auto: %w", err)
 	}
 	for _, p := range list {
-		if err = (cores.Host{Root: "/"}).Check(p.CPU, allowed); err != nil {
+		where := allowed
+		if slices.Contains(mine, p.CPU) {
+			where = append([]int{p.CPU}, where...) // this process was moved off it, and may go back
+		}
+		if err = (cores.Host{Root: "/"}).Check(p.CPU, where); err != nil {
 			continue // the error of the last one is given, if there is no other
 		}
 		if e.lease, err = cores.Take(dir, p.CPU, fmt.Sprintf("VM %s (process %d)", e.o.name, os.Getpid())); err == nil {
@@ -119,6 +131,28 @@ func (e *engine) place(dir string, allowed []int) error {
 		}
 	}
 	return fmt.Errorf("--cpu auto: no CPU is free: %w", err)
+}
+
+// preparedCores asks the monitor's program, which can read the journal, for the CPUs that this user has made quiet, and
+// for all that anybody has. Without such a program there is no host apply either.
+func preparedCores() (mine, all []int, err error) {
+	path, err := session.MonitorPath()
+	if err != nil {
+		return nil, nil, nil
+	}
+	c := exec.Command(path, session.PreparedCommand)
+	var complaint strings.Builder
+	c.Stderr = &complaint
+	out, err := c.Output()
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %s", err, strings.TrimSpace(complaint.String()))
+	}
+	first, second, _ := strings.Cut(strings.TrimRight(string(out), "\n"), "\n")
+	mine, err = cores.ParseList(first)
+	if err == nil {
+		all, err = cores.ParseList(second)
+	}
+	return mine, all, err
 }
 
 // awaitQuiet waits until the monitor has made the core quiet, or found that it is not quiet enough.

@@ -9,6 +9,7 @@ import (
 	"github.com/cloister-vmm/cloister/cmd/internal/session"
 	"github.com/cloister-vmm/cloister/internal/kvm"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
+	"github.com/cloister-vmm/cloister/isolation/cores"
 	"github.com/cloister-vmm/cloister/isolation/doctor"
 	"github.com/cloister-vmm/cloister/isolation/host"
 )
@@ -27,6 +28,16 @@ const maxDrifts = 100
 
 // live is the machine itself.
 var live = host.Live{Root: "/"}
+
+// Prepared is session.PreparedCommand.
+func Prepared() int {
+	mine, all, err := (&host.Applier{}).Prepared()
+	if err != nil {
+		return session.Failf("%v", err)
+	}
+	fmt.Printf("%s\n%s\n", cores.Format(mine), cores.Format(all))
+	return 0
+}
 
 // quiet makes the core quiet, or says why it is not quiet enough, and tells the engine either.
 func (m *monitor) quiet() {

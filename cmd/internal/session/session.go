@@ -25,6 +25,10 @@ const MonitorCommand = "monitor-process"
 // BareCommand is the subcommand of cloister-monitor that `cloister run --bare` becomes; run's own arguments follow.
 const BareCommand = "run-bare"
 
+// PreparedCommand is the subcommand of cloister-monitor that prints two CPU lists, a line each: those that this user has made
+// quiet for whoever comes, and all that anybody has.
+const PreparedCommand = "prepared-cores"
+
 // Failf says what went wrong, in one line, and gives the status of a failure of Cloister itself.
 func Failf(format string, a ...any) int {
 	fmt.Fprintf(os.Stderr, "cloister: "+format+"\n", a...)
