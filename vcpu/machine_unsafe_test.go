@@ -72,7 +72,7 @@ func dedicated(t testing.TB) int {
 }
 
 // boot makes a machine that stands before its first instruction. It is ended with the test.
-func boot(t testing.TB, code []byte, h handler) (*machine, *Stopped) {
+func boot(t testing.TB, code []byte, h handler, change ...func(*Config)) (*machine, *Stopped) {
 	t.Helper()
 	testenv.Need(t, testenv.KVM)
 	must := func(err error) {
@@ -100,11 +100,15 @@ func boot(t testing.TB, code []byte, h handler) (*machine, *Stopped) {
 	must(cpu.SetRegs(&kvm.Regs{RFLAGS: 0x202}))
 	must(cpu.Prime())
 	m := &machine{ledger: &breaks.VCPU{}}
-	m.Thread, err = New(Config{
+	c := Config{
 		VCPU: cpu, Ledger: m.ledger, CPU: dedicated(t), Window: uintptr(unsafe.Pointer(&page[0])), UserTop: 4096,
 		SyscallStub: syscallOut, DoneStub: ^uint64(0) - 1, Serialise: 2, Handler: h, SpinHost: 200, SpinService: 200,
 		Constant: func(nr uint64) (func() uint64, bool) { return func() uint64 { return 7 }, nr == 39 },
-	})
+	}
+	for _, f := range change {
+		f(&c)
+	}
+	m.Thread, err = New(c)
 	must(err)
 	m.set = NewSet(m.Thread)
 	born, err := m.set.Start()

@@ -21,8 +21,11 @@ type Config struct {
 	VCPU   *kvm.VCPU
 	Ledger *breaks.VCPU
 
-	CPU  int // host core to own, or -1: not pinned
-	FIFO int // SCHED_FIFO priority 1..99 on a core of its own, or 0
+	CPU int // host core to own, or -1: not pinned
+	// Admit is called with the thread's id before it is pinned to these CPUs of the host: where cores are kept apart a
+	// thread may have to be let in first. nil: nothing has to be done.
+	Admit func(tid int, cpus []int) error
+	FIFO  int // SCHED_FIFO priority 1..99 on a core of its own, or 0
 
 	Float bool // not in SCHED_FIFO until Move says so
 
@@ -140,6 +143,9 @@ func (t *Thread) start() error {
 	if t.cfg.CPU >= 0 {
 		var set unix.CPUSet
 		set.Set(t.cfg.CPU)
+		if err := t.admit([]int{t.cfg.CPU}); err != nil {
+			return err
+		}
 		if err := unix.SchedSetaffinity(t.tid, &set); err != nil {
 			return fmt.Errorf("pin vCPU %d to host CPU %d: %w: check `cat /sys/devices/system/cpu/online` and the process's cpuset", t.cfg.ID, t.cfg.CPU, err)
 		}
@@ -155,6 +161,16 @@ func (t *Thread) start() error {
 	return nil
 }
 
+func (t *Thread) admit(cpus []int) error {
+	if t.cfg.Admit == nil {
+		return nil
+	}
+	if err := t.cfg.Admit(t.tid, cpus); err != nil {
+		return fmt.Errorf("vCPU %d: %w", t.cfg.ID, err)
+	}
+	return nil
+}
+
 // Move puts the running thread on one of the host's CPUs of the list, in SCHED_FIFO or out of it. It takes effect
 // at once: the kernel migrates the thread, which is a break if it is in the guest.
 func (t *Thread) Move(cpus []int, fifo bool) error {
@@ -163,6 +179,9 @@ func (t *Thread) Move(cpus []int, fifo bool) error {
 		set.Set(c)
 	}
 	if len(cpus) > 0 {
+		if err := t.admit(cpus); err != nil {
+			return err
+		}
 		if err := unix.SchedSetaffinity(t.tid, &set); err != nil {
 			return fmt.Errorf("move vCPU %d to host CPUs %v: %w", t.cfg.ID, cpus, err)
 		}

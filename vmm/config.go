@@ -49,6 +49,8 @@ type Config struct {
 	// Place gives the core that a thread of the guest shall own, by its number (0: the first one) and its name; -1:
 	// none. The first thread is on CPU. nil: no other thread owns one.
 	Place func(order int, name string) int
+	// Admit is vcpu.Config.Admit.
+	Admit func(tid int, cpus []int) error
 	// Thread is told of every thread of the guest but the first, and of its changes. nil: nobody wants to know.
 	Thread func(Thread)
 	Guest  int // memfd of guest memory, UserTop bytes, shared with the monitor

@@ -185,6 +185,7 @@ func (p *processor) makeThread() (err error) {
 		Frame: addr(m.sup) + uintptr(stub.StackTop(p.id)), Serialise: kind, Handler: p,
 		SpinHost: spin, SpinService: 400,
 	}
+	c.Admit = m.cfg.Admit
 	c.FIFO, c.Float = m.cfg.FIFO, p.host < 0 && p.id > 0
 	c.Constant = m.kernel.Constant
 	if p.id > 0 {

@@ -153,6 +153,23 @@ echo 1 >/proc/sys/vm/stat_interval
 same drift`)
 }
 
+// The cores that are isolated and judged are all that the run owns, whichever of the program's threads has them.
+func TestIsolateForAnyThread(t *testing.T) {
+	testenv.Need(t, testenv.KVM, testenv.Root, testenv.MultiCPU)
+	prog := compile(t, "gcc", "placed", "placed.c", "-static", "-pthread")
+	onStage(t, `cloister run --isolate --place 'rt*=1' --report /run/r.json `+prog+` >/run/out 2>/run/err || cat /run/out /run/err
+same place
+grep -q '"cpu": 1,' /run/r.json || echo 'no thread was on CPU 1'
+grep -q 'drift' /run/err && cat /run/err
+cloister run --require A --place 'rt*=1' `+prog+` >/run/out 2>&1
+[ $? = 125 ] && grep -q 'CPU 1 is of grade D, not the A required' /run/out || { echo 'not judged:'; cat /run/out; }
+cloister run --isolate --place 'rt*=1' `+prog+` >/run/out 2>&1 & e=$!
+i=0; until [ "$(cat /proc/irq/36/smp_affinity_list)" = 0 ] || [ $i = 300 ]; do i=$((i + 1)); sleep 0.01; done
+[ $i -lt 300 ] || echo 'IRQ 36 was not moved'
+wait $e || cat /run/out
+same again`)
+}
+
 // A core that host apply has made quiet is the one that --cpu auto takes, unless it is leased; --isolate, which makes one
 // quiet itself, does not.
 func TestCPUAutoTakesPreparedCore(t *testing.T) {

@@ -400,6 +400,32 @@ func TestPlanForms(t *testing.T) {
 	}
 }
 
+// Several cores are one partition, which is found by them in any order, and only while it is isolated.
+func TestPartitionOfSeveral(t *testing.T) {
+	s := unpack(t, "four.txtar", nil)
+	a := &Applier{System: s, Dir: memory(t)}
+	if got := Partition(s, []int{2, 3}); got != "" {
+		t.Errorf("before there is one: %q", got)
+	}
+	mustApply(t, a, Request{CPUs: []int{2, 3}})
+	const dir = "/sys/fs/cgroup/cloister-cpus-2-3"
+	if got := Partition(s, []int{3, 2, 3}); got != dir || Text(s, dir[1:]+"/cpuset.cpus") != "2-3" {
+		t.Errorf("%q, want %q", got, dir)
+	}
+	if err := s.Live.Write(dir[1:]+"/cpuset.cpus.partition", "isolated invalid (x)"); err != nil {
+		t.Fatal(err)
+	}
+	if got := Partition(s, []int{2, 3}); got != "" {
+		t.Errorf("the kernel does not like it: %q", got)
+	}
+	mustRestore(t, a)
+	v := unpack(t, "four.txtar", v1)
+	mustApply(t, &Applier{System: v, Dir: memory(t)}, Request{CPUs: []int{2, 3}})
+	if got := Partition(v, []int{2, 3}); got != "" {
+		t.Errorf("version 1 keeps no thread out: %q", got)
+	}
+}
+
 // Prepared is what a user has made quiet for whoever comes: not what is made quiet for one process.
 func TestPrepared(t *testing.T) {
 	s := unpack(t, "four.txtar", nil)

@@ -5,10 +5,24 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"syscall"
 )
+
+// Partition is the cgroup that Apply has made an isolated partition of these CPUs, as a path from the root: a thread has to be
+// in it to run on them. It is empty where there is none, and any thread can be pinned to them.
+func Partition(s System, cpus []int) string {
+	l := CPUSets(s)
+	cpus = slices.Clone(cpus)
+	slices.Sort(cpus)
+	dir := path.Join(l.V2, group(slices.Compact(cpus)))
+	if l.V2 == "" || Text(s, dir+"/cpuset.cpus.partition") != "isolated" {
+		return ""
+	}
+	return "/" + dir
+}
 
 // Prepared lists the CPUs that this user has made quiet for whoever comes (cloister host apply, run --keep), and all that
 // somebody has made quiet. Without a journal both are empty.

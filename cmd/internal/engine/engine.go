@@ -49,8 +49,8 @@ type engine struct {
 	hearing   sync.Once
 	spawned   chan *exec.Cmd // the monitor, once it was started
 	status    chan int
-	partition string         // that `cloister host apply` has made of the core
-	quiet     chan string    // what became of --isolate and --require; empty: all is well
+	partition map[int]string // the cgroup in which a thread has to be to run on a core of the run's; most have none
+	quiet     chan session.Quiet
 	signals   chan os.Signal // that end the run
 	heard     chan struct{}  // closed when they do
 	clock     string         // the kernel's clocksource, once it was asked for
@@ -77,7 +77,7 @@ func Main(args []string, inProcess Monitor) int {
 	if o.oneProcess && inProcess == nil {
 		return session.ExecMonitor(append([]string{"run"}, args...))
 	}
-	e := &engine{inProcess: inProcess, o: o, started: time.Now(), status: make(chan int, 1), quiet: make(chan string, 1), signals: make(chan os.Signal, 4), heard: make(chan struct{}), spawned: make(chan *exec.Cmd, 1), guest: -1, ledgerFD: -1}
+	e := &engine{inProcess: inProcess, o: o, started: time.Now(), status: make(chan int, 1), quiet: make(chan session.Quiet, 1), signals: make(chan os.Signal, 4), heard: make(chan struct{}), spawned: make(chan *exec.Cmd, 1), guest: -1, ledgerFD: -1}
 	e.last = e.started
 	e.begun = vmm.Begin()
 	if !e.mayWait() {
@@ -354,7 +354,7 @@ func (e *engine) listen() {
 			close(e.quiet)
 			return
 		case m.Quiet != nil:
-			e.quiet <- m.Quiet.Error
+			e.quiet <- *m.Quiet
 		case m.Status != nil:
 			e.status <- *m.Status
 		case m.Stop != nil:
@@ -387,7 +387,7 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 		Program: o.program, ExecFn: e.execFn, ELF: int(e.elf.Fd()), ELFSize: st.Size(), Args: o.args, Env: environ(), Mounts: o.mounts, Net: o.net == "host", Shared: e.sharedRings(), Cwd: cwd,
 		Builtin: strings.HasPrefix(o.program, "@"), CPU: o.cpu, FIFO: o.fifo, Memory: o.memory, Huge: o.hugepages, PatchSpace: o.spare,
 		Lock: !o.noLock, OwnClock: e.ownClock(), Seal: vmm.SealPolicy(o.seal), RingCalls: o.syscalls == "ring", Ledgers: e.ledger, Guest: e.guest, Stamp: e.stamp,
-		CPUs: append(o.dedicated(), e.keep...), Housekeeping: e.keep, Place: o.placeOf, Thread: e.thread,
+		CPUs: append(o.dedicated(), e.keep...), Housekeeping: e.keep, Place: o.placeOf, Thread: e.thread, Admit: e.admit,
 		Warn:      func(s string) { e.tell(session.Message{Warn: s}) },
 		GapRecord: func(a uint64) { e.tell(session.Message{Gap: &a}) },
 	})
@@ -411,7 +411,10 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 			e.tell(session.Message{Warn: err.Error()})
 		}
 	}
-	if err := e.inPartition(m.Prepare); err != nil {
+	if err := e.joinRoot(); err != nil {
+		return session.StatusCloister, vmm.Result{}, err.Error()
+	}
+	if err := m.Prepare(); err != nil {
 		return session.StatusCloister, vmm.Result{}, err.Error()
 	}
 	e.stamp("start")

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,7 +14,6 @@ import (
 	"github.com/cloister-vmm/cloister/cmd/internal/session"
 	"github.com/cloister-vmm/cloister/isolation/cores"
 	"github.com/cloister-vmm/cloister/vmm"
-	"golang.org/x/sys/unix"
 )
 
 // Isolation of the host is the monitor's work (docs/decisions/0006-host-isolation.md): the engine passes on what was
@@ -33,34 +31,30 @@ type isolating struct {
 }
 
 func isolateFlags(f *flag.FlagSet, o *isolating) {
-	f.BoolVar(&o.isolate, "isolate", false, "make the --cpu quiet first, as `cloister host apply` does, and give it back at the end")
-	f.BoolVar(&o.keepQuiet, "keep", false, "with --isolate: leave it quiet at the end; `cloister host restore` gives it back")
-	f.StringVar(&o.require, "require", "", "refuse to run if the --cpu is of a worse `grade` than this (see cloister doctor): A, B, C or D")
+	f.BoolVar(&o.isolate, "isolate", false, "make the run's cores quiet first, as `cloister host apply` does, and give them back at the end")
+	f.BoolVar(&o.keepQuiet, "keep", false, "with --isolate: leave them quiet at the end; `cloister host restore` gives them back")
+	f.StringVar(&o.require, "require", "", "refuse to run if one of the run's cores is of a worse `grade` than this (see cloister doctor): A, B, C or D")
 }
 
 func (o *options) checkIsolation() error {
+	none := o.cpu == -1 && len(o.dedicated()) == 0
 	switch {
 	case o.keepQuiet && !o.isolate:
 		return errors.New("--keep: there is no --isolate that would be undone")
-	case o.cpu == -1 && o.isolate:
-		return errors.New("--isolate: which core? give --cpu N, or --cpu auto")
-	case o.cpu == -1 && o.require != "":
-		return errors.New("--require: of which core? give --cpu N, or --cpu auto")
-	case (o.isolate || o.require != "") && o.ownsMore():
-		return errors.New("--isolate and --require are for the first thread's core: leave other cores out of --place, or make them quiet before with cloister host apply")
+	case o.bare && (o.isolate || o.require != ""):
+		return errors.New("--isolate and --require are for VMs: with --bare, make the core quiet before (cloister host apply --cpu N), and look (cloister doctor --cpu N --require GRADE)")
+	case none && o.isolate:
+		return errors.New("--isolate: which core? give --cpu N, --cpu auto, or --place THREAD=N")
+	case none && o.require != "":
+		return errors.New("--require: of which core? give --cpu N, --cpu auto, or --place THREAD=N")
 	case o.isolate && os.Geteuid() != 0:
-		return errors.New("--isolate writes to /proc and /sys: run as root, or have root run cloister host apply")
+		return errors.New("--isolate writes to /proc and /sys: run as root, or have root run cloister host apply --cpu N")
 	}
 	switch o.require {
 	case "", "A", "B", "C", "D":
 		return nil
 	}
 	return fmt.Errorf("--require %q: choose A, B, C or D", o.require)
-}
-
-// ownsMore reports whether a thread other than the first may own a core.
-func (o *options) ownsMore() bool {
-	return slices.ContainsFunc(o.place, func(r rule) bool { return r.cpu >= 0 && r.order != 0 })
 }
 
 // takeCore leases the cores that were asked for, and keeps this process off them.
@@ -74,10 +68,9 @@ func (e *engine) takeCore(dir string, allowed []int) (err error) {
 	}
 	for _, cpu := range o.dedicated() {
 		where := e.keep // what is left: the last one must not go
-		if cpu == o.cpu {
-			if e.partition = partitionOf(cpu); e.partition != "" {
-				where = append([]int{cpu}, where...)
-			}
+		if dir := partitionOf(cpu); dir != "" {
+			e.partition = with(e.partition, cpu, dir)
+			where = append([]int{cpu}, where...)
 		}
 		if len(e.keep) == 1 && len(e.leases) > 0 {
 			return fmt.Errorf("--place: CPU %d is the last one left: leave one to the rest of the program and of the system", cpu)
@@ -155,23 +148,39 @@ func preparedCores() (mine, all []int, err error) {
 	return mine, all, err
 }
 
-// awaitQuiet waits until the monitor has made the core quiet, or found that it is not quiet enough.
+func with(m map[int]string, cpu int, dir string) map[int]string {
+	if m == nil {
+		m = map[int]string{}
+	}
+	m[cpu] = dir
+	return m
+}
+
+// awaitQuiet waits until the monitor has made the cores quiet, or found that they are not quiet enough.
 func (e *engine) awaitQuiet() error {
 	o := e.o
 	if !o.isolate && o.require == "" {
 		return nil
 	}
 	select {
-	case why, ok := <-e.quiet:
-		if !ok {
-			return errors.New("the monitor process ended while it made the core quiet: the run was not begun")
+	case q, ok := <-e.quiet:
+		switch {
+		case !ok:
+			return errors.New("the monitor process ended while it made the cores quiet: the run was not begun")
+		case q.Error != "":
+			return errors.New(q.Error)
+		case q.Partition == "":
+			return nil
 		}
-		if why != "" {
-			return errors.New(why)
+		for _, cpu := range o.dedicated() {
+			e.partition = with(e.partition, cpu, q.Partition)
 		}
-		return nil
+		if o.cpu >= 0 {
+			return nil // the first thread is there already, and its process is where it has to be
+		}
+		return e.joinRoot()
 	case s := <-e.signals:
-		return fmt.Errorf("ended by %s while the core was made quiet", s)
+		return fmt.Errorf("ended by %s while the cores were made quiet", s)
 	}
 }
 
@@ -191,29 +200,39 @@ func partitionOf(cpu int) string {
 	return ""
 }
 
-// inPartition calls f on a thread that is in the core's partition, so that the vCPU's thread, which f makes, is born
-// there. The partition is threaded and a child of the root, so the process has to be in the root's cgroup.
-func (e *engine) inPartition(f func() error) (err error) {
-	if e.partition == "" {
-		return f()
-	}
-	write := func(name string, id int) {
-		if err == nil {
-			err = os.WriteFile(filepath.Join("/sys/fs/cgroup", name), []byte(strconv.Itoa(id)), 0)
+// joinRoot moves this process to the root of the cgroups, if there is a partition among its cores: they are threaded and
+// children of the root, so only threads of a process there can be in them. It comes before the first thread is let in, since
+// all threads of the process move with it.
+func (e *engine) joinRoot() error {
+	for cpu, dir := range e.partition {
+		if err := join(filepath.Dir(dir), "cgroup.procs", os.Getpid()); err != nil {
+			return fmt.Errorf("leave this cgroup for the partition %s of CPU %d: %w: run as root, or give the core back and use --isolate", dir, cpu, err)
 		}
+		return nil
 	}
-	runtime.LockOSThread() // a locked thread is never the parent of Go's own
-	defer runtime.UnlockOSThread()
-	write("cgroup.procs", os.Getpid())
-	write(filepath.Join(filepath.Base(e.partition), "cgroup.threads"), unix.Gettid())
-	if err != nil {
-		return fmt.Errorf("enter the partition %s of CPU %d: %w: run as root, or give the core back and use --isolate", e.partition, e.o.cpu, err)
+	return nil
+}
+
+// admit is vmm.Config.Admit: a thread that is to run on a core of a partition goes there, any other one to everybody's.
+func (e *engine) admit(tid int, cpus []int) error {
+	if len(e.partition) == 0 {
+		return nil
 	}
-	err = f()
-	made := err
-	err = nil
-	write("cgroup.threads", unix.Gettid()) // guestLife gives it its CPUs back, as all others of ours
-	return errors.Join(made, err)
+	dir := ""
+	for _, d := range e.partition {
+		dir = filepath.Dir(d)
+	}
+	if len(cpus) == 1 && e.partition[cpus[0]] != "" {
+		dir = e.partition[cpus[0]]
+	}
+	if err := join(dir, "cgroup.threads", tid); err != nil {
+		return fmt.Errorf("enter the cgroup %s for CPU %s: %w: run as root, or give the core back and use --isolate", dir, cores.Format(cpus), err)
+	}
+	return nil
+}
+
+func join(dir, name string, id int) error {
+	return os.WriteFile(filepath.Join(dir, name), []byte(strconv.Itoa(id)), 0)
 }
 
 // abandon ends a machine whose core is not quiet enough; it gives the reason, in one line.
@@ -236,6 +255,6 @@ func (e *engine) restoreHost() {
 		err = c.Run()
 	}
 	if err != nil {
-		session.Failf("the host is not as it was: %v: run cloister host restore --cpu %d", err, e.o.cpu)
+		session.Failf("the host is not as it was: %v: run cloister host restore --cpu %s", err, cores.Format(e.o.dedicated()))
 	}
 }

@@ -46,7 +46,7 @@ func (e *engine) ledger(i int) (*breaks.VCPU, error) {
 func (e *engine) plan() *session.Plan {
 	o := e.o
 	p := &session.Plan{
-		Name: o.name, Program: o.program, Args: o.args, Seal: o.seal, CPU: o.cpu, FIFO: o.fifo, Engine: os.Getpid(),
+		Name: o.name, Program: o.program, Args: o.args, Seal: o.seal, CPU: o.cpu, Owned: o.dedicated(), FIFO: o.fifo, Engine: os.Getpid(),
 		VMDir: e.vmDir, Budget: o.budget, OnBreak: o.onBreak, Report: o.report, Profile: o.profile, Trace: o.trace, PatchLog: o.patchLog,
 		Metrics: o.metrics, MetricsFD: session.FDMetrics, Quiet: o.quiet, Timings: o.timings, Isolate: o.isolate, KeepQuiet: o.keepQuiet, Require: o.require, Keep: e.keep, Started: e.started.UTC().Format(time.RFC3339),
 	}

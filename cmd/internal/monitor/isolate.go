@@ -39,27 +39,29 @@ func Prepared() int {
 	return 0
 }
 
-// quiet makes the core quiet, or says why it is not quiet enough, and tells the engine either.
+// quiet makes the run's cores quiet, or says why they are not quiet enough, and tells the engine either.
 func (m *monitor) quiet() {
-	if m.plan.CPU < 0 {
+	if len(m.plan.Owned) == 0 {
 		return
 	}
-	err := m.isolate()
-	var why string
-	if err != nil {
-		why = err.Error()
+	var q session.Quiet
+	if err := m.isolate(); err != nil {
+		q.Error = err.Error()
 	} else {
 		m.startWatch() // before the first instruction: what is undone from then on is seen
 	}
+	if m.plan.Isolate {
+		q.Partition = host.Partition(live, m.plan.Owned)
+	}
 	if m.plan.Isolate || m.plan.Require != "" {
-		if err := m.wire.Send(session.Message{Quiet: &session.Quiet{Error: why}}); err != nil {
+		if err := m.wire.Send(session.Message{Quiet: &q}); err != nil {
 			return // the engine has ended: orphaned gives the core back
 		}
 	}
 }
 
 func (m *monitor) startWatch() {
-	w, err := host.NewWatch(live, []int{m.plan.CPU}, m.ownThreads())
+	w, err := host.NewWatch(live, m.plan.Owned, m.ownThreads())
 	if err != nil {
 		m.warned = append(m.warned, fmt.Sprintf("drift of the host is not watched: %v", err))
 		return
@@ -82,11 +84,15 @@ func (m *monitor) stopWatch() {
 	m.iso.watch = nil
 }
 
+// isolate applies once for all cores of the run, and judges each. Threads of the program that are made later are let in by
+// the engine.
 func (m *monitor) isolate() error {
-	own := []int{m.ready.Info.TID}
 	if m.plan.Isolate {
 		owner := fmt.Sprintf("VM %s", m.plan.Name)
-		r := host.Request{Owner: owner, PID: m.plan.Engine, CPUs: []int{m.plan.CPU}, FIFO: m.plan.FIFO > 0, Threads: own}
+		r := host.Request{Owner: owner, PID: m.plan.Engine, CPUs: m.plan.Owned, FIFO: m.plan.FIFO > 0}
+		if m.plan.CPU >= 0 {
+			r.Threads = []int{m.ready.Info.TID}
+		}
 		if m.plan.KeepQuiet {
 			r.Outlive, r.Owner = true, fmt.Sprintf("VM %s (--keep)", m.plan.Name)
 		}
@@ -97,6 +103,12 @@ func (m *monitor) isolate() error {
 		m.iso.owner = res.Owner
 		for _, x := range res.Refused {
 			m.warn(fmt.Sprintf("--isolate: refused: %s", x))
+		}
+		if m.plan.CPU >= 0 {
+			// Before Linux 6.2 a thread that enters a partition may run on each of its CPUs, whatever it was pinned to.
+			if _, err := cores.Put(m.ready.Info.TID, []int{m.plan.CPU}); err != nil {
+				return fmt.Errorf("--isolate: %w", err)
+			}
 		}
 		if m.iso.latency, err = holdLatency(); err != nil {
 			m.warn(err.Error())
@@ -109,7 +121,7 @@ func (m *monitor) isolate() error {
 	if err != nil {
 		return fmt.Errorf("--require: %w", err)
 	}
-	r, err := doctor.Examine(live, []int{m.plan.CPU}, own...)
+	r, err := doctor.Examine(live, m.plan.Owned, m.ownThreads()...)
 	if err == nil {
 		err = quietEnough(r, want)
 	}
@@ -129,21 +141,32 @@ func (m *monitor) drift() {
 	if len(list) == 0 {
 		return
 	}
-	var c breaks.Counts
-	at := uint64(0)
-	if len(m.vcpus) > 0 && m.vcpus[0].ledger.Snapshot(&c) && c.Start != 0 {
-		at = breaks.Nanoseconds(kvm.TSC()-c.Start, m.ready.Info.TSCHz)
-	}
+	at, sealed := m.moment()
 	for _, d := range list {
 		if len(m.iso.drifts) == maxDrifts {
 			m.iso.dropped++
 			continue
 		}
-		m.iso.drifts = append(m.iso.drifts, breaks.Drift{AtNS: at, What: d.What, File: d.File, Was: d.Was, Is: d.Is, Sealed: c.Sealed != 0})
+		m.iso.drifts = append(m.iso.drifts, breaks.Drift{AtNS: at, What: d.What, File: d.File, Was: d.Was, Is: d.Is, Sealed: sealed})
 		if !m.plan.Quiet {
 			fmt.Fprintf(os.Stderr, "cloister: after %v: drift: %s\n", time.Duration(at).Round(time.Millisecond), d)
 		}
 	}
+}
+
+// moment is now, as the report has it: since the first vCPU's first entry, and whether any vCPU is sealed.
+func (m *monitor) moment() (at uint64, sealed bool) {
+	for _, v := range m.vcpus {
+		var c breaks.Counts
+		if !v.ledger.Snapshot(&c) || c.Start == 0 {
+			continue
+		}
+		if v.id == 0 {
+			at = breaks.Nanoseconds(kvm.TSC()-c.Start, m.ready.Info.TSCHz)
+		}
+		sealed = sealed || c.Sealed != 0
+	}
+	return at, sealed
 }
 
 // driftClauses are what drift has to say against a certificate.

@@ -39,7 +39,7 @@ type Message struct {
 
 	Stop   *Stop  `json:",omitempty"` // monitor: end the run
 	Patch  *Patch `json:",omitempty"` // monitor: make a patch
-	Quiet  *Quiet `json:",omitempty"` // monitor: the core is as quiet as was asked for, or is not
+	Quiet  *Quiet `json:",omitempty"` // monitor: the cores are as quiet as was asked for, or are not
 	Status *int   `json:",omitempty"` // monitor: everything is written; exit with this
 
 	FDs []int `json:"-"` // descriptors that came with it
@@ -52,7 +52,8 @@ type Plan struct {
 	Args      []string
 	Builtin   string // @name, or empty
 	Seal      string
-	CPU       int
+	CPU       int   // of the first thread, or -1
+	Owned     []int // all cores that the run owns
 	FIFO      int
 	Engine    int // its pid
 	VMDir     string
@@ -67,9 +68,9 @@ type Plan struct {
 	Quiet     bool
 	Timings   bool
 	Keep      []int  // housekeeping CPUs
-	Isolate   bool   // make the core quiet before the first instruction
-	KeepQuiet bool   // and leave it so
-	Require   string // grade that the core must have, or empty
+	Isolate   bool   // make the cores quiet before the first instruction
+	KeepQuiet bool   // and leave them so
+	Require   string // grade that each of the cores must have, or empty
 	Started   string
 }
 
@@ -99,7 +100,8 @@ type Ended struct {
 
 // Quiet answers a Ready with Isolate or Require: the engine waits for it.
 type Quiet struct {
-	Error string // empty: it is
+	Error     string // empty: they are
+	Partition string // directory of the cgroup in which a thread has to be to run on the cores; empty: none
 }
 
 // Stop asks the engine to end the run; Signal is what the result shows.
