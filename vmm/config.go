@@ -51,6 +51,10 @@ type Config struct {
 	Place func(order int, name string) int
 	// Admit is vcpu.Config.Admit.
 	Admit func(tid int, cpus []int) error
+	// MaySeal is asked before a vCPU is sealed at its program's wish, or at its first write; an error refuses: the call
+	// answers EAGAIN, and the vCPU is not sealed. It is asked while the vCPU waits out of the guest, may take its
+	// time, and returns when over is closed. nil: nobody refuses.
+	MaySeal func(vcpu int, over <-chan struct{}) error
 	// Thread is told of every thread of the guest but the first, and of its changes. nil: nobody wants to know.
 	Thread func(Thread)
 	Guest  int // memfd of guest memory, UserTop bytes, shared with the monitor

@@ -70,19 +70,28 @@ var resume = vcpu.Answer{Kind: vcpu.AnswerResume}
 func fail(e unix.Errno) uint64 { return -uint64(e) }
 
 func (p *processor) syscall(x *vcpu.Exit) vcpu.Answer {
-	r := x.Regs()
+	r, m := x.Regs(), p.m
 	nr := r.RAX
 	p.want = wantNothing
 	if p.ring != nil {
 		p.ring.byExit.Store(false) // ORDER(none): advice; no call is on the ring now
 	}
-	out := p.m.kernel.Syscall(p.task, nr, [6]uint64{r.RDI, r.RSI, r.RDX, r.R10, r.R8, r.R9})
+	out := m.kernel.Syscall(p.task, nr, [6]uint64{r.RDI, r.RSI, r.RDX, r.R10, r.R8, r.R9})
 	if out.Kind != linux.Return {
 		return p.outcome(out)
 	}
-	if p.m.cfg.Seal == SealFirstWrite && p == p.m.main && !p.wrote && isWrite(nr) && int64(out.Ret) >= 0 {
+	if m.cfg.Seal == SealFirstWrite && p == m.main && !p.wrote && isWrite(nr) && int64(out.Ret) >= 0 {
 		p.wrote = true
 		p.want = wantSeal
+	}
+	if p.want == wantSeal && m.cfg.MaySeal != nil {
+		// Out of the kernel's lock: other threads go on while somebody looks at the core.
+		if err := m.cfg.MaySeal(p.id, m.over); err != nil {
+			p.want = wantNothing
+			if nr == abi.SysIsolate {
+				out.Ret = fail(unix.EAGAIN)
+			}
+		}
 	}
 	switch p.want {
 	case wantSeal:

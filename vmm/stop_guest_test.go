@@ -109,7 +109,7 @@ func stopCore(t testing.TB) int {
 }
 
 // stopStart runs code in a machine, which is ended with the test.
-func stopStart(t testing.TB, code []byte) *stopGuest {
+func stopStart(t testing.TB, code []byte, change ...func(*Config)) *stopGuest {
 	t.Helper()
 	testenv.Need(t, testenv.KVM)
 	f := stopELF(t, code)
@@ -118,11 +118,15 @@ func stopStart(t testing.TB, code []byte) *stopGuest {
 		t.Fatal(err)
 	}
 	g := &stopGuest{ledger: &breaks.VCPU{}}
-	g.Machine, err = New(Config{
+	c := Config{
 		Program: f.Name(), ExecFn: f.Name(), ELF: int(f.Fd()), ELFSize: 4096, Args: []string{"guest"}, Cwd: "/", CPU: stopCore(t),
 		Memory: 64 << 20, Seal: SealCall, Ledgers: func(int) (*breaks.VCPU, error) { return g.ledger, nil }, Guest: guest, Warn: func(s string) { t.Log(s) }, Stamp: func(string) {},
 		GapRecord: func(uint64) {},
-	})
+	}
+	for _, f := range change {
+		f(&c)
+	}
+	g.Machine, err = New(c)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -83,6 +83,7 @@ func TestIsolationBadInput(t *testing.T) {
 		{"--isolate: which core", []string{"run", "--isolate", "--place", "*=housekeeping", "@spin"}},
 		{"--isolate and --require are for VMs", []string{"run", "--bare", "--cpu", "0", "--isolate", "@spin"}},
 		{"--isolate and --require are for VMs", []string{"run", "--bare", "--cpu", "0", "--require", "D", "@spin"}},
+		{"--seal start and --require: the first thread has no core", []string{"run", "--require", "D", "--place", "x=0", "--seal", "start", "@spin"}},
 		{"--keep: there is no --isolate", []string{"run", "--cpu", "0", "--keep", "@spin"}},
 		{"--require \"G\": choose", []string{"run", "--cpu", "0", "--require", "G", "@spin"}},
 		{"want the number of one CPU, or auto", []string{"run", "--cpu", "best", "@spin"}},

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloister-vmm/cloister/guest/workload"
 	"github.com/cloister-vmm/cloister/internal/testenv"
 	"golang.org/x/tools/txtar"
 )
@@ -151,6 +152,74 @@ rm -r /proc/irq/99
 echo 10000 >/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs
 echo 1 >/proc/sys/vm/stat_interval
 same drift`)
+}
+
+// asking runs a program that asks to be sealed for each line that it gets. The stage is a host whose CPU 1 is of grade C once
+// it is isolated: out of the scheduler's domains and without a tick.
+const asking = `echo 1 >/sys/devices/system/cpu/isolated
+echo 1 >/sys/devices/system/cpu/nohz_full
+snapshot before
+mkfifo /run/in
+start() { : >/run/answers; cloister run --cpu 1 --isolate --report /run/r.json "$@" </run/in >/run/answers 2>/run/err & e=$!; exec 3>/run/in; applied; n=0; }
+asked() { echo >&3; n=$((n + 1)); i=0; until [ "$(wc -l </run/answers)" = $n ] || [ $i = 300 ]; do i=$((i + 1)); sleep 0.1; done
+	[ "$(tail -n 1 /run/answers)" = "$1" ] || { echo "answer $n: $(tail -n 1 /run/answers), want $1"; cat /run/err; }; }
+disturb() { sleep 60 & t=$!; taskset -pc 1 $t >/dev/null; }
+leave() { kill $t; wait $t 2>/dev/null; }
+end() { exec 3>&-; wait $e; s=$?; [ $s = $1 ] || { echo "status $s, want $1"; cat /run/err; }; }
+`
+
+// A seal is refused while the core is not of the required grade, with EAGAIN to the program and the reason to the user; it is granted
+// before, after, and where no grade is required.
+func TestSealAgain(t *testing.T) {
+	testenv.Need(t, testenv.KVM, testenv.Root, testenv.MultiCPU)
+	prog := compile(t, "gcc", "sealing", "sealing.c", "-static")
+	for name, script := range map[string]string{
+		"required": `start --require C ` + prog + `
+asked 0; disturb; asked -11; asked -11; leave; asked 0; end 0
+grep -q "vCPU 0 was not sealed: --require C: CPU 1 is of grade D, not the C required, because of .*tasks.*; since the start: thread $t (sleep) may run there" /run/err || { echo 'not said:'; cat /run/err; }
+[ "$(grep -c 'cloister: after .*was not sealed' /run/err)" = 1 ] || { echo 'said again:'; cat /run/err; }
+grep -q '"require": "C",' /run/r.json && grep -q '"count": 2$' /run/r.json && grep -q '"seals": 2,' /run/r.json || { echo 'not in the report:'; cat /run/r.json; }
+grep -q '"vCPU 0 was not sealed 2 times: ' /run/r.json || echo 'the certificate does not mind'
+same required`,
+		"not required": `start ` + prog + `
+asked 0; disturb; asked 0; leave; asked 0; end 0
+grep -q '"refused_seals": \[\]' /run/r.json && grep -q '"seals": 3,' /run/r.json || cat /run/r.json
+same free`,
+		"first write": `start --require C --seal first-write ` + prog + `
+disturb; asked -11; asked -11; leave; asked 0; end 0
+grep -q '"count": 3$' /run/r.json && grep -q '"seals": 1,' /run/r.json || { echo 'the first write is not refused once:'; cat /run/r.json; }
+same write`,
+		"no monitor": `start --require C ` + prog + `
+m=$(pgrep -P $e -f monitor-process); asked 0; kill -9 $m; sleep 0.5; asked -11; end 125
+same nobody`,
+		"a budget that was never tested": `start --require C --budget total=0 ` + prog + `
+disturb; asked -11; leave; end 125
+grep -q 'is untested, which is not kept: .*vCPU 0 was not sealed: --require C' /run/err || cat /run/err
+same budget`,
+	} {
+		t.Run(name, func(t *testing.T) { onStage(t, asking+script) })
+	}
+}
+
+// A thread without a core of its own cannot be on one that is quiet enough.
+func TestSealNeedsACore(t *testing.T) {
+	b := newBox(t, testenv.CPUs(2))
+	prog := compile(t, "gcc", "placed", "placed.c", "-static", "-pthread")
+	r, rep := b.reported("--cpu", "1", "--require", "D", "--", prog)
+	if r.status != 0 || len(rep.RefusedSeals) != 1 || rep.RefusedSeals[0].CPU != nil || !strings.Contains(rep.RefusedSeals[0].Why, "no core of its own") {
+		t.Errorf("%+v, %+v", r, rep.RefusedSeals)
+	}
+	for _, v := range rep.VCPUs {
+		if v.Seals != 0 {
+			t.Errorf("vCPU %d was sealed", v.ID)
+		}
+	}
+	// A built-in program does not go on unsealed, as if it had been.
+	for _, args := range [][]string{{"@spin", "--seal", "--count", "1000"}, {"@jitter", "--passes", "1000"}, {"@cyclic", "--passes", "10"}} {
+		if r := b.cloister(append([]string{"run", "--quiet", "--require", "D", "--place", "another=1"}, args...)...); r.status != workload.Refused {
+			t.Errorf("%s: status %d, want %d: %s", args[0], r.status, workload.Refused, r.err)
+		}
+	}
 }
 
 // The cores that are isolated and judged are all that the run owns, whichever of the program's threads has them.

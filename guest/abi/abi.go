@@ -37,8 +37,9 @@ const (
 // Cloister's own system calls. The numbers lie far above Linux's, so a native kernel answers ENOSYS
 // and changes nothing: a program that uses them runs unharmed without Cloister.
 const (
-	// SysIsolate(on): on=1 seals the calling vCPU, on=0 unseals it. Returns 0, or -EAGAIN when the
-	// run's policy refuses.
+	// SysIsolate(on): on=1 seals the calling vCPU, on=0 unseals it. Returns 0. With `cloister run --require GRADE`
+	// on=1 returns -EAGAIN, and seals nothing, while the vCPU's core is not of that grade or it has none of its own; the report says
+	// why. It may be tried again.
 	SysIsolate = 0x434c00 // "CL" 00
 	// SysGapRecord(addr): registers the program's GapRecord (below) at a page-aligned user address;
 	// the monitor reads it while the program runs. Returns 0, -EFAULT or -EINVAL.

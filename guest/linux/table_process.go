@@ -109,7 +109,7 @@ var processCalls = []call{
 	{329, "pkey_mprotect", Partial, sysPkeyMprotect, 0, "only without a key (-1)"},
 	{334, "rseq", Refused, quietENOSYS, 0, "ENOSYS: threads that share a core are preempted unseen, so a sequence could not be aborted; C libraries do without"},
 	{435, "clone3", Partial, sysClone3, 0, "as clone; no set_tid, no cgroup"},
-	{abi.SysIsolate, "cloister_isolate", Full, sysIsolate, 0, "seals (1) or unseals (0) the calling vCPU"},
+	{abi.SysIsolate, "cloister_isolate", Full, sysIsolate, 0, "seals (1) or unseals (0) the calling vCPU; EAGAIN: its core is not of the grade of `--require` now"},
 	{abi.SysGapRecord, "cloister_gap_record", Full, sysGapRecord, 0, "registers a page-aligned GapRecord"},
 	{abi.SysProvoke, "cloister_provoke", Full, sysProvoke, 0, "leaves the guest in one way; built-in workloads and tests only, EPERM otherwise"},
 	{abi.SysSafepoint, "cloister_safepoint", Full, sysSafepoint, 0, "safe points for patching (docs/patching.md)"},

@@ -151,7 +151,7 @@ func TestHeaderMatchesGo(t *testing.T) {
 		"R_SIZE": uint64(reflect.TypeFor[abi.GapRecord]().Size()), "R_LASTBUCKET": abi.GapBuckets - 1, "R_RINGMASK": abi.GapRing - 1,
 		"SYS_WRITE": 1, "SYS_EXIT_GROUP": 231, "SYS_ISOLATE": abi.SysIsolate, "SYS_GAPRECORD": abi.SysGapRecord, "SYS_SAFEPOINT": abi.SysSafepoint,
 		"CONTROL": ControlAddr, "C_KEPT": ControlKept, "C_MASK": ControlKept - 1, "H_SIZE": uint64(reflect.TypeFor[ControlChange]().Size()), "RATE_LIMIT": rateLimit,
-		"SURVIVED": Survived, "S_SIZE": uint64(reflect.TypeFor[step]().Size()),
+		"SURVIVED": Survived, "REFUSED": Refused, "S_SIZE": uint64(reflect.TypeFor[step]().Size()),
 	}
 	// Every P_, S_ and R_ that is left is the offset of the field of that name.
 	offsets := func(prefix string, typ reflect.Type) {

@@ -38,7 +38,7 @@ clear:
 	CALL1(SYS_GAPRECORD, R14)
 	CMPQ P_SEAL(R15), $0
 	JEQ  open
-	CALL1(SYS_ISOLATE, $1)
+	SEAL(open)
 
 open:
 	MOVQ  P_PASSES(R15), R13

@@ -11,6 +11,9 @@ import (
 // Survived is the status of a @fault program whose instruction did not fault.
 const Survived = 77
 
+// Refused is the status of a program with --seal that may not be sealed (EAGAIN; cloister run --require): EX_TEMPFAIL of sysexits.h.
+const Refused = 75
+
 // Fault is one program of @fault: what it does, and how native Linux ends it
 // (arch/x86/kernel/traps.c, arch/x86/mm/fault.c).
 type Fault struct {

@@ -27,6 +27,7 @@ type Facts struct {
 	Drift         []Drift       // of the host, while the run went on
 	Patches       []PatchReport // in the order of their numbers
 	PatchLog      *PatchLog     // nil: nothing was logged
+	RefusedSeals  []RefusedSeal
 
 	Budget *Budget // nil: none was given. Backend is set by Build
 
@@ -69,7 +70,7 @@ func Build(f Facts, ledgers []Ledger) *Report {
 	r := &Report{
 		Schema: Schema, Version: f.Version, Started: f.Started, Host: f.Host, Program: f.Program, Exit: f.Exit, Fault: f.Fault,
 		VCPUs: []VCPUReport{}, TopOriginators: list(f.Originators), Timings: list(f.Timings), GapRecords: list(f.Gaps),
-		NotMeasured: slices.Clone(list(f.NotMeasured)), Drift: list(f.Drift), Patches: patches(f.Patches), PatchLog: f.PatchLog,
+		NotMeasured: slices.Clone(list(f.NotMeasured)), Drift: list(f.Drift), Patches: patches(f.Patches), PatchLog: f.PatchLog, RefusedSeals: list(f.RefusedSeals),
 		Books: Books{ReturnsClosed: true, KernelClosed: true, Why: []string{}},
 	}
 	r.Program.Args = list(r.Program.Args)
@@ -436,6 +437,9 @@ func (r *Report) certify(f *Facts) {
 	fail(lost > 0, "%d records were lost", lost)
 	sealed := slices.ContainsFunc(r.VCPUs, func(v VCPUReport) bool { return v.Seals > 0 })
 	fail(!sealed && len(r.VCPUs) > 1, "no vCPU was ever sealed")
+	for _, s := range r.RefusedSeals {
+		fail(true, "%s", s)
+	}
 	for _, v := range r.VCPUs {
 		fail(!sealed && len(r.VCPUs) == 1, "vCPU %d was never sealed", v.ID)
 		fail(v.Sealed.Total > 0, "vCPU %d left the guest %d times while sealed", v.ID, v.Sealed.Total)

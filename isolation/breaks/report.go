@@ -33,6 +33,7 @@ type Report struct {
 	Drift          []Drift       `json:"drift"`
 	Patches        []PatchReport `json:"patches"`
 	PatchLog       *PatchLog     `json:"patch_log"` // null: nothing was logged
+	RefusedSeals   []RefusedSeal `json:"refused_seals"`
 	NotMeasured    []NotKnown    `json:"not_measured"`
 }
 

@@ -93,7 +93,7 @@ func sampleFacts(t *testing.T) Facts {
 	if err != nil {
 		t.Fatal(err)
 	}
-	unlimited := int64(-1)
+	unlimited, two := int64(-1), 2
 	return Facts{
 		Version: "v0.1.0", Started: "2026-11-22T13:00:00Z",
 		Host:    Host{Kernel: "6.18.44", CPU: "Example CPU", Backend: BackendPVM, Nested: true, Hypervisor: "KVMKVMKVM", Clocksource: "tsc", SMT: "off", RTRuntimeUS: &unlimited, CPUs: 2},
@@ -112,8 +112,9 @@ func sampleFacts(t *testing.T) Facts {
 				VCPUs: []PatchPause{{ID: 0, CPU: ptr(1), Where: "guest", Break: true, StopNS: ptr(uint64(12_300)), PauseNS: ptr(uint64(19_400))}, {ID: 1, Where: "ended"}}},
 			{Number: 2, Outcome: "refused", Name: "revert 1\x1b[2J", Reverts: 1, Actor: "uid 0 pid 18", Time: "2026-11-22T13:00:03Z", Reason: "vCPU 0 stood inside f"},
 		},
-		PatchLog:    &PatchLog{"/var/lib/cloister/patch/my-loop.jsonl", strings.Repeat("8c", 32)},
-		NotMeasured: []NotKnown{{"host events", "no permission to load eBPF programs"}},
+		PatchLog:     &PatchLog{"/var/lib/cloister/patch/my-loop.jsonl", strings.Repeat("8c", 32)},
+		RefusedSeals: []RefusedSeal{{900_000_000, 0, &two, "C", "CPU 2 is of grade D, not the C required, because of tasks", 3}},
+		NotMeasured:  []NotKnown{{"host events", "no permission to load eBPF programs"}},
 	}
 }
 

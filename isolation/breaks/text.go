@@ -400,6 +400,12 @@ func (p *page) verdict(r *Report) {
 	if n := len(r.Drift); n > 10 {
 		p.line("  drift   %d more: see the JSON report", n-10)
 	}
+	for _, s := range r.RefusedSeals[:min(10, len(r.RefusedSeals))] {
+		p.line("  %s after %s: %s", p.paint(red, "refused"), duration(s.AtNS), clean(s.String()))
+	}
+	if n := len(r.RefusedSeals); n > 10 {
+		p.line("  refused %d more: see the JSON report", n-10)
+	}
 	for _, n := range r.NotMeasured {
 		p.line("  not measured: %s: %s", clean(n.What), clean(n.Why))
 	}

@@ -51,6 +51,7 @@ type engine struct {
 	status    chan int
 	partition map[int]string // the cgroup in which a thread has to be to run on a core of the run's; most have none
 	quiet     chan session.Quiet
+	seals     questions      // that vCPUs wait with
 	signals   chan os.Signal // that end the run
 	heard     chan struct{}  // closed when they do
 	clock     string         // the kernel's clocksource, once it was asked for
@@ -350,11 +351,14 @@ func (e *engine) listen() {
 		m, _, err := e.link.wire.Receive()
 		switch {
 		case err != nil:
+			e.seals.end()
 			close(e.status)
 			close(e.quiet)
 			return
 		case m.Quiet != nil:
 			e.quiet <- *m.Quiet
+		case m.Judged != nil:
+			e.seals.answer(m.Judged.VCPU, m.Judged.Error)
 		case m.Status != nil:
 			e.status <- *m.Status
 		case m.Stop != nil:
@@ -383,11 +387,15 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 		cwd = "/"
 	}
 	m := e.begun
+	maySeal := e.maySeal
+	if o.require == "" {
+		maySeal = nil
+	}
 	err = m.Build(vmm.Config{
 		Program: o.program, ExecFn: e.execFn, ELF: int(e.elf.Fd()), ELFSize: st.Size(), Args: o.args, Env: environ(), Mounts: o.mounts, Net: o.net == "host", Shared: e.sharedRings(), Cwd: cwd,
 		Builtin: strings.HasPrefix(o.program, "@"), CPU: o.cpu, FIFO: o.fifo, Memory: o.memory, Huge: o.hugepages, PatchSpace: o.spare,
 		Lock: !o.noLock, OwnClock: e.ownClock(), Seal: vmm.SealPolicy(o.seal), RingCalls: o.syscalls == "ring", Ledgers: e.ledger, Guest: e.guest, Stamp: e.stamp,
-		CPUs: append(o.dedicated(), e.keep...), Housekeeping: e.keep, Place: o.placeOf, Thread: e.thread, Admit: e.admit,
+		CPUs: append(o.dedicated(), e.keep...), Housekeeping: e.keep, Place: o.placeOf, Thread: e.thread, Admit: e.admit, MaySeal: maySeal,
 		Warn:      func(s string) { e.tell(session.Message{Warn: s}) },
 		GapRecord: func(a uint64) { e.tell(session.Message{Gap: &a}) },
 	})

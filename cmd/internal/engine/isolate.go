@@ -47,6 +47,8 @@ func (o *options) checkIsolation() error {
 		return errors.New("--isolate: which core? give --cpu N, --cpu auto, or --place THREAD=N")
 	case none && o.require != "":
 		return errors.New("--require: of which core? give --cpu N, --cpu auto, or --place THREAD=N")
+	case o.require != "" && o.seal == string(vmm.SealStart) && o.cpu == -1:
+		return errors.New("--seal start and --require: the first thread has no core that could be judged: give --cpu N, or --cpu auto")
 	case o.isolate && os.Geteuid() != 0:
 		return errors.New("--isolate writes to /proc and /sys: run as root, or have root run cloister host apply --cpu N")
 	}

@@ -39,7 +39,7 @@ func patchable(t *testing.T, p patcher) (*engine, session.Wire) {
 	if err := unix.SetsockoptTimeval(pair[1], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 20}); err != nil {
 		t.Fatal(err)
 	}
-	e := &engine{o: &options{}, status: make(chan int, 1), quiet: make(chan string, 1), patching: patching{patcher: p}}
+	e := &engine{o: &options{}, status: make(chan int, 1), quiet: make(chan session.Quiet, 1), patching: patching{patcher: p}}
 	e.link.wire = session.Wire{FD: pair[0]}
 	if err := e.link.open(); err != nil {
 		t.Fatal(err)

@@ -21,6 +21,7 @@ type isolation struct {
 	watch   *host.Watch
 	drifts  []breaks.Drift
 	dropped int
+	refused []breaks.RefusedSeal
 }
 
 // maxDrifts bounds the list: whoever moves all interrupts back makes hundreds.
@@ -117,11 +118,16 @@ func (m *monitor) isolate() error {
 	if m.plan.Require == "" {
 		return nil
 	}
-	want, err := doctor.ParseGrade(m.plan.Require)
+	return judge(live, m.plan.Require, m.plan.Owned, m.ownThreads())
+}
+
+// judge holds cores against a required grade; own are the run's threads. The error is the reason why not.
+func judge(s host.System, require string, cpus, own []int) error {
+	want, err := doctor.ParseGrade(require)
 	if err != nil {
 		return fmt.Errorf("--require: %w", err)
 	}
-	r, err := doctor.Examine(live, m.plan.Owned, m.ownThreads()...)
+	r, err := doctor.Examine(s, cpus, own...)
 	if err == nil {
 		err = quietEnough(r, want)
 	}

@@ -159,6 +159,8 @@ func (m *monitor) take(msg session.Message) (done bool, err error) {
 		return false, m.steer()
 	case msg.Thread != nil:
 		m.thread(*msg.Thread, msg.FDs)
+	case msg.Seal != nil:
+		m.askedToSeal(msg.Seal.VCPU)
 	case msg.Warn != "":
 		m.warn(msg.Warn)
 	case msg.Gap != nil:
@@ -271,7 +273,7 @@ func (m *monitor) finish(end session.Ended) int {
 	m.trace.drain(m.vcpus)
 	r := m.report(end)
 	m.latch(r.Budget)
-	status = budgetStatus(status, r.Budget)
+	status = budgetStatus(status, r.Budget, r.RefusedSeals)
 	r.Exit.Code = status
 	for _, err := range m.write(r, end) {
 		status = max(session.StatusCloister, session.Failf("%v", err))
@@ -297,7 +299,7 @@ func (m *monitor) latch(b *breaks.BudgetState) {
 
 // budgetStatus turns the verdict on a budget into the exit status. A gate must not be green because nobody
 // looked: where the budget was not tested, or not all is known, a run that ended well is Cloister's failure.
-func budgetStatus(status int, b *breaks.BudgetState) int {
+func budgetStatus(status int, b *breaks.BudgetState, refused []breaks.RefusedSeal) int {
 	switch {
 	case b == nil || b.OK:
 	case b.State == breaks.Broken:
@@ -309,7 +311,11 @@ func budgetStatus(status int, b *breaks.BudgetState) int {
 				why = c.Why
 			}
 		}
-		if b.State == breaks.Untested {
+		switch {
+		case b.State != breaks.Untested:
+		case len(refused) > 0:
+			why += ": " + refused[len(refused)-1].String()
+		default:
 			why += ": call cloister_isolate(1), or use --seal start"
 		}
 		return session.Failf("the budget %s is %s, which is not kept: %s", b.Spec, b.State, why)
@@ -331,7 +337,7 @@ func (m *monitor) report(end session.Ended) *breaks.Report {
 	if s := m.clock.Load(); s != nil && s.Late > 0 { // ORDER(none): see steer
 		f.FailedClauses = append(f.FailedClauses, fmt.Sprintf("the guest's clock was updated late %d times: it may have stepped back", s.Late))
 	}
-	f.Drift = m.iso.drifts
+	f.Drift, f.RefusedSeals = m.iso.drifts, m.iso.refused
 	f.FailedClauses = append(f.FailedClauses, m.driftClauses()...)
 	if m.strays > 0 {
 		f.FailedClauses = append(f.FailedClauses, fmt.Sprintf("%d threads of Cloister's own were found on the dedicated core and moved", m.strays))

@@ -20,7 +20,7 @@ import (
 func HostFacts(cpu int) breaks.Host { return hostFacts(cpu) }
 
 // BudgetStatus turns the verdict on a budget into the exit status, and says why if nothing was judged.
-func BudgetStatus(status int, b *breaks.BudgetState) int { return budgetStatus(status, b) }
+func BudgetStatus(status int, b *breaks.BudgetState) int { return budgetStatus(status, b, nil) }
 
 // WriteReport prints the report unless quiet, and writes it to the file unless that is empty.
 func WriteReport(r *breaks.Report, file string, quiet, timings bool) (err error) {

@@ -27,20 +27,22 @@ const (
 
 // Message is one packet; one of its fields is set.
 type Message struct {
-	Plan   *Plan   `json:",omitempty"` // engine: what the user asked for
-	Ready  *Ready  `json:",omitempty"` // engine: the machine stands, with its statistics descriptor
-	Warn   string  `json:",omitempty"` // engine: a remark for the user
-	Gap    *uint64 `json:",omitempty"` // engine: where the program keeps its GapRecord
-	Thread *Thread `json:",omitempty"` // engine: a vCPU got a thread of the guest, or that changed its name or place
-	Ended  *Ended  `json:",omitempty"` // engine: the run is over, the ledger final
+	Plan   *Plan      `json:",omitempty"` // engine: what the user asked for
+	Ready  *Ready     `json:",omitempty"` // engine: the machine stands, with its statistics descriptor
+	Warn   string     `json:",omitempty"` // engine: a remark for the user
+	Gap    *uint64    `json:",omitempty"` // engine: where the program keeps its GapRecord
+	Thread *Thread    `json:",omitempty"` // engine: a vCPU got a thread of the guest, or that changed its name or place
+	Seal   *SealAsked `json:",omitempty"` // engine: may this vCPU be sealed now? Only with Plan.Require
+	Ended  *Ended     `json:",omitempty"` // engine: the run is over, the ledger final
 
 	Patchable *Patchable `json:",omitempty"` // engine: the program can be patched, or its patches have changed
 	Patched   *Patched   `json:",omitempty"` // engine: what became of a patch
 
-	Stop   *Stop  `json:",omitempty"` // monitor: end the run
-	Patch  *Patch `json:",omitempty"` // monitor: make a patch
-	Quiet  *Quiet `json:",omitempty"` // monitor: the cores are as quiet as was asked for, or are not
-	Status *int   `json:",omitempty"` // monitor: everything is written; exit with this
+	Stop   *Stop   `json:",omitempty"` // monitor: end the run
+	Patch  *Patch  `json:",omitempty"` // monitor: make a patch
+	Quiet  *Quiet  `json:",omitempty"` // monitor: the cores are as quiet as was asked for, or are not
+	Judged *Judged `json:",omitempty"` // monitor: the answer to Seal
+	Status *int    `json:",omitempty"` // monitor: everything is written; exit with this
 
 	FDs []int `json:"-"` // descriptors that came with it
 }
@@ -102,6 +104,15 @@ type Ended struct {
 type Quiet struct {
 	Error     string // empty: they are
 	Partition string // directory of the cgroup in which a thread has to be to run on the cores; empty: none
+}
+
+// SealAsked asks whether a vCPU's core is of the required grade at this moment.
+type SealAsked struct{ VCPU int }
+
+// Judged answers a Seal. A vCPU has one question at a time.
+type Judged struct {
+	VCPU  int
+	Error string // empty: it may be sealed
 }
 
 // Stop asks the engine to end the run; Signal is what the result shows.

@@ -103,7 +103,9 @@ static __inline__ long cloister_syscall2(long nr, long a, long b)
 
 /*
  * Seals (on != 0) or unseals the calling vCPU: breaks in between count against the run's budget.
- * Returns 0; -EAGAIN when the run's policy refuses; -ENOSYS natively.
+ * Returns 0; -ENOSYS natively. Under `cloister run --require GRADE` sealing returns -EAGAIN, and nothing is
+ * sealed, while the core is not as quiet as that, or the thread has no core of its own: try again later, or go on
+ * unsealed. The report says what the core lacks. Unsealing is never refused.
  */
 static __inline__ int cloister_isolate(int on)
 {

@@ -9,8 +9,9 @@ import (
 // Isolate seals (on) or unseals the vCPU of the calling thread: breaks in between count against the run's
 // budget. Lock the goroutine to its thread first (runtime.LockOSThread).
 //
-// The error is nil, syscall.EAGAIN when the run's policy refuses, or natively syscall.ENOSYS, which
-// errors.Is takes for errors.ErrUnsupported.
+// The error is nil, or natively syscall.ENOSYS, which errors.Is takes for errors.ErrUnsupported. Under `cloister run
+// --require GRADE` sealing gives syscall.EAGAIN, and seals nothing, while the core is not as quiet as that, or the thread has no
+// core of its own: try again later, or go on unsealed. The report says what the core lacks. Unsealing is never refused.
 func Isolate(on bool) error {
 	var arg uintptr
 	if on {

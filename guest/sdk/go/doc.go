@@ -5,11 +5,12 @@
 // A goroutine may move to another thread at any scheduling point, and a vCPU is a thread, so:
 //
 //	runtime.LockOSThread()
-//	if err := cloister.Isolate(true); err != nil && !errors.Is(err, errors.ErrUnsupported) {
-//		return err
+//	err := cloister.Isolate(true)
+//	if errors.Is(err, syscall.EAGAIN) {
+//		return err                   // the core is not quiet enough now (cloister run --require)
 //	}
 //	for !done { step() }             // no allocation, no channel, no system call
-//	err := cloister.Isolate(false)
+//	err = cloister.Isolate(false)    // natively both are errors.ErrUnsupported
 //
 // example/main.go is a complete program.
 //

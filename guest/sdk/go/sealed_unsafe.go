@@ -20,7 +20,8 @@ import (
 // itself shall neither allocate nor grow its stack, or it may have to wait for them, and when it has run for 10 ms
 // a call of a function that is not inlined may give way to the scheduler once.
 //
-// The error is that of Isolate(true), natively errors.ErrUnsupported; f has run all the same.
+// The error is that of Isolate(true), natively errors.ErrUnsupported; f has run all the same, unsealed. Who wants it to wait for
+// a quiet core calls Isolate(true) and Isolate(false) first.
 func Sealed(f func()) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

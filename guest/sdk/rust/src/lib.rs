@@ -16,7 +16,8 @@ pub struct Errno(pub i32);
 /// The kernel does not know the system call: the program runs natively.
 pub const ENOSYS: i32 = 38;
 
-/// The run's policy refuses to seal.
+/// The core is not of the grade of `cloister run --require` at this moment, or the thread has none of its own: nothing is
+/// sealed. It may be tried again; the report says why.
 pub const EAGAIN: i32 = 11;
 
 /// Puts its content at the start of a page, where a [`GapRecord`] must be.
@@ -40,7 +41,7 @@ fn syscall1(nr: u64, arg: u64) -> Result<(), Errno> {
 /// Seals (`on`) or unseals the calling vCPU: breaks in between count against the run's budget.
 ///
 /// # Errors
-/// `EAGAIN` when the run's policy refuses; `ENOSYS` natively.
+/// `EAGAIN` when sealing is refused (see there); `ENOSYS` natively. Unsealing is never refused.
 pub fn isolate(on: bool) -> Result<(), Errno> {
     syscall1(SYS_ISOLATE, on as u64)
 }
