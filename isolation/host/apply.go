@@ -108,19 +108,20 @@ func (a *Applier) apply(j *store, r Request) (*Result, error) {
 	if err := j.add(a.System, &record{Op: opClaim, Claim: &c}); err != nil {
 		return nil, a.undo(j, p.Owner, err)
 	}
-	lacking := false
+	lacking := map[string]bool{}
 	for _, step := range p.Steps {
 		before := len(res.Refused)
-		if step.whole && lacking {
-			err = a.refused(res, step.Setting, errors.New("it is left out: the cpuset before it could not be made whole"))
+		if step.whole && lacking[step.part] {
+			err = a.refused(res, step.Setting, fmt.Errorf("it is left out: the %s before it could not be made whole", step.part))
 		} else {
 			err = a.step(j, p.Owner, step, res)
 		}
 		if err != nil {
 			return nil, a.undo(j, p.Owner, err)
 		}
-		x := step.Setting
-		lacking = lacking || len(res.Refused) > before && (x.Kind == Directory || x.Kind == Member || x.Within != "")
+		if step.part != "" && len(res.Refused) > before {
+			lacking[step.part] = true
+		}
 	}
 	if err := a.sweep(j, r, p, res); err != nil {
 		return nil, a.undo(j, p.Owner, err)
@@ -163,7 +164,7 @@ func (a *Applier) step(j *store, owner string, step Step, res *Result) error {
 	if j.held[x.key()] == nil && x.same(old, step.New) {
 		return nil // the partition has moved it, or somebody did
 	}
-	if h := j.held[x.key()]; h != nil && !h.known(old, j.cores(owners(j.claims))) {
+	if h := j.held[x.key()]; h != nil && !h.known(old, j.claimed()) {
 		return a.refused(res, x, fmt.Errorf("somebody else has made it %s since another owner made it %s", short(old), short(h.ours[len(h.ours)-1])))
 	}
 	if err := j.add(a.System, &record{Op: opSet, Owner: owner, Setting: &x, Old: old, New: step.New}); err != nil {
@@ -224,7 +225,7 @@ func (a *Applier) sweep(j *store, r Request, first *Plan, res *Result) error {
 	tried := map[string]bool{}
 	for range sweeps {
 		rest := state{boot: j.boot, held: j.held, order: j.order, claims: slices.DeleteFunc(slices.Clone(j.claims), func(c Claim) bool { return c.Owner == first.Owner })}
-		p := &planner{s: a.System, st: &rest, r: r, keep: first.Housekeeping, held: append(rest.cores(owners(rest.claims)), first.CPUs...), plan: &Plan{}}
+		p := &planner{s: a.System, st: &rest, r: r, keep: first.Housekeeping, held: append(rest.claimed(), first.CPUs...), plan: &Plan{}}
 		p.r.CPUs = first.CPUs
 		p.tasks()
 		if p.failed != nil {
@@ -236,7 +237,7 @@ func (a *Applier) sweep(j *store, r Request, first *Plan, res *Result) error {
 				continue // refused, or its owner moves it back
 			}
 			tried[x.Setting.Name] = true
-			if h := j.held[x.Setting.key()]; h != nil && slices.Contains(h.holders, first.Owner) {
+			if h := j.held[x.Setting.key()]; h != nil && h.by(first.Owner) {
 				continue
 			}
 			fresh++
@@ -252,11 +253,4 @@ func (a *Applier) sweep(j *store, r Request, first *Plan, res *Result) error {
 		res.Refused = append(res.Refused, Remark{"the affinity of every thread", "threads are made faster than they can be moved"})
 	}
 	return nil
-}
-
-func owners(claims []Claim) (list []string) {
-	for _, c := range claims {
-		list = append(list, c.Owner)
-	}
-	return list
 }

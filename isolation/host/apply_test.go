@@ -85,7 +85,7 @@ func TestApplyAndRestore(t *testing.T) {
 				}
 				for file, want := range map[string]string{irq24: "0-2", "proc/irq/25/smp_affinity_list": "0-2", "proc/irq/0/smp_affinity_list": "0", wq: "7",
 					"proc/irq/default_smp_affinity": "7", "proc/sys/kernel/watchdog_cpumask": "0-2", "proc/irq/27/smp_affinity_list": "0-3", tunable: "120",
-					"sys/fs/resctrl/schemata": "MB:0=100\n    L3:0=3f", "sys/fs/resctrl/cloister-cpus-3/schemata": "MB:0=100\n    L3:0=fc0"} {
+					"sys/fs/resctrl/schemata": "MB:0=100\n    L3:0=03f", "sys/fs/resctrl/cloister-cpus-3/schemata": "MB:0=100\n    L3:0=fc0"} {
 					if name == "smt" && level == Max {
 						break // CPU 1 is off line then
 					}

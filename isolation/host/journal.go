@@ -68,7 +68,22 @@ type held struct {
 	Setting
 	orig    string
 	ours    []string // values that may stand there through us
-	holders []string // owners, in the order in which they came
+	holders []holder // in the order in which they came
+}
+
+// holder is an owner that a setting is changed for.
+type holder struct {
+	owner string
+	want  string // Setting.Want, which may differ from owner to owner
+}
+
+func (h *held) by(owner string) bool {
+	return slices.ContainsFunc(h.holders, func(o holder) bool { return o.owner == owner })
+}
+
+// without gives the holders but one.
+func (h *held) without(owner string) []holder {
+	return slices.DeleteFunc(slices.Clone(h.holders), func(o holder) bool { return o.owner == owner })
 }
 
 // state is what a journal amounts to.
@@ -89,12 +104,21 @@ func (st *state) claim(owner string) *Claim {
 	return nil
 }
 
-// cores gives the CPUs of these owners.
-func (st *state) cores(owners []string) (list []int) {
-	for _, o := range owners {
-		if c := st.claim(o); c != nil {
+// cores gives the CPUs of these holders.
+func (st *state) cores(holders []holder) (list []int) {
+	for _, o := range holders {
+		if c := st.claim(o.owner); c != nil {
 			list = append(list, c.CPUs...)
 		}
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+// claimed gives the CPUs of all owners.
+func (st *state) claimed() (list []int) {
+	for _, c := range st.claims {
+		list = append(list, c.CPUs...)
 	}
 	slices.Sort(list)
 	return slices.Compact(list)
@@ -144,8 +168,8 @@ func (st *state) take(r *record) error {
 			st.order = append(st.order, key)
 		}
 		h.ours = append(h.ours, r.New)
-		if !slices.Contains(h.holders, r.Owner) {
-			h.holders = append(h.holders, r.Owner)
+		if !h.by(r.Owner) {
+			h.holders = append(h.holders, holder{r.Owner, r.Setting.Want})
 		}
 	case opDone:
 		h := st.held[r.Key]
@@ -154,7 +178,7 @@ func (st *state) take(r *record) error {
 		}
 		h.ours = []string{r.Now}
 		if r.Leave {
-			h.holders = slices.DeleteFunc(h.holders, func(o string) bool { return o == r.Owner })
+			h.holders = h.without(r.Owner)
 		}
 		if len(h.holders) == 0 {
 			delete(st.held, r.Key)
@@ -162,7 +186,7 @@ func (st *state) take(r *record) error {
 		}
 	case opRelease:
 		for _, h := range st.held {
-			if slices.Contains(h.holders, r.Owner) {
+			if h.by(r.Owner) {
 				return fmt.Errorf("%.80q was released and still holds %s", r.Owner, h.Setting)
 			}
 		}

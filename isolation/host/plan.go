@@ -30,7 +30,8 @@ type Step struct {
 	Old     string  `json:"old"`
 	New     string  `json:"new"`
 	Why     string  `json:"why"` // what it keeps off the cores
-	whole   bool    // only when all of the cpuset before it could be made: alone it would do harm
+	part    string  // of what it is a part: a cpuset, a cache partition
+	whole   bool    // only when all of that part before it could be made: alone it would do harm
 }
 
 // String is one line of a plan.
@@ -66,6 +67,7 @@ type planner struct {
 	keep   []int // housekeeping
 	held   []int // the cores of all claims, with ours
 	layout Layout
+	part   string // that is being planned
 	plan   *Plan
 	failed error
 }
@@ -132,6 +134,7 @@ func (p *planner) steps() {
 	p.memory()
 	p.timers()
 	p.power()
+	p.part = "cpuset"
 	if p.layout.V2 != "" {
 		p.partition()
 	} else if p.layout.V1 != "" {
@@ -139,7 +142,9 @@ func (p *planner) steps() {
 	} else {
 		p.cannot("a cpuset of the cores' own", "%s", p.layout.Note)
 	}
+	p.part = "cache partition"
 	p.cache()
+	p.part = ""
 	p.tasks()
 	p.boot()
 }
@@ -157,11 +162,13 @@ func (p *planner) set(x Setting, why string) bool {
 		}
 		old = "" // the directory will be there when this step's turn comes
 	}
-	orig, holders := old, p.r.CPUs
+	us := holder{p.r.Owner, x.Want}
+	orig, holders, cpus := old, []holder{us}, p.r.CPUs
 	if h := p.st.held[x.key()]; h != nil {
-		orig, holders = h.orig, p.held
+		orig, holders = h.orig, append(h.without(us.owner), us)
+		cpus = append(p.st.cores(h.holders), p.r.CPUs...)
 	}
-	value, err := x.value(orig, holders, p.keep)
+	value, err := x.value(orig, holders, cpus, p.keep)
 	if err != nil {
 		p.cannot(x.String(), "%v", err)
 		return true
@@ -170,8 +177,15 @@ func (p *planner) set(x Setting, why string) bool {
 	if p.st.held[x.key()] == nil && x.same(old, value) {
 		return true
 	}
-	p.plan.Steps = append(p.plan.Steps, Step{Setting: x, Old: old, New: value, Why: why})
+	p.plan.Steps = append(p.plan.Steps, Step{Setting: x, Old: old, New: value, Why: why, part: p.part})
 	return true
+}
+
+// last makes the steps since the n-th depend on all others of their part.
+func (p *planner) last(n int) {
+	for i := range p.plan.Steps[n:] {
+		p.plan.Steps[n+i].whole = true
+	}
 }
 
 // knob plans one value for a file.

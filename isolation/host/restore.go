@@ -84,7 +84,7 @@ func (a *Applier) restore(which func(Claim) bool) (list []*Result, err error) {
 func (a *Applier) giveBack(j *store, owner string, res *Result) error {
 	for _, key := range slices.Backward(slices.Clone(j.order)) {
 		h := j.held[key]
-		if h == nil || !slices.Contains(h.holders, owner) {
+		if h == nil || !h.by(owner) {
 			continue
 		}
 		if err := a.putBack(j, owner, h.Setting, res); err != nil {
@@ -92,7 +92,7 @@ func (a *Applier) giveBack(j *store, owner string, res *Result) error {
 		}
 	}
 	for _, h := range j.held {
-		if slices.Contains(h.holders, owner) {
+		if h.by(owner) {
 			return nil // not all could be put back: the claim stays, for another try
 		}
 	}
@@ -108,8 +108,8 @@ func (a *Applier) putBack(j *store, owner string, x Setting, res *Result) error 
 	leave := func(now string) error {
 		return j.add(a.System, &record{Op: opDone, Owner: owner, Key: x.key(), Now: now, Leave: true})
 	}
-	rest := slices.DeleteFunc(slices.Clone(h.holders), func(o string) bool { return o == owner })
-	if d := j.held[Setting{Kind: Directory, Name: x.Within}.key()]; x.Within != "" && d != nil && len(d.holders) == 1 && d.holders[0] == owner {
+	rest := h.without(owner)
+	if d := j.held[Setting{Kind: Directory, Name: x.Within}.key()]; x.Within != "" && d != nil && len(d.holders) == 1 && d.by(owner) {
 		return leave(h.orig) // it goes with its directory
 	}
 	now, err := h.read(a.System)
@@ -129,7 +129,7 @@ func (a *Applier) putBack(j *store, owner string, x Setting, res *Result) error 
 	if err != nil {
 		return fmt.Errorf("read the host's CPUs: %w", err)
 	}
-	want, err := h.value(h.orig, j.cores(rest), minus(online, j.cores(owners(j.claims))))
+	want, err := h.value(h.orig, rest, j.cores(rest), minus(online, j.claimed()))
 	if err != nil {
 		res.Refused = append(res.Refused, Remark{x.String(), err.Error()})
 		return nil
@@ -137,7 +137,7 @@ func (a *Applier) putBack(j *store, owner string, x Setting, res *Result) error 
 	if h.same(now, want) {
 		return leave(now)
 	}
-	if !h.known(now, j.cores(owners(j.claims))) {
+	if !h.known(now, j.claimed()) {
 		res.Foreign = append(res.Foreign, Remark{x.String(), fmt.Sprintf("it was %s, we made it %s, and somebody has made it %s since: set it by hand if that is not wanted",
 			short(h.canonical(want)), short(h.canonical(h.ours[len(h.ours)-1])), short(h.canonical(now)))})
 		return leave(now)

@@ -41,17 +41,18 @@ type Rule string
 
 // The rules.
 const (
-	Same   Rule = "same"   // one value for whoever holds it
+	Same   Rule = "same"   // one value for whoever holds it: of several, what the last to come wants
 	Except Rule = "except" // a set of CPUs: the base without the cores of all holders
+	Ways   Rule = "ways"   // masks of cache ways: what it was without those that all holders want for themselves
 )
 
 // Setting is one thing of the host that has a value.
 type Setting struct {
 	Kind   Kind   `json:"kind"`
-	Name   string `json:"name"`
+	Name   string `json:"name"` // a * in it stands for any: one value of the machine that many files show
 	Format Format `json:"format,omitempty"`
 	Rule   Rule   `json:"rule,omitempty"`
-	Want   string `json:"want,omitempty"`   // the value, by the rule Same
+	Want   string `json:"want,omitempty"`   // the value, by the rule Same; the owner's ways, by the rule Ways
 	Base   string `json:"base,omitempty"`   // what the rule Except takes from (empty: what it was); of a Member, the hierarchy
 	Within string `json:"within,omitempty"` // a directory of ours that it comes and goes with
 	Word   string `json:"word,omitempty"`   // of a Switch; of a Line, its beginning
@@ -92,7 +93,35 @@ func (x Setting) valid() error {
 	default:
 		return fmt.Errorf("a setting of kind %q", x.Kind)
 	}
+	switch x.Rule {
+	case Same, Except, "":
+	case Ways:
+		if _, err := parseWays(x.Word, x.Want); err != nil {
+			return err
+		}
+	default:
+		return fmt.Errorf("a setting with the rule %q", x.Rule)
+	}
 	return nil
+}
+
+// file is the path that a setting's value is read from and written to.
+func (x Setting) file(s System) string {
+	dir, rest, any := strings.Cut(x.Name, "*")
+	if !any {
+		return x.Name
+	}
+	parent, prefix := path.Split(dir)
+	names, err := s.Names(path.Clean(parent))
+	if err != nil {
+		return x.Name // not there, as reading it will say
+	}
+	for _, n := range names {
+		if name := parent + n + rest; strings.HasPrefix(n, prefix) && Has(s, name) {
+			return name
+		}
+	}
+	return x.Name
 }
 
 // errGone: the thread has ended, and its settings with it.
@@ -133,7 +162,7 @@ func (x Setting) read(s System) (string, error) {
 		}
 		return "", fmt.Errorf("thread %d is in no cgroup of version 2", t.TID)
 	}
-	b, err := s.Read(x.Name)
+	b, err := s.Read(x.file(s))
 	return strings.TrimRight(string(b), "\n"), err
 }
 
@@ -178,7 +207,7 @@ func (x Setting) write(s System, value string) error {
 	if x.Format == Choice || x.Format == Switch || x.Format == Line {
 		value = x.canonical(value)
 	}
-	return s.Write(x.Name, value)
+	return s.Write(x.file(s), value)
 }
 
 // canonical gives the same text for values that mean the same.
@@ -204,7 +233,10 @@ func (x Setting) canonical(raw string) string {
 		return "-" + x.Word
 	case x.Format == Line:
 		for line := range strings.Lines(raw) {
-			if l := strings.TrimSpace(line); strings.HasPrefix(l, x.Word) {
+			l := strings.TrimSpace(line)
+			if w, err := parseWays(x.Word, l); err == nil {
+				return w.String() // the kernel pads with zeros
+			} else if strings.HasPrefix(l, x.Word) {
 				return l
 			}
 		}
@@ -214,14 +246,18 @@ func (x Setting) canonical(raw string) string {
 
 func (x Setting) same(a, b string) bool { return x.canonical(a) == x.canonical(b) }
 
-// value is what the setting has to be when it was orig before anybody came, and these cores are held.
+// value is what the setting has to be when it was orig before anybody came, and is held by these, who have these cores.
 // Without holders that is orig itself. keep is where to put what was on the held cores alone.
-func (x Setting) value(orig string, held, keep []int) (string, error) {
-	if len(held) == 0 {
+func (x Setting) value(orig string, holders []holder, held, keep []int) (string, error) {
+	if len(holders) == 0 {
 		return orig, nil
 	}
-	if x.Rule != Except {
-		return x.Want, nil
+	switch x.Rule {
+	case Except:
+	case Ways:
+		return x.left(orig, holders)
+	default:
+		return holders[len(holders)-1].want, nil
 	}
 	base := x.Base
 	if base == "" {
@@ -243,4 +279,25 @@ func (x Setting) value(orig string, held, keep []int) (string, error) {
 		return "", fmt.Errorf("%s: no CPU is left for it", x)
 	}
 	return format(left), nil
+}
+
+// left is what the holders leave of the ways of a cache.
+func (x Setting) left(orig string, holders []holder) (string, error) {
+	all, err := parseWays(x.Word, x.canonical(orig))
+	var taken []ways
+	for _, h := range holders {
+		if err != nil {
+			break
+		}
+		var t ways
+		t, err = parseWays(x.Word, h.want)
+		taken = append(taken, t)
+	}
+	if err == nil {
+		all, err = all.without(taken)
+	}
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", x, err)
+	}
+	return all.String(), nil
 }

@@ -112,6 +112,12 @@ func (s *sim) Write(name, value string) error {
 		return s.Live.Write(path.Join("proc", value, "cgroup"), "0::"+group)
 	case "schemata":
 		line, out := strings.TrimSpace(value), []string(nil)
+		if word, body, _ := strings.Cut(line, ":"); word == "L3" { // the kernel pads to the width of the widest mask
+			for part := range strings.SplitSeq(body, ";") {
+				id, mask, _ := strings.Cut(part, "=")
+				line = strings.Replace(line, part, fmt.Sprintf("%s=%03s", id, mask), 1)
+			}
+		}
 		for l := range strings.Lines(string(old)) {
 			if strings.HasPrefix(strings.TrimSpace(l), line[:3]) {
 				l = "    " + line
@@ -123,7 +129,36 @@ func (s *sim) Write(name, value string) error {
 	if i, j := strings.IndexByte(text, '['), strings.IndexByte(text, ']'); i >= 0 {
 		value = strings.Replace(text[:i]+text[i+1:j]+text[j+1:], value, "["+value+"]", 1)
 	}
-	return s.Live.Write(name, value)
+	for _, n := range s.shared(name) {
+		if err := s.Live.Write(n, value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// shared lists the files behind which there is the same value: of machine checks all CPUs' (mca_cfg of the kernel's
+// arch/x86/kernel/cpu/mce/core.c), of a frequency policy those of its CPUs.
+func (s *sim) shared(name string) []string {
+	dir, file := path.Split(name)
+	var list []string
+	if strings.Contains(dir, "/machinecheck/") {
+		names, err := s.Names(path.Dir(path.Clean(dir)))
+		if err != nil {
+			return nil
+		}
+		for _, n := range names {
+			list = append(list, path.Join(path.Dir(path.Clean(dir)), n, file))
+		}
+		return list
+	}
+	for _, c := range strings.Fields(Text(s, dir+"related_cpus")) {
+		list = append(list, path.Join(cpuDir, "cpu"+c, "cpufreq", file))
+	}
+	if len(list) == 0 {
+		list = []string{name}
+	}
+	return list
 }
 
 func (s *sim) Mkdir(name string) error {

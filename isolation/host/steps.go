@@ -132,9 +132,8 @@ func (p *planner) watchdogs() {
 	if p.r.Level == Max {
 		p.knob("proc/sys/kernel/nmi_watchdog", "0", "non-maskable interrupts of the hard lockup detector")
 	}
-	for _, c := range p.r.CPUs {
-		p.knob(fmt.Sprintf("sys/devices/system/machinecheck/machinecheck%d/ignore_ce", c), "1", "polling for corrected errors, every 5 min")
-	}
+	// One value behind the files of all CPUs (mca_cfg in the kernel's arch/x86/kernel/cpu/mce/core.c).
+	p.knob("sys/devices/system/machinecheck/machinecheck*/ignore_ce", "1", "polling for corrected errors, every 5 min")
 }
 
 func (p *planner) memory() {
@@ -147,8 +146,9 @@ func (p *planner) memory() {
 	}
 	p.knob("proc/sys/kernel/numa_balancing", "0", "faults that are made to see who uses a page")
 	p.set(Setting{Kind: File, Name: "sys/kernel/mm/transparent_hugepage/enabled", Format: Choice, Rule: Same, Want: "never"}, "pages that are joined and split")
-	if v := Text(p.s, "sys/kernel/mm/ksm/run"); v == "1" {
-		p.knob("sys/kernel/mm/ksm/run", "2", "pages that are merged, and the faults that follow")
+	ksm := Setting{Kind: File, Name: "sys/kernel/mm/ksm/run"}
+	if p.st.held[ksm.key()] != nil || Text(p.s, ksm.Name) == "1" {
+		p.knob(ksm.Name, "2", "pages that are merged, and the faults that follow")
 	}
 	p.set(Setting{Kind: File, Name: "sys/kernel/mm/lru_gen/enabled", Format: Plain, Rule: Same, Want: "0x0000"}, "page ageing, which clears accessed bits")
 }
@@ -170,16 +170,29 @@ func (p *planner) power() {
 		if Has(p.s, dir+"/cpuidle/state0/name") {
 			p.knob(dir+"/power/pm_qos_resume_latency_us", "n/a", "sleeping deep takes long to wake from")
 		}
-		if avail := strings.Fields(Text(p.s, dir+"/cpufreq/scaling_available_governors")); slices.Contains(avail, "performance") {
-			p.knob(dir+"/cpufreq/scaling_governor", "performance", "changes of frequency")
+		dir = p.frequency(c)
+		if avail := strings.Fields(Text(p.s, dir+"/scaling_available_governors")); slices.Contains(avail, "performance") {
+			p.knob(dir+"/scaling_governor", "performance", "changes of frequency")
 		}
 		// To read it interrupts the CPU. Who asks for a process of his, which has the core, may.
 		if used, err := inUse(p.s, c); p.r.PID == 0 && (used || err != nil) {
 			p.cannot(fmt.Sprintf("the energy preference of CPU %d", c), "not read: a program has leased it, and reading would interrupt it")
 			continue
 		}
-		p.set(Setting{Kind: File, Name: dir + "/cpufreq/" + eppFile, Format: Plain, Rule: Same, Want: "performance"}, "changes of frequency")
+		p.set(Setting{Kind: File, Name: dir + "/" + eppFile, Format: Plain, Rule: Same, Want: "performance"}, "changes of frequency")
 	}
+}
+
+// frequency is the directory of a CPU's frequency policy: of CPUs that share one always the same, or each of their
+// owners would have a setting of its own for it (Documentation/admin-guide/pm/cpufreq.rst, related_cpus).
+func (p *planner) frequency(cpu int) string {
+	dir := fmt.Sprintf("%s/cpu%d/cpufreq", cpuDir, cpu)
+	for _, n := range strings.Fields(Text(p.s, dir+"/related_cpus")) {
+		if c, err := strconv.Atoi(n); err == nil && c < cpu && Has(p.s, fmt.Sprintf("%s/cpu%d/cpufreq/scaling_governor", cpuDir, c)) {
+			cpu = c
+		}
+	}
+	return fmt.Sprintf("%s/cpu%d/cpufreq", cpuDir, cpu)
 }
 
 // partition gives the cores to an isolated partition of cgroup version 2, and puts the owner's threads in it.
@@ -211,7 +224,7 @@ func (p *planner) partition() {
 	// Not "within": it is put back before the threads leave, so that they stay on the core.
 	name := dir + "/cpuset.cpus.partition"
 	x := Setting{Kind: File, Name: name, Format: Plain, Rule: Same, Want: "isolated"}
-	p.plan.Steps = append(p.plan.Steps, Step{Setting: x, Old: "member", New: "isolated", Why: "the scheduler balances nothing onto the cores", whole: true})
+	p.plan.Steps = append(p.plan.Steps, Step{Setting: x, Old: "member", New: "isolated", Why: "the scheduler balances nothing onto the cores", part: p.part, whole: true})
 }
 
 // exclusive is the same with cgroup version 1: no domain of the scheduler spans the cores any more.
@@ -233,53 +246,7 @@ func (p *planner) exclusive() {
 	file(own, "cpuset.sched_load_balance", "0", "the scheduler balances nothing onto the cores")
 	n := len(p.plan.Steps)
 	p.knob(root+"/cpuset.sched_load_balance", "0", "no balancing across the whole machine")
-	for i := range p.plan.Steps[n:] {
-		p.plan.Steps[n+i].whole = true // without the set for the rest, nothing at all would be balanced
-	}
-}
-
-// cache gives the cores half of the last-level cache's ways, and the rest of the machine the other half.
-func (p *planner) cache() {
-	if !p.r.Cache {
-		return
-	}
-	const root = "sys/fs/resctrl"
-	text := Text(p.s, root+"/schemata")
-	x := Setting{Kind: File, Name: root + "/schemata", Format: Line, Rule: Same, Word: "L3:"}
-	mine, others, err := halves(x.canonical(text))
-	if err != nil {
-		p.cannot("ways of the cache for the cores alone", "%v", err)
-		return
-	}
-	dir := path.Join(root, group(p.r.CPUs))
-	p.set(Setting{Kind: Directory, Name: dir, Rule: Same, Want: present}, "a cache partition for the cores")
-	p.set(Setting{Kind: File, Name: dir + "/schemata", Format: Line, Rule: Same, Word: "L3:", Want: mine, Within: dir}, "the upper half of the ways")
-	p.set(Setting{Kind: File, Name: dir + "/cpus_list", Format: List, Rule: Same, Want: cores.Format(p.r.CPUs), Within: dir}, "for whatever runs on the cores")
-	x.Want = others
-	p.set(x, "and none of them for the rest")
-}
-
-// halves splits the way masks of a line of a schemata file ("L3:0=fff;1=fff", Documentation/arch/x86/resctrl.rst).
-func halves(line string) (upper, lower string, err error) {
-	body, ok := strings.CutPrefix(line, "L3:")
-	if !ok {
-		return "", "", fmt.Errorf("no line L3: in /sys/fs/resctrl/schemata: mount -t resctrl resctrl /sys/fs/resctrl, on a processor that can partition its cache")
-	}
-	var up, low []string
-	for part := range strings.SplitSeq(body, ";") {
-		id, mask, _ := strings.Cut(part, "=")
-		m, err := strconv.ParseUint(mask, 16, 64)
-		n := 0
-		for m>>n&1 != 0 {
-			n++
-		}
-		if err != nil || n < 4 || m>>n != 0 {
-			return "", "", fmt.Errorf("the mask %q of the cache is too small to be split, or is split already", part)
-		}
-		low = append(low, fmt.Sprintf("%s=%x", id, uint64(1)<<(n/2)-1))
-		up = append(up, fmt.Sprintf("%s=%x", id, m&^(uint64(1)<<(n/2)-1)))
-	}
-	return "L3:" + strings.Join(up, ";"), "L3:" + strings.Join(low, ";"), nil
+	p.last(n) // without the set for the rest, nothing at all would be balanced
 }
 
 // tasks moves every thread that can be moved, kernel threads included.
