@@ -17,6 +17,8 @@ type Applier struct {
 	Dir    string // of the journal; "": JournalDir
 	Strict bool   // what the kernel refuses is an error, and undoes all
 
+	layout Layout // while it works
+
 	// point is called after every write to the journal and to the host; tests end the process there.
 	point func(where string) error
 }
@@ -65,10 +67,6 @@ func (a *Applier) fill() {
 	}
 }
 
-// sweeps is how often threads are looked for again: one that was not moved yet may have made others meanwhile,
-// as in cores.KeepOff.
-const sweeps = 20
-
 // Apply makes the cores quiet. The error is one line, and the host is then as it was, unless the error says what
 // could not be undone; what was refused without being an error is in the result.
 func (a *Applier) Apply(r Request) (*Result, error) {
@@ -91,7 +89,8 @@ func (a *Applier) apply(j *store, r Request) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := Claim{Owner: p.Owner, CPUs: p.CPUs, PID: r.PID}
+	a.layout = CPUSets(a.System)
+	c := Claim{Owner: p.Owner, CPUs: p.CPUs, PID: r.PID, Off: p.off}
 	if r.Outlive {
 		c.PID = 0
 	} else if r.PID != 0 {
@@ -104,32 +103,57 @@ func (a *Applier) apply(j *store, r Request) (*Result, error) {
 	if j.claim(c.Owner) != nil {
 		return nil, fmt.Errorf("%s has cores already: give them back first (cloister host restore)", c.Owner)
 	}
+	r.CPUs, r.Owner = p.CPUs, p.Owner
 	res := &Result{Owner: p.Owner, CPUs: p.CPUs, Refused: []Remark{}, Foreign: []Remark{}, Cannot: p.Cannot}
-	if err := j.add(a.System, &record{Op: opClaim, Claim: &c}); err != nil {
+	err = j.add(a.System, &record{Op: opClaim, Claim: &c})
+	if err == nil && slices.ContainsFunc(p.Steps, func(x Step) bool { return a.layout.hazard(x.Setting) }) {
+		err = a.note(j, r, p)
+	}
+	if err == nil {
+		err = a.steps(j, p, res)
+	}
+	if err == nil {
+		err = a.settle(j, p.Owner, res)
+	}
+	if err == nil {
+		err = a.sweep(j, r, p, res)
+	}
+	if err == nil && res.Changed == 0 && len(res.Refused) > 0 {
+		err = fmt.Errorf("nothing could be changed: %s: host isolation needs root and a host whose /sys and /proc can be written", res.Refused[0])
+	}
+	if err != nil {
 		return nil, a.undo(j, p.Owner, err)
 	}
+	return res, nil
+}
+
+// steps does the steps of a plan.
+func (a *Applier) steps(j *store, p *Plan, res *Result) (err error) {
 	lacking := map[string]bool{}
 	for _, step := range p.Steps {
 		before := len(res.Refused)
+		why := error(nil)
 		if step.whole && lacking[step.part] {
-			err = a.refused(res, step.Setting, fmt.Errorf("it is left out: the %s before it could not be made whole", step.part))
+			why = fmt.Errorf("it is left out: the %s before it could not be made whole", step.part)
+		} else if step.off {
+			why = a.alone(step.Setting)
+		}
+		if why != nil {
+			err = a.refused(res, step.Setting, why)
 		} else {
 			err = a.step(j, p.Owner, step, res)
 		}
 		if err != nil {
-			return nil, a.undo(j, p.Owner, err)
+			return err
+		}
+		if len(res.Refused) > before && step.must {
+			return fmt.Errorf("%s", res.Refused[before])
 		}
 		if step.part != "" && len(res.Refused) > before {
 			lacking[step.part] = true
 		}
 	}
-	if err := a.sweep(j, r, p, res); err != nil {
-		return nil, a.undo(j, p.Owner, err)
-	}
-	if res.Changed == 0 && len(res.Refused) > 0 {
-		return nil, a.undo(j, p.Owner, fmt.Errorf("nothing could be changed: %s: host isolation needs root and a host whose /sys and /proc can be written", res.Refused[0]))
-	}
-	return res, nil
+	return nil
 }
 
 // undo takes back what was done of a plan that failed.
@@ -164,7 +188,7 @@ func (a *Applier) step(j *store, owner string, step Step, res *Result) error {
 	if j.held[x.key()] == nil && x.same(old, step.New) {
 		return nil // the partition has moved it, or somebody did
 	}
-	if h := j.held[x.key()]; h != nil && !h.known(old, j.claimed()) {
+	if h := j.held[x.key()]; h != nil && !a.known(j, h, old) {
 		return a.refused(res, x, fmt.Errorf("somebody else has made it %s since another owner made it %s", short(old), short(h.ours[len(h.ours)-1])))
 	}
 	if err := j.add(a.System, &record{Op: opSet, Owner: owner, Setting: &x, Old: old, New: step.New}); err != nil {
@@ -177,7 +201,7 @@ func (a *Applier) step(j *store, owner string, step Step, res *Result) error {
 			return p
 		}
 		if err == nil {
-			now, err = x.verify(a.System, step.New)
+			now, err = a.verify(x, step.New)
 		}
 		if err != nil {
 			if err := a.putBack(j, owner, x, res); err != nil {
@@ -194,13 +218,24 @@ func (a *Applier) step(j *store, owner string, step Step, res *Result) error {
 	return j.add(a.System, &record{Op: opDone, Owner: owner, Key: x.key(), Now: now})
 }
 
-// verify reads a value back: the kernel takes some values and does something else with them.
-func (x Setting) verify(s System, want string) (now string, err error) {
-	now, err = x.read(s)
-	if err == nil && !x.same(now, want) {
-		err = fmt.Errorf("it was set to %s and reads %.160s", short(want), strings.Join(strings.Fields(now), " ")) // the kernel's own reason
+// verify reads a value back: the kernel takes some values and does something else with them. Of an affinity it leaves
+// out what the thread's cpuset does not have at the time.
+func (a *Applier) verify(x Setting, want string) (now string, err error) {
+	now, err = x.read(a.System)
+	if err != nil || x.same(now, want) || x.Kind == Affinity && x.same(now, a.within(x, want)) {
+		return now, err
 	}
-	return now, err
+	return now, fmt.Errorf("it was set to %s and reads %.160s", short(want), strings.Join(strings.Fields(now), " ")) // the kernel's own reason
+}
+
+// within is what a thread's cpuset leaves of an affinity.
+func (a *Applier) within(x Setting, want string) string {
+	t, ok := findThread(a.System, x.Name)
+	list, err := cores.ParseList(want)
+	if !ok || err != nil {
+		return want
+	}
+	return cores.Format(cores.Common(list, a.layout.gives(a.System, t.TID)))
 }
 
 func (a *Applier) refused(res *Result, x Setting, err error) error {
@@ -216,41 +251,5 @@ func (a *Applier) refused(res *Result, x Setting, err error) error {
 		return fmt.Errorf("%s (--strict)", why)
 	}
 	res.Refused = append(res.Refused, why)
-	return nil
-}
-
-// sweep moves threads that were made while others were moved, until a pass finds none.
-func (a *Applier) sweep(j *store, r Request, first *Plan, res *Result) error {
-	refused := len(res.Refused)
-	tried := map[string]bool{}
-	for range sweeps {
-		rest := state{boot: j.boot, held: j.held, order: j.order, claims: slices.DeleteFunc(slices.Clone(j.claims), func(c Claim) bool { return c.Owner == first.Owner })}
-		p := &planner{s: a.System, st: &rest, r: r, keep: first.Housekeeping, held: append(rest.claimed(), first.CPUs...), plan: &Plan{}}
-		p.r.CPUs = first.CPUs
-		p.tasks()
-		if p.failed != nil {
-			return p.failed
-		}
-		fresh := 0
-		for _, x := range p.plan.Steps {
-			if tried[x.Setting.Name] {
-				continue // refused, or its owner moves it back
-			}
-			tried[x.Setting.Name] = true
-			if h := j.held[x.Setting.key()]; h != nil && h.by(first.Owner) {
-				continue
-			}
-			fresh++
-			if err := a.step(j, first.Owner, x, res); err != nil {
-				return err
-			}
-		}
-		if fresh == 0 {
-			return nil
-		}
-	}
-	if len(res.Refused) == refused {
-		res.Refused = append(res.Refused, Remark{"the affinity of every thread", "threads are made faster than they can be moved"})
-	}
 	return nil
 }

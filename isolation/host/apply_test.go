@@ -225,6 +225,25 @@ func TestForeignChange(t *testing.T) {
 	same(t, "restored", before, snapshot(t, s.Root))
 }
 
+// Who leaves first says it, and so does who leaves last: it is neither's to overwrite.
+func TestForeignChangeOfTwoOwners(t *testing.T) {
+	s := unpack(t, "four.txtar", nil)
+	before := snapshot(t, s.Root)
+	a := &Applier{System: s, Dir: memory(t)}
+	mustApply(t, a, Request{CPUs: []int{2}})
+	mustApply(t, a, Request{CPUs: []int{3}})
+	if err := s.Live.Write(tunable, "7"); err != nil {
+		t.Fatal(err)
+	}
+	before[tunable] = "7\n"
+	for _, c := range []int{2, 3} {
+		if res := mustRestore(t, a, c); len(res[0].Foreign) != 1 || res[0].Foreign[0].What != "/"+tunable {
+			t.Errorf("CPU %d: left alone %v", c, res[0].Foreign)
+		}
+	}
+	same(t, "restored", before, snapshot(t, s.Root))
+}
+
 // A value that was put back by hand, a thread that ended, one whose number is another's now: nothing to do, nothing
 // done, no complaint.
 func TestRestoreOfWhatIsGone(t *testing.T) {

@@ -74,7 +74,7 @@ func crash(t *testing.T, s *sim, dir, do string, at int) bool {
 func TestCrashAtEveryStep(t *testing.T) {
 	points := 0
 	for at, killed := 1, true; killed; at++ {
-		s := unpack(t, "four.txtar", nil)
+		s := unpack(t, "four.txtar", beside())
 		before := snapshot(t, s.Root)
 		a := &Applier{System: s, Dir: memory(t)}
 		mustApply(t, a, Request{CPUs: []int{2}})
@@ -99,7 +99,7 @@ func TestCrashAtEveryStep(t *testing.T) {
 	t.Logf("apply: killed at %d points", points-1)
 	points = 0
 	for at, killed := 1, true; killed; at++ {
-		s := unpack(t, "four.txtar", nil)
+		s := unpack(t, "four.txtar", beside())
 		a := &Applier{System: s, Dir: memory(t)}
 		mustApply(t, a, Request{CPUs: []int{2}})
 		beside := snapshot(t, s.Root)

@@ -18,6 +18,7 @@ const journalVersion = "cloister.host-journal/v1"
 const (
 	opOpen    = "open"    // the first: version and boot
 	opClaim   = "claim"   // these cores are this owner's
+	opSaw     = "saw"     // a thread's affinity is Old, and the kernel may change it by the way
 	opSet     = "set"     // about to write: from Old to New
 	opDone    = "done"    // written, and reads as Now; the owner holds it, or with Leave no longer does
 	opRelease = "release" // the owner has given everything back
@@ -36,6 +37,7 @@ type record struct {
 	Key     string   `json:"key,omitempty"`
 	Now     string   `json:"now,omitempty"`
 	Leave   bool     `json:"leave,omitempty"`
+	Adopt   bool     `json:"adopt,omitempty"` // Old is what it was before anybody came, whatever was known of it
 }
 
 // Claim is the right of an owner to cores, from Apply to Restore.
@@ -44,7 +46,11 @@ type Claim struct {
 	CPUs  []int  `json:"cpus"`
 	PID   int    `json:"pid,omitempty"`   // the process that the claim is for; 0: it outlives its maker
 	Start uint64 `json:"start,omitempty"` // of that process
+	Off   []int  `json:"off,omitempty"`   // siblings that are off line for it
 }
+
+// all gives the CPUs that nothing else may use for this claim's sake.
+func (c Claim) all() []int { return append(slices.Clone(c.CPUs), c.Off...) }
 
 // alive reports whether the claim's process is still there; a claim without one has no end of its own.
 func (c Claim) alive(s System) bool {
@@ -108,17 +114,19 @@ func (st *state) claim(owner string) *Claim {
 func (st *state) cores(holders []holder) (list []int) {
 	for _, o := range holders {
 		if c := st.claim(o.owner); c != nil {
-			list = append(list, c.CPUs...)
+			list = append(list, c.all()...)
 		}
 	}
 	slices.Sort(list)
 	return slices.Compact(list)
 }
 
-// claimed gives the CPUs of all owners.
-func (st *state) claimed() (list []int) {
+// claimed gives the CPUs of all owners, but of one.
+func (st *state) claimed(but string) (list []int) {
 	for _, c := range st.claims {
-		list = append(list, c.CPUs...)
+		if c.Owner != but {
+			list = append(list, c.all()...)
+		}
 	}
 	slices.Sort(list)
 	return slices.Compact(list)
@@ -142,7 +150,7 @@ func (st *state) take(r *record) error {
 		if r.Claim == nil || r.Claim.Owner == "" || len(r.Claim.CPUs) == 0 {
 			return errors.New("a claim without an owner or without cores")
 		}
-		for _, c := range r.Claim.CPUs {
+		for _, c := range r.Claim.all() {
 			if c < 0 || c > cores.MaxCPU {
 				return fmt.Errorf("a claim on CPU %d", c)
 			}
@@ -153,7 +161,7 @@ func (st *state) take(r *record) error {
 			}
 		}
 		st.claims = append(st.claims, *r.Claim)
-	case opSet:
+	case opSaw, opSet:
 		if r.Setting == nil || st.claim(r.Owner) == nil {
 			return errors.New("a setting without an owner")
 		}
@@ -167,7 +175,14 @@ func (st *state) take(r *record) error {
 			st.held[key] = h
 			st.order = append(st.order, key)
 		}
-		h.ours = append(h.ours, r.New)
+		switch {
+		case r.Op == opSet:
+			h.ours = append(h.ours, r.New)
+		case r.Setting.Kind != Affinity:
+			return fmt.Errorf("%s was seen, and is no thread's", r.Setting)
+		case r.Adopt:
+			h.Rule, h.orig, h.ours = r.Setting.Rule, r.Old, []string{r.Old}
+		}
 		if !h.by(r.Owner) {
 			h.holders = append(h.holders, holder{r.Owner, r.Setting.Want})
 		}

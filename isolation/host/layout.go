@@ -70,6 +70,45 @@ func (l Layout) Partitions(s System) map[string][]int {
 	return out
 }
 
+// gives is what a thread's cpuset of version 2 lets it have: what the kernel makes of an affinity by itself. Nil where
+// that is not known.
+func (l Layout) gives(s System, tid int) []int {
+	if l.V2 == "" {
+		return nil
+	}
+	group := ""
+	for line := range strings.Lines(Text(s, fmt.Sprintf("proc/%d/cgroup", tid))) {
+		if v, ok := strings.CutPrefix(line, "0::"); ok {
+			group = strings.TrimSpace(v)
+		}
+	}
+	for ; strings.HasPrefix(group, "/"); group = path.Dir(group) {
+		if list, err := CPUs(s, path.Join(l.V2, group, "cpuset.cpus.effective")); err == nil && len(list) > 0 {
+			return list
+		}
+		if group == "/" {
+			break
+		}
+	}
+	return nil
+}
+
+// hazard reports whether a change of this setting makes the kernel change affinities of threads by the way.
+func (l Layout) hazard(x Setting) bool {
+	switch x.Kind {
+	case Member:
+		return true
+	case File, Directory:
+		return l.V2 != "" && strings.HasPrefix(x.Name, l.V2+"/") || x.cpu()
+	}
+	return false
+}
+
+// cpu reports whether it is a CPU's being on line.
+func (x Setting) cpu() bool {
+	return x.Kind == File && strings.HasPrefix(x.Name, cpuDir+"/") && path.Base(x.Name) == "online"
+}
+
 // named gives a cpuset of version 1, other than the root, that has this CPU: such a set forgets a CPU that goes
 // off line (Documentation/admin-guide/cgroup-v1/cpusets.rst). Empty without one.
 func (l Layout) named(s System, cpu int) string {

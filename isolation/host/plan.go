@@ -22,6 +22,7 @@ type Plan struct {
 	Level        Level    `json:"level"`
 	Steps        []Step   `json:"steps"`
 	Cannot       []Remark `json:"cannot"` // what stays, and why
+	off          []int    // siblings that go off line
 }
 
 // Step is one write.
@@ -31,6 +32,8 @@ type Step struct {
 	New     string  `json:"new"`
 	Why     string  `json:"why"` // what it keeps off the cores
 	part    string  // of what it is a part: a cpuset, a cache partition
+	off     bool    // it takes a CPU off line: only when nothing is there alone
+	must    bool    // without it nothing is as it should be
 	whole   bool    // only when all of that part before it could be made: alone it would do harm
 }
 
@@ -66,8 +69,10 @@ type planner struct {
 	online []int
 	keep   []int // housekeeping
 	held   []int // the cores of all claims, with ours
+	ours   []int // the cores, and the siblings that go off line
 	layout Layout
-	part   string // that is being planned
+	part   string       // that is being planned
+	moved  map[int]bool // threads that have a step
 	plan   *Plan
 	failed error
 }
@@ -93,6 +98,11 @@ func makePlan(s System, st *state, r Request) (*Plan, error) {
 		r.Level = RunTime
 	}
 	l := CPUSets(s)
+	for _, c := range st.claims {
+		if meets(c.Off, r.CPUs) {
+			return nil, fmt.Errorf("CPUs %s are off line for %s, as siblings: give those back first (cloister host restore --cpu %s)", cores.Format(cores.Common(c.Off, r.CPUs)), c, cores.Format(c.CPUs))
+		}
+	}
 	online, err := r.check(s, l)
 	if err != nil {
 		return nil, err
@@ -115,24 +125,29 @@ func makePlan(s System, st *state, r Request) (*Plan, error) {
 	if len(minus(online, held)) == 0 {
 		return nil, fmt.Errorf("CPUs %s would leave none to the rest of the system: %s are isolated already", cores.Format(r.CPUs), cores.Format(minus(held, r.CPUs)))
 	}
-	p := &planner{s: s, st: st, r: r, online: online, keep: minus(online, held), held: held, layout: l, plan: &Plan{
+	p := &planner{s: s, st: st, r: r, online: online, keep: minus(online, held), held: held, ours: r.CPUs, layout: l, plan: &Plan{
 		Schema: PlanSchema, Owner: r.Owner, CPUs: r.CPUs, Housekeeping: minus(online, held), Level: r.Level, Steps: []Step{}, Cannot: []Remark{},
 	}}
 	p.steps()
 	return p.plan, p.failed
 }
 
-// steps is the order, which is that of the hazards: what moves other things comes before what they are moved from.
+// steps is the order, which is that of the hazards: what a CPU that goes off line would push elsewhere, for good, is moved
+// before; what it forgets is set after.
 func (p *planner) steps() {
 	if p.r.Level == Max {
 		p.siblings()
-		p.drain()
 	}
 	p.interrupts()
 	p.workqueues()
 	p.watchdogs()
 	p.memory()
 	p.timers()
+	if p.r.Level == Max {
+		p.tasks(p.alone)
+		p.offline()
+		p.drain()
+	}
 	p.power()
 	p.part = "cpuset"
 	if p.layout.V2 != "" {
@@ -145,7 +160,8 @@ func (p *planner) steps() {
 	p.part = "cache partition"
 	p.cache()
 	p.part = ""
-	p.tasks()
+	p.tasks(func(t Task) bool { return meets(t.Allowed, p.r.CPUs) })
+	p.bound()
 	p.boot()
 }
 
@@ -163,10 +179,10 @@ func (p *planner) set(x Setting, why string) bool {
 		old = "" // the directory will be there when this step's turn comes
 	}
 	us := holder{p.r.Owner, x.Want}
-	orig, holders, cpus := old, []holder{us}, p.r.CPUs
+	orig, holders, cpus := old, []holder{us}, p.ours
 	if h := p.st.held[x.key()]; h != nil {
 		orig, holders = h.orig, append(h.without(us.owner), us)
-		cpus = append(p.st.cores(h.holders), p.r.CPUs...)
+		cpus = append(p.st.cores(h.holders), p.ours...)
 	}
 	value, err := x.value(orig, holders, cpus, p.keep)
 	if err != nil {

@@ -10,10 +10,11 @@ import (
 	"github.com/cloister-vmm/cloister/isolation/cores"
 )
 
-// known reports whether a value may stand there through us. claimed is the cores of all owners: when they become
-// a partition the kernel takes them from every affinity by itself; and a partition that it does not like reads
-// "isolated invalid (…)".
-func (h *held) known(value string, claimed []int) bool {
+// known reports whether a value may stand there through us. When the cores of the owners become a partition the kernel
+// takes them from every affinity by itself, or, before 6.2, makes each that of its cpuset; and a partition that it
+// does not like reads "isolated invalid (…)".
+func (a *Applier) known(j *store, h *held, value string) bool {
+	claimed := j.claimed("")
 	return slices.ContainsFunc(h.ours, func(v string) bool {
 		if h.Kind == Affinity {
 			if l, err := cores.ParseList(v); err == nil && h.same(value, cores.Format(minus(l, claimed))) {
@@ -21,7 +22,19 @@ func (h *held) known(value string, claimed []int) bool {
 			}
 		}
 		return h.same(v, value) || v != "" && strings.HasPrefix(value, v+" invalid")
-	})
+	}) || h.Kind == Affinity && a.byKernel(h.Setting, value)
+}
+
+// byKernel reports whether an affinity is just what its cpuset gives: that is what the kernel makes of it.
+func (a *Applier) byKernel(x Setting, value string) bool {
+	t, ok := findThread(a.System, x.Name)
+	return ok && a.layout.V2 != "" && x.same(value, cores.Format(a.layout.gives(a.System, t.TID)))
+}
+
+// foreign is the remark on a value that somebody else has set.
+func (a *Applier) foreign(h *held, want, now string) Remark {
+	return Remark{h.String(), fmt.Sprintf("it was %s, we made it %s, and somebody has made it %s since: set it by hand if that is not wanted",
+		short(h.canonical(want)), short(h.canonical(h.ours[len(h.ours)-1])), short(h.canonical(now)))}
 }
 
 // Claims lists who has cores, from the journal; none without one.
@@ -62,6 +75,7 @@ func (a *Applier) restore(which func(Claim) bool) (list []*Result, err error) {
 		return nil, err
 	}
 	j.point = a.point
+	a.layout = CPUSets(a.System)
 	for _, c := range slices.Clone(j.claims) {
 		if !which(c) {
 			continue
@@ -79,16 +93,25 @@ func (a *Applier) restore(which func(Claim) bool) (list []*Result, err error) {
 	return list, errors.Join(err, j.close())
 }
 
-// giveBack walks an owner's settings backwards. Its error is that of the journal; what the kernel refuses stays in
-// the journal and is in the result.
+// giveBack walks an owner's settings backwards: CPUs first, so that cpusets find them when they are undone; affinities of
+// threads, which both change by the way, last. Its error is that of the journal; what the kernel refuses stays in the journal and
+// is in the result.
 func (a *Applier) giveBack(j *store, owner string, res *Result) error {
-	for _, key := range slices.Backward(slices.Clone(j.order)) {
-		h := j.held[key]
-		if h == nil || !h.by(owner) {
-			continue
+	for _, h := range j.held {
+		if h.by(owner) && a.layout.hazard(h.Setting) {
+			if err := a.noteAgain(j, owner, res); err != nil {
+				return err
+			}
+			break
 		}
-		if err := a.putBack(j, owner, h.Setting, res); err != nil {
-			return err
+	}
+	for turn := range 3 {
+		for _, key := range slices.Backward(slices.Clone(j.order)) {
+			if h := j.held[key]; h != nil && h.by(owner) && h.turn() == turn {
+				if err := a.putBack(j, owner, h.Setting, res); err != nil {
+					return err
+				}
+			}
 		}
 	}
 	for _, h := range j.held {
@@ -100,6 +123,17 @@ func (a *Applier) giveBack(j *store, owner string, res *Result) error {
 		return nil
 	}
 	return j.add(a.System, &record{Op: opRelease, Owner: owner})
+}
+
+// turn is when a setting is put back.
+func (x Setting) turn() int {
+	switch {
+	case x.cpu():
+		return 0
+	case x.Kind == Affinity:
+		return 2
+	}
+	return 1
 }
 
 // putBack makes a setting what it has to be without the owner.
@@ -129,7 +163,7 @@ func (a *Applier) putBack(j *store, owner string, x Setting, res *Result) error 
 	if err != nil {
 		return fmt.Errorf("read the host's CPUs: %w", err)
 	}
-	want, err := h.value(h.orig, rest, j.cores(rest), minus(online, j.claimed()))
+	want, err := h.value(h.orig, rest, j.cores(rest), minus(online, j.claimed(owner)))
 	if err != nil {
 		res.Refused = append(res.Refused, Remark{x.String(), err.Error()})
 		return nil
@@ -137,10 +171,9 @@ func (a *Applier) putBack(j *store, owner string, x Setting, res *Result) error 
 	if h.same(now, want) {
 		return leave(now)
 	}
-	if !h.known(now, j.claimed()) {
-		res.Foreign = append(res.Foreign, Remark{x.String(), fmt.Sprintf("it was %s, we made it %s, and somebody has made it %s since: set it by hand if that is not wanted",
-			short(h.canonical(want)), short(h.canonical(h.ours[len(h.ours)-1])), short(h.canonical(now)))})
-		return leave(now)
+	if !a.known(j, h, now) {
+		res.Foreign = append(res.Foreign, a.foreign(h, want, now))
+		return leave(h.ours[len(h.ours)-1]) // still not ours for those who stay
 	}
 	set := h.Setting
 	if err := j.add(a.System, &record{Op: opSet, Owner: owner, Setting: &set, Old: now, New: want}); err != nil {
@@ -152,7 +185,7 @@ func (a *Applier) putBack(j *store, owner string, x Setting, res *Result) error 
 	}
 	after := want
 	if err == nil {
-		after, err = h.verify(a.System, want)
+		after, err = a.verify(h.Setting, want)
 	}
 	switch {
 	case errors.Is(err, errGone):

@@ -43,6 +43,7 @@ type Rule string
 const (
 	Same   Rule = "same"   // one value for whoever holds it: of several, what the last to come wants
 	Except Rule = "except" // a set of CPUs: the base without the cores of all holders
+	Keep   Rule = "keep"   // what it was: nobody changes it, but the kernel by the way
 	Ways   Rule = "ways"   // masks of cache ways: what it was without those that all holders want for themselves
 )
 
@@ -94,7 +95,7 @@ func (x Setting) valid() error {
 		return fmt.Errorf("a setting of kind %q", x.Kind)
 	}
 	switch x.Rule {
-	case Same, Except, "":
+	case Same, Except, Keep, "":
 	case Ways:
 		if _, err := parseWays(x.Word, x.Want); err != nil {
 			return err
@@ -254,6 +255,8 @@ func (x Setting) value(orig string, holders []holder, held, keep []int) (string,
 	}
 	switch x.Rule {
 	case Except:
+	case Keep:
+		return orig, nil
 	case Ways:
 		return x.left(orig, holders)
 	default:

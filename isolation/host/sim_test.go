@@ -24,6 +24,7 @@ type sim struct {
 	errno    map[string]error // what a write to a name gives
 	lies     map[string]string
 	noCgroup bool
+	asked    map[int][]int // by threads, if the kernel remembers that
 }
 
 // memory is a directory that costs no disk, where the host has one.
@@ -71,7 +72,22 @@ func unpack(t testing.TB, archive string, overlay map[string]string) *sim {
 		}
 		put(name, overlay[name]+"\n")
 	}
-	return &sim{Live: Live{root}}
+	s := &sim{Live: Live{root}}
+	if s.cgroups2() { // what a plan does not read, and so no recording has, but every kernel with partitions
+		if name := simCgroup + "/cpuset.cpus.effective"; !Has(s, name) {
+			put(name, Text(s, cpuDir+"/online")+"\n")
+		}
+		tasks, err := Tasks(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range tasks {
+			if name := fmt.Sprintf("proc/%d/cgroup", k.TID); !Has(s, name) {
+				put(name, "0::/\n")
+			}
+		}
+	}
+	return s
 }
 
 func (s *sim) Write(name, value string) error {
@@ -102,14 +118,22 @@ func (s *sim) Write(name, value string) error {
 		order := []string{"cpuset", "cpu", "io", "memory", "pids"} // the kernel's, whatever was written last
 		slices.SortFunc(words, func(a, b string) int { return slices.Index(order, a) - slices.Index(order, b) })
 		if value = strings.Join(words, " "); value == "" {
-			return os.WriteFile(s.path(name), nil, 0o644) // the kernel's line has no end then
+			// The kernel's line has no end then.
+			return errors.Join(os.WriteFile(s.path(name), nil, 0o644), s.byTheWay(name, text, value))
 		}
 	case "cgroup.threads", "cgroup.procs":
 		group := strings.TrimPrefix(path.Dir(name), "sys/fs/cgroup")
 		if group == "" {
 			group = "/"
 		}
-		return s.Live.Write(path.Join("proc", value, "cgroup"), "0::"+group)
+		tid, err := strconv.Atoi(value)
+		if err == nil {
+			err = s.Live.Write(path.Join("proc", value, "cgroup"), "0::"+group)
+		}
+		if err == nil && (s.enabled() || group == "/") { // cpuset_attach
+			err = s.reset(func(t Task) bool { return t.TID == tid })
+		}
+		return err
 	case "schemata":
 		line, out := strings.TrimSpace(value), []string(nil)
 		if word, body, _ := strings.Cut(line, ":"); word == "L3" { // the kernel pads to the width of the widest mask
@@ -134,7 +158,7 @@ func (s *sim) Write(name, value string) error {
 			return err
 		}
 	}
-	return nil
+	return s.byTheWay(name, text, value)
 }
 
 // shared lists the files behind which there is the same value: of machine checks all CPUs' (mca_cfg of the kernel's
@@ -190,7 +214,8 @@ func (s *sim) Mkdir(name string) error {
 
 func (s *sim) Rmdir(name string) error { return os.RemoveAll(s.path(name)) }
 
-func (s *sim) SetAffinity(tid int, cpus []int) error {
+// allow writes a thread's affinity as it is.
+func (s *sim) allow(tid int, cpus []int) error {
 	name := fmt.Sprintf("proc/%d/task/%d/status", tid, tid)
 	b, err := s.Read(name)
 	if err != nil {

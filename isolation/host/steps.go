@@ -15,52 +15,65 @@ import (
 
 const cpuDir = "sys/devices/system/cpu"
 
-// siblings puts the other hardware threads of the cores off line.
+// siblings chooses the other hardware threads of the cores, to be taken off line.
 func (p *planner) siblings() {
 	for _, c := range p.r.CPUs {
 		list, err := CPUs(p.s, fmt.Sprintf("%s/cpu%d/topology/thread_siblings_list", cpuDir, c))
 		if err != nil {
 			continue // no topology: a CPU of its own
 		}
-		for _, sib := range minus(list, p.held) {
+		for _, sib := range minus(list, append(slices.Clone(p.held), p.ours...)) {
+			what := fmt.Sprintf("the sibling CPU %d of CPU %d", sib, c)
 			if dir := p.layout.named(p.s, sib); dir != "" {
-				p.cannot(fmt.Sprintf("the sibling CPU %d of CPU %d", sib, c), "taken off line, it would be lost to the cpuset /%s for good", dir)
+				p.cannot(what, "taken off line, it would be lost to the cpuset /%s for good", dir)
 				continue
 			}
 			if len(minus(p.keep, []int{sib})) == 0 {
-				p.cannot(fmt.Sprintf("the sibling CPU %d of CPU %d", sib, c), "it is the last one for the rest of the system")
+				p.cannot(what, "it is the last one for the rest of the system")
 				continue
 			}
-			p.knob(fmt.Sprintf("%s/cpu%d/online", cpuDir, sib), "0", "a sibling shares the core's caches and units")
 			p.keep = minus(p.keep, []int{sib})
 			p.plan.Housekeeping = p.keep
+			p.plan.off = append(p.plan.off, sib)
+			p.ours = append(slices.Clone(p.ours), sib)
 		}
 	}
 }
 
+// offline takes the siblings off line.
+func (p *planner) offline() {
+	n := len(p.plan.Steps)
+	for _, sib := range p.plan.off {
+		p.knob(fmt.Sprintf("%s/cpu%d/online", cpuDir, sib), "0", "a sibling shares the core's caches and units")
+	}
+	for i := range p.plan.Steps[n:] {
+		p.plan.Steps[n+i].off = true
+	}
+}
+
+// alone reports whether a thread has no other CPU on line than the cores and the siblings that go off line.
+func (p *planner) alone(t Task) bool { return p.aloneOn(t.Allowed) }
+
+func (p *planner) aloneOn(list []int) bool {
+	return meets(list, p.ours) && len(minus(cores.Common(list, p.online), p.ours)) == 0
+}
+
 // drain takes each core off line once, with its timers, works and interrupts; it comes back empty.
 func (p *planner) drain() {
-	tasks, err := Tasks(p.s)
-	if err != nil {
-		p.failed = err
-		return
-	}
 	for _, c := range p.r.CPUs {
+		what := fmt.Sprintf("timers that were armed on CPU %d", c)
 		if dir := p.layout.named(p.s, c); dir != "" {
-			p.cannot(fmt.Sprintf("timers that were armed on CPU %d", c), "taken off line, it would be lost to the cpuset /%s for good", dir)
+			p.cannot(what, "taken off line, it would be lost to the cpuset /%s for good", dir)
 			continue
 		}
-		stuck := slices.IndexFunc(tasks, func(t Task) bool { return !t.Bound && len(t.Allowed) == 1 && t.Allowed[0] == c })
 		name := fmt.Sprintf("%s/cpu%d/online", cpuDir, c)
-		switch {
-		case stuck >= 0:
-			p.cannot(fmt.Sprintf("timers that were armed on CPU %d", c), "thread %d (%s) is bound to it: it cannot be taken off line", tasks[stuck].TID, tasks[stuck].Name)
-		case Text(p.s, name) == "1":
-			x := Setting{Kind: File, Name: name, Format: Plain, Rule: Same, Want: "0"}
-			p.plan.Steps = append(p.plan.Steps, Step{Setting: x, Old: "1", New: "0", Why: "timers and works leave with the core"})
-			x.Want = "1"
-			p.plan.Steps = append(p.plan.Steps, Step{Setting: x, Old: "0", New: "1", Why: "and it comes back without them"})
+		if Text(p.s, name) != "1" {
+			continue // a CPU that cannot be taken off line has no such file
 		}
+		x := Setting{Kind: File, Name: name, Format: Plain, Rule: Same, Want: "0"}
+		p.plan.Steps = append(p.plan.Steps, Step{Setting: x, Old: "1", New: "0", Why: "timers and works leave with the core", off: true})
+		x.Want = "1"
+		p.plan.Steps = append(p.plan.Steps, Step{Setting: x, Old: "0", New: "1", Why: "and it comes back without them", must: true})
 	}
 }
 
@@ -77,10 +90,10 @@ func (p *planner) interrupts() {
 		}
 		name := "proc/irq/" + n + "/smp_affinity_list"
 		list, err := CPUs(p.s, name)
-		if err != nil || !meets(list, p.r.CPUs) {
+		if err != nil || !meets(list, p.r.CPUs) && !p.aloneOn(list) {
 			continue
 		}
-		if IRQName(p.s, n) == "" && !p.effective(n) {
+		if IRQName(p.s, n) == "" && !effective(p.s, n, p.ours) {
 			continue // nobody has asked for it: it cannot come
 		}
 		p.set(Setting{Kind: File, Name: name, Format: List, Rule: Except}, "interrupts of "+orDash(IRQName(p.s, n)))
@@ -94,10 +107,16 @@ func orDash(s string) string {
 	return s
 }
 
-// effective reports whether an interrupt is routed to one of the cores now.
-func (p *planner) effective(irq string) bool {
-	list, err := CPUs(p.s, "proc/irq/"+irq+"/effective_affinity_list")
-	return err == nil && meets(list, p.r.CPUs)
+// effective reports whether an interrupt is routed to one of these CPUs now.
+func effective(s System, irq string, cpus []int) bool {
+	list, err := CPUs(s, "proc/irq/"+irq+"/effective_affinity_list")
+	return err == nil && meets(list, cpus)
+}
+
+// managed reports whether the kernel is known to manage an interrupt's affinity itself: then nobody can set it, and it
+// comes back to a CPU that was off line (Documentation/core-api/irq/managed_irq.rst). Only debugfs tells.
+func managed(s System, irq string) bool {
+	return strings.Contains(Text(s, "sys/kernel/debug/irq/irqs/"+irq), "IRQD_AFFINITY_MANAGED")
 }
 
 // IRQName is who asked for an interrupt: the directories beside its files.
@@ -249,27 +268,40 @@ func (p *planner) exclusive() {
 	p.last(n) // without the set for the rest, nothing at all would be balanced
 }
 
-// tasks moves every thread that can be moved, kernel threads included.
-func (p *planner) tasks() {
+// tasks moves these threads, kernel threads included, if they can be moved.
+func (p *planner) tasks(which func(Task) bool) {
 	list, err := Tasks(p.s)
 	if err != nil {
 		p.failed = err
 		return
 	}
-	var bound []string
 	for _, t := range list {
-		switch {
-		case !meets(t.Allowed, p.r.CPUs), slices.Contains(p.r.Threads, t.TID):
-		case t.Bound:
-			if len(minus(t.Allowed, p.r.CPUs)) == 0 {
-				bound = append(bound, t.Name)
-			}
-		default:
-			p.set(Setting{Kind: Affinity, Name: threadName(t), Rule: Except}, t.Name)
+		if t.Bound || !which(t) || slices.Contains(p.r.Threads, t.TID) || p.moved[t.TID] {
+			continue
+		}
+		if p.moved == nil {
+			p.moved = map[int]bool{}
+		}
+		p.moved[t.TID] = true
+		p.set(Setting{Kind: Affinity, Name: threadName(t), Rule: Except}, t.Name)
+	}
+}
+
+// bound says which threads stay.
+func (p *planner) bound() {
+	list, err := Tasks(p.s)
+	if err != nil {
+		p.failed = err
+		return
+	}
+	var names []string
+	for _, t := range list {
+		if t.Bound && meets(t.Allowed, p.r.CPUs) && len(minus(t.Allowed, p.r.CPUs)) == 0 {
+			names = append(names, t.Name)
 		}
 	}
-	if len(bound) > 0 {
-		p.cannot(fmt.Sprintf("%d kernel threads of the cores' own", len(bound)), "the kernel binds them: %s", strings.Join(bound, " "))
+	if len(names) > 0 {
+		p.cannot(fmt.Sprintf("%d kernel threads of the cores' own", len(names)), "the kernel binds them: %s", strings.Join(names, " "))
 	}
 }
 

@@ -95,17 +95,26 @@ func (j *store) load(s System, write bool) error {
 	return nil
 }
 
-// add writes a record to disk and then to the state.
-func (j *store) add(s System, r *record) error {
+// add writes records to disk, all at once, and then to the state.
+func (j *store) add(s System, records ...*record) error {
+	if len(records) == 0 {
+		return nil
+	}
 	if j.f == nil {
 		if err := j.begin(s); err != nil {
 			return err
 		}
 	}
-	line, sum, err := r.encode(j.sum)
-	if err == nil {
-		_, err = j.f.Write(line)
+	var lines []byte
+	sum := j.sum
+	for _, r := range records {
+		line, next, err := r.encode(sum)
+		if err != nil {
+			return fmt.Errorf("host journal: %w", err)
+		}
+		lines, sum = append(lines, line...), next
 	}
+	_, err := j.f.Write(lines)
 	if err == nil {
 		err = j.f.Sync()
 	}
@@ -113,10 +122,12 @@ func (j *store) add(s System, r *record) error {
 		return fmt.Errorf("host journal: %w", err)
 	}
 	j.sum = sum
-	if err := j.take(r); err != nil {
-		return fmt.Errorf("host journal: %w", err)
+	for _, r := range records {
+		if err := j.take(r); err != nil {
+			return fmt.Errorf("host journal: %w", err)
+		}
 	}
-	return j.reached("journal " + r.Op)
+	return j.reached("journal " + records[0].Op)
 }
 
 // begin makes the file, with its first record, and its name durable.

@@ -294,7 +294,7 @@ func TestWatch(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := s.SetAffinity(300, []int{2, 3}); err != nil {
+	if err := s.allow(300, []int{2, 3}); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.MkdirAll(s.path("proc/irq/99"), 0o755); err != nil {
