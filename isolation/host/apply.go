@@ -162,8 +162,11 @@ func (a *Applier) undo(j *store, owner string, why error) error {
 		return why
 	}
 	res := &Result{}
-	if err := a.giveBack(j, owner, res); err != nil {
-		return fmt.Errorf("%w; and undoing it: %w", why, err)
+	switch err := a.giveBack(j, owner, res); {
+	case errors.Is(err, errUnwritten) && errors.Is(why, errUnwritten):
+		why = fmt.Errorf("%w; what no other owner has is undone, then cloister host restore does the rest", why)
+	case err != nil:
+		why = fmt.Errorf("%w; and undoing it: %w", why, err)
 	}
 	for _, x := range append(res.Refused, res.Foreign...) {
 		why = fmt.Errorf("%w; not undone: %s", why, x)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strconv"
 	"strings"
 	"testing"
@@ -34,9 +35,19 @@ func crashing() int {
 		}
 		return nil
 	}
-	if os.Getenv(crashDo) == "restore" {
+	switch os.Getenv(crashDo) {
+	case "restore":
 		_, err = a.Restore([]int{3})
-	} else {
+	case "limited": // no file may be longer than n bytes: the write that would make it so is a short one
+		a.point = nil
+		signal.Ignore(unix.SIGXFSZ)
+		err = unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: uint64(n), Max: unix.RLIM_INFINITY})
+		if err == nil {
+			_, err = a.Apply(Request{CPUs: []int{3}, Level: Max, Cache: true})
+		}
+	case "room": // too little of it for one record, and then enough again
+		err = tooLong(a)
+	default:
 		_, err = a.Apply(Request{CPUs: []int{3}, Level: Max, Cache: true})
 	}
 	if err != nil {
@@ -67,6 +78,41 @@ func crash(t *testing.T, s *sim, dir, do string, at int) bool {
 		t.Fatalf("%s, killed at %d: %v\n%s", do, at, err, out)
 	}
 	return false
+}
+
+// tooLong writes a record for which there is no room, and then others.
+func tooLong(a *Applier) error {
+	j, err := open(a.System, a.Dir, true)
+	if err != nil {
+		return err
+	}
+	signal.Ignore(unix.SIGXFSZ)
+	if err := j.add(a.System, &record{Op: opClaim, Claim: &Claim{Owner: "x", CPUs: []int{1}}}); err != nil {
+		return err
+	}
+	none := unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
+	set := &record{Op: opSet, Owner: "x", Setting: &Setting{Kind: File, Name: tunable}, Old: "1", New: "2"}
+	err = unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: uint64(j.size + 20), Max: none.Max})
+	if err == nil {
+		if e := j.add(a.System, set); e == nil {
+			err = errors.New("there was room")
+		}
+	}
+	return errors.Join(err, unix.Setrlimit(unix.RLIMIT_FSIZE, &none), j.add(a.System, set), j.close())
+}
+
+// limited runs an apply in another process that may write so many bytes to a file, and gives what it said; "" if it got
+// through.
+func limited(t *testing.T, s *sim, dir, do string, at int) string {
+	t.Helper()
+	c := exec.Command(os.Args[0])
+	c.Env = append(os.Environ(), crashRoot+"="+s.Root, crashDir+"="+dir, crashAt+"="+strconv.Itoa(at), crashDo+"="+do)
+	out, err := c.CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && (!errors.As(err, &exit) || exit.ExitCode() != 1) {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return string(out)
 }
 
 // kill -9 at every point of Apply, and then at every point of Restore (a second one follows): the host is what it

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"slices"
+	"strings"
 
 	"github.com/cloister-vmm/cloister/isolation/cores"
 )
@@ -229,29 +230,41 @@ func (r *record) encode(before uint32) ([]byte, uint32, error) {
 // errDamaged: a line is not as it was written.
 var errDamaged = errors.New("it is damaged, or a line before it is missing")
 
-// parseJournal replays a journal. whole is how many of its bytes are good: the rest is a last line that was
-// torn, whose write never began. Any other damage is an error, which says where.
+// parseJournal replays a journal. whole is how many of its bytes are good: the rest is the beginning of a last line that
+// was torn, whose write never began. Any other damage is an error, which says where.
 func parseJournal(b []byte) (st state, whole int, err error) {
 	for n := 1; whole < len(b); n++ {
 		end := bytes.IndexByte(b[whole:], '\n')
 		if end < 0 {
-			break // torn: a record ends with its newline
+			if !torn(b[whole:], st.sum) {
+				err = fmt.Errorf("line %d: %w", n, errDamaged)
+			}
+			return st, whole, err
 		}
-		line := b[whole : whole+end]
-		r, sum, err := decode(line, st.sum)
+		r, sum, err := decode(b[whole:whole+end], st.sum)
 		if err == nil {
 			err = st.take(r)
 		}
 		if err != nil {
-			if last := whole+end+1 == len(b); last && n > 1 && errors.Is(err, errDamaged) {
-				break // torn in the middle of a block, the newline being there
-			}
 			return st, whole, fmt.Errorf("line %d: %w", n, err)
 		}
 		st.sum = sum
 		whole += end + 1
 	}
 	return st, whole, nil
+}
+
+// torn reports whether this can be the beginning of a record that was cut short with the process that wrote it. (One that
+// was cut short with the machine is of another boot.) A line that has lost its newline and is otherwise whole can; one that is
+// wrong cannot.
+func torn(end []byte, before uint32) bool {
+	const head = `{"op":"`
+	n := min(len(head), len(end))
+	if string(end[:n]) != head[:n] || slices.ContainsFunc(end, func(c byte) bool { return c < ' ' && c != '\t' }) {
+		return false
+	}
+	text, sum, found := bytes.Cut(end, []byte("\t")) // there is none in JSON but as an escape
+	return !found || strings.HasPrefix(fmt.Sprintf("%08x", crc32.Update(before, castagnoli, text)), string(sum))
 }
 
 func decode(line []byte, before uint32) (*record, uint32, error) {

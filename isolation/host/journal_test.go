@@ -38,7 +38,10 @@ func TestDamagedJournal(t *testing.T) {
 		want string
 	}{
 		{"torn", append(bytes.Clone(good), `{"op":"set","ow`...), ""},
-		{"torn with a newline", append(bytes.Clone(good), "{\"op\":\x00\x00\x00\n"...), ""},
+		{"a wrong last line", append(bytes.Clone(good), "{\"op\":\x00\x00\x00\n"...), "damaged"},
+		{"an end that begins no record", append(bytes.Clone(good), "\x00\x00\x00"...), "damaged"},
+		{"an end that is wrong", append(bytes.Clone(good), "{\"op\":\"release\",\"owner\":\"x\"}\t0"...), "damaged"},
+		{"foreign, without an end", []byte("hello"), "line 1: it is damaged"},
 		{"a bit", bytes.Replace(good, []byte("0-3"), []byte("0-2"), 1), "damaged"},
 		{"a line lost", bytes.Join(append(append([][]byte{}, lines[:3]...), lines[4:]...), nil), "line 4"},
 		{"the first line lost", bytes.Join(lines[1:], nil), "line 1: it is damaged"},

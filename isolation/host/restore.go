@@ -97,9 +97,12 @@ func (a *Applier) restore(which func(Claim) bool) (list []*Result, err error) {
 // threads, which both change by the way, last. Its error is that of the journal; what the kernel refuses stays in the journal and
 // is in the result.
 func (a *Applier) giveBack(j *store, owner string, res *Result) error {
+	var unwritten error // goes on: what can be put back without the journal is
 	for _, h := range j.held {
 		if h.by(owner) && a.layout.hazard(h.Setting) {
-			if err := a.noteAgain(j, owner, res); err != nil {
+			if err := a.noteAgain(j, owner, res); errors.Is(err, errUnwritten) {
+				unwritten = err
+			} else if err != nil {
 				return err
 			}
 			break
@@ -107,12 +110,19 @@ func (a *Applier) giveBack(j *store, owner string, res *Result) error {
 	}
 	for turn := range 3 {
 		for _, key := range slices.Backward(slices.Clone(j.order)) {
-			if h := j.held[key]; h != nil && h.by(owner) && h.turn() == turn {
-				if err := a.putBack(j, owner, h.Setting, res); err != nil {
-					return err
-				}
+			h := j.held[key]
+			if h == nil || !h.by(owner) || h.turn() != turn {
+				continue
+			}
+			if err := a.putBack(j, owner, h.Setting, res); errors.Is(err, errUnwritten) {
+				unwritten = err
+			} else if err != nil {
+				return err
 			}
 		}
+	}
+	if unwritten != nil {
+		return unwritten
 	}
 	for _, h := range j.held {
 		if h.by(owner) {
@@ -176,9 +186,9 @@ func (a *Applier) putBack(j *store, owner string, x Setting, res *Result) error 
 		return leave(h.ours[len(h.ours)-1]) // still not ours for those who stay
 	}
 	set := h.Setting
-	if err := j.add(a.System, &record{Op: opSet, Owner: owner, Setting: &set, Old: now, New: want}); err != nil {
+	if err := j.add(a.System, &record{Op: opSet, Owner: owner, Setting: &set, Old: now, New: want}); err != nil && (len(rest) > 0 || !errors.Is(err, errUnwritten)) {
 		return err
-	}
+	} // A sole holder's is in the journal as what it was: it is known without this record.
 	err = h.write(a.System, want)
 	if p := j.reached("write " + x.Name); p != nil {
 		return p

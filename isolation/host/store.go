@@ -23,10 +23,12 @@ const (
 // store is the journal on disk, locked.
 type store struct {
 	state
-	dir   string
-	lock  *os.File
-	f     *os.File // nil until something is written
-	point func(string) error
+	dir    string
+	lock   *os.File
+	f      *os.File // nil until something is written
+	size   int64    // of its records
+	spoilt error    // a record that was written in part could not be cut off
+	point  func(string) error
 }
 
 // open locks the journal and replays it; one of another boot is void. Without a directory there is none yet:
@@ -72,7 +74,7 @@ func (j *store) load(s System, write bool) error {
 	}
 	st, whole, err := parseJournal(b)
 	if err != nil {
-		return fmt.Errorf("host journal %s: %w: nothing was changed; compare it with the host, then remove it", name, err)
+		return fmt.Errorf("host journal %s: %w: nothing was changed: put back by hand what its lines say was changed, then remove it (after a reboot it is void)", name, err)
 	}
 	if whole == 0 || st.boot != Text(s, bootID) {
 		if !write {
@@ -87,6 +89,7 @@ func (j *store) load(s System, write bool) error {
 	if j.f, err = os.OpenFile(name, os.O_WRONLY|os.O_APPEND, 0); err != nil {
 		return fmt.Errorf("host journal: %w", err)
 	}
+	j.size = int64(whole)
 	if whole < len(b) {
 		if err := j.f.Truncate(int64(whole)); err != nil {
 			return fmt.Errorf("host journal: cut off a torn record: %w", err)
@@ -95,10 +98,16 @@ func (j *store) load(s System, write bool) error {
 	return nil
 }
 
-// add writes records to disk, all at once, and then to the state.
+// errUnwritten: the disk, not the host, is what failed. What is in the journal already stands.
+var errUnwritten = errors.New("make room there")
+
+// add writes records to disk, all at once, and then to the state. If it cannot, the file is what it was.
 func (j *store) add(s System, records ...*record) error {
 	if len(records) == 0 {
 		return nil
+	}
+	if j.spoilt != nil {
+		return j.spoilt
 	}
 	if j.f == nil {
 		if err := j.begin(s); err != nil {
@@ -119,8 +128,9 @@ func (j *store) add(s System, records ...*record) error {
 		err = j.f.Sync()
 	}
 	if err != nil {
-		return fmt.Errorf("host journal: %w", err)
+		return j.cut(err)
 	}
+	j.size += int64(len(lines))
 	j.sum = sum
 	for _, r := range records {
 		if err := j.take(r); err != nil {
@@ -128,6 +138,17 @@ func (j *store) add(s System, records ...*record) error {
 		}
 	}
 	return j.reached("journal " + records[0].Op)
+}
+
+// cut takes off what was written of records that could not be written whole: behind the beginning of a line nothing could be
+// read again. If that fails too nothing more is written, so that it stays the end.
+func (j *store) cut(why error) error {
+	why = fmt.Errorf("host journal: %w: %w", why, errUnwritten)
+	if err := j.f.Truncate(j.size); err != nil {
+		why = fmt.Errorf("%w; nor can it be cut back: %w", why, err)
+		j.spoilt = why
+	}
+	return why
 }
 
 // begin makes the file, with its first record, and its name durable.
