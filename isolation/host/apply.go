@@ -71,8 +71,12 @@ func (a *Applier) fill() {
 // could not be undone; what was refused without being an error is in the result.
 func (a *Applier) Apply(r Request) (*Result, error) {
 	a.fill()
-	// What is wrong with the request itself is found before there is a journal.
-	if _, err := Make(a.System, a.Dir, r); err != nil {
+	// What is wrong with the request itself, or with the place, is found before there is a journal.
+	p, err := Make(a.System, a.Dir, r)
+	if err == nil {
+		err = rights(a.System, p)
+	}
+	if err != nil {
 		return nil, err
 	}
 	j, err := open(a.System, a.Dir, true)

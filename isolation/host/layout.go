@@ -18,17 +18,12 @@ type Layout struct {
 
 // CPUSets finds the cpuset hierarchy from /proc/mounts (cgroups(7)): a controller is in one hierarchy only.
 func CPUSets(s System) (l Layout) {
-	for line := range strings.Lines(Text(s, "proc/mounts")) {
-		f := strings.Fields(line)
-		if len(f) < 4 {
-			continue
-		}
-		at := strings.TrimPrefix(f[1], "/")
+	for _, m := range mountPoints(s) {
 		switch {
-		case f[2] == "cgroup2" && l.V2 == "" && slices.Contains(strings.Fields(Text(s, path.Join(at, "cgroup.controllers"))), "cpuset"):
-			l.V2 = at
-		case f[2] == "cgroup" && l.V1 == "" && slices.Contains(strings.Split(f[3], ","), "cpuset"):
-			l.V1 = at
+		case m.kind == "cgroup2" && l.V2 == "" && slices.Contains(strings.Fields(Text(s, path.Join(m.at, "cgroup.controllers"))), "cpuset"):
+			l.V2 = m.at
+		case m.kind == "cgroup" && l.V1 == "" && slices.Contains(strings.Split(m.options, ","), "cpuset"):
+			l.V1 = m.at
 		}
 	}
 	if l.V2 == "" && l.V1 == "" {

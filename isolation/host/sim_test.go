@@ -90,6 +90,19 @@ func unpack(t testing.TB, archive string, overlay map[string]string) *sim {
 	return s
 }
 
+// Writable is what the kernel's access(2) says.
+func (s *sim) Writable(name string) error {
+	for _, r := range s.readOnly {
+		if strings.Contains(name+"/", r) {
+			return &fs.PathError{Op: "access", Path: "/" + name, Err: unix.EROFS}
+		}
+	}
+	if s.noCgroup && strings.HasPrefix(name, "sys/fs/cgroup") {
+		return &fs.PathError{Op: "access", Path: "/" + name, Err: unix.EACCES}
+	}
+	return s.Live.Writable(name)
+}
+
 func (s *sim) Write(name, value string) error {
 	for _, r := range s.readOnly {
 		if strings.Contains(name, r) {

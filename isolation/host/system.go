@@ -21,6 +21,8 @@ import (
 type System interface {
 	// Read gives the bytes of a file.
 	Read(name string) ([]byte, error)
+	// Writable says, without writing, what keeps this process from writing a file or making something in a directory.
+	Writable(name string) error
 	// Write gives a file that exists a value, in one write.
 	Write(name, value string) error
 	// Names lists a directory, sorted.
@@ -82,6 +84,14 @@ func inUse(s System, cpu int) (bool, error) {
 		return u.InUse(cpu)
 	}
 	return false, nil
+}
+
+// Writable is access(2), which knows of read-only mounts too.
+func (l Live) Writable(name string) error {
+	if err := unix.Access(l.path(name), unix.W_OK); err != nil {
+		return &fs.PathError{Op: "access", Path: l.path(name), Err: err}
+	}
+	return nil
 }
 
 // Write writes to a file that exists: no knob is ever made by us.

@@ -1,0 +1,74 @@
+package host
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// Where a tree that is needed cannot be written nothing is: one line says which and what to do, and there is no journal. A
+// plan can be had all the same.
+func TestNothingWithoutRights(t *testing.T) {
+	mounts := func(more string) map[string]string {
+		return map[string]string{"proc/mounts": "sysfs /sys sysfs rw 0 0\ncgroup2 /sys/fs/cgroup cgroup2 rw 0 0" + more}
+	}
+	for name, c := range map[string]struct {
+		overlay map[string]string
+		spoil   func(*sim)
+		want    []string
+	}{
+		"a read-only /sys":      {mounts(""), func(s *sim) { s.readOnly = []string{"sys/"} }, []string{"/sys ", "/sys/fs/cgroup ", "read-only file system"}},
+		"a read-only /proc/sys": {mounts("\nproc /proc/sys proc ro 0 0"), func(s *sim) { s.readOnly = []string{"proc/sys/"} }, []string{"cannot write below /proc/sys (read-only file system, first /proc/sys/"}},
+		"a read-only /proc/irq": {nil, func(s *sim) { s.readOnly = []string{"proc/irq/"} }, []string{"/proc/irq/default_smp_affinity"}},
+		"cgroups of another":    {mounts(""), func(s *sim) { s.noCgroup = true }, []string{"cannot write below /sys/fs/cgroup (permission denied, first /sys/fs/cgroup"}},
+		"cpusets of another":    {v1, func(s *sim) { s.noCgroup = true }, []string{"cannot write below /sys/fs/cgroup/cpuset (permission denied"}},
+		"a cgroup namespace":    {map[string]string{"sys/fs/cgroup/cgroup.type": "domain", "sys/fs/cgroup/cpuset.cpus.partition": "member"}, func(*sim) {}, []string{"/sys/fs/cgroup is not the root of the hierarchy", "outside the container"}},
+		"no cpusets in it":      {map[string]string{"sys/fs/cgroup/cgroup.type": "domain", "sys/fs/cgroup/cgroup.controllers": "memory pids"}, func(*sim) {}, []string{"/sys/fs/cgroup is not the root of the hierarchy"}},
+	} {
+		s := unpack(t, "four.txtar", c.overlay)
+		c.spoil(s)
+		before := snapshot(t, s.Root)
+		a := &Applier{System: s, Dir: filepath.Join(memory(t), "none")}
+		r := Request{CPUs: []int{3}}
+		if p, err := Make(s, a.Dir, r); err != nil || len(p.Steps) < 20 {
+			t.Errorf("%s: no plan: %v", name, err)
+		}
+		res, err := a.Apply(r)
+		if err == nil {
+			t.Errorf("%s: applied: %d changed, refused %v", name, res.Changed, res.Refused)
+			continue
+		}
+		for _, want := range append(c.want, "nothing was changed") {
+			if !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%s: %q does not say %q in one line", name, err, want)
+			}
+		}
+		same(t, name, before, snapshot(t, s.Root))
+		if _, err := os.Stat(a.Dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: there is a journal (%v)", name, err)
+		}
+	}
+}
+
+// Writable does not write, and says what open would.
+func TestWritable(t *testing.T) {
+	dir := t.TempDir()
+	l := Live{dir}
+	if err := os.WriteFile(filepath.Join(dir, "knob"), []byte("1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Writable("knob"); err != nil {
+		t.Error(err)
+	}
+	if err := l.Writable("."); err != nil {
+		t.Error(err)
+	}
+	if err := l.Writable("none"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what is not there: %v", err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "knob")); err != nil || string(b) != "1\n" {
+		t.Errorf("it was touched: %q (%v)", b, err)
+	}
+}
