@@ -111,6 +111,7 @@ cloister host restore --cpu 1 >/run/out 2>&1 || cat /run/out; same kept`,
 func TestHostCommandsOnStage(t *testing.T) {
 	onStage(t, `cloister host apply --cpu 1 >/run/out 2>&1 || cat /run/out
 [ "$(cat /proc/irq/36/smp_affinity_list)" = 0 ] || echo 'IRQ 36 was not moved'
+grep -q '^CPU 1 is of grade . now, because of ' /run/out && grep -q 'remains, grade D: tick: .*; only at boot' /run/out || { echo 'it does not say what remains:'; cat /run/out; }
 cloister host apply --cpu 1 2>&1 | grep -q 'are isolated for' || echo 'applied twice'
 cloister run --quiet --cpu 1 --for 4s @spin & e=$!
 sleep 2

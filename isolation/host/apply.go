@@ -25,13 +25,14 @@ type Applier struct {
 
 // Result is what became of a Plan, or of a Restore.
 type Result struct {
-	Owner   string   `json:"owner"`
-	CPUs    []int    `json:"cpus"`
-	Changed int      `json:"changed"` // settings that were written
-	Gone    int      `json:"gone"`    // threads that had ended
-	Refused []Remark `json:"refused"` // by the kernel; they are as they were
-	Foreign []Remark `json:"foreign"` // changed by somebody else since; left as they are
-	Cannot  []Remark `json:"cannot"`  // what stays, and why
+	Owner   string            `json:"owner"`
+	CPUs    []int             `json:"cpus"`
+	Changed int               `json:"changed"` // settings that were written
+	Gone    int               `json:"gone"`    // threads that had ended
+	Refused []Remark          `json:"refused"` // by the kernel; they are as they were
+	Foreign []Remark          `json:"foreign"` // changed by somebody else since; left as they are
+	Cannot  []Remark          `json:"cannot"`  // what stays, and why: what no write changes, and what may still come to the cores
+	refused map[string]string // why, by key
 }
 
 // WriteText prints what an administrator wants to know: a line of figures, and a line for each exception.
@@ -251,12 +252,30 @@ func (a *Applier) refused(res *Result, x Setting, err error) error {
 		err = errno
 	}
 	why := Remark{What: x.String(), Why: err.Error()}
-	if x.Kind == File && strings.HasPrefix(x.Name, "proc/irq/") && (errno == unix.EIO || errno == unix.EPERM || errno == unix.EINVAL) {
-		why.Why += ": the kernel manages this interrupt itself (isolcpus=managed_irq at boot, or fewer queues of the device)"
+	if n, ok := irqOf(x.Name); ok && x.Kind == File && errno != 0 {
+		why.Why = a.unmovable(n, errno, res.CPUs)
 	}
 	if a.Strict {
 		return fmt.Errorf("%s (--strict)", why)
 	}
 	res.Refused = append(res.Refused, why)
+	if res.refused == nil {
+		res.refused = map[string]string{}
+	}
+	res.refused[x.key()] = why.Why
 	return nil
+}
+
+// unmovable says why the kernel refuses to set an interrupt's affinity (write_irq_affinity of its kernel/irq/proc.c).
+func (a *Applier) unmovable(irq string, errno unix.Errno, cpus []int) string {
+	const flags = "sys/kernel/debug/irq/irqs/"
+	switch {
+	case errno != unix.EIO && errno != unix.EPERM:
+		return errno.Error() + ": no CPU that is left can take it"
+	case managed(a.System, irq):
+		return fmt.Sprintf("the kernel manages it itself: isolcpus=managed_irq,%s at boot, or fewer queues of the device", cores.Format(cpus))
+	case Has(a.System, flags+irq):
+		return "its driver keeps it there"
+	}
+	return "the kernel manages it itself (isolcpus=managed_irq at boot, or fewer queues of the device), or its driver keeps it there: no /" + flags + irq + " tells"
 }

@@ -24,7 +24,9 @@ type sim struct {
 	errno    map[string]error // what a write to a name gives
 	lies     map[string]string
 	noCgroup bool
-	asked    map[int][]int // by threads, if the kernel remembers that
+	made     int
+	hook     func(name string) // called after a write to a file, or to "thread N"
+	asked    map[int][]int     // by threads, if the kernel remembers that
 }
 
 // memory is a directory that costs no disk, where the host has one.
@@ -171,7 +173,11 @@ func (s *sim) Write(name, value string) error {
 			return err
 		}
 	}
-	return s.byTheWay(name, text, value)
+	err = s.byTheWay(name, text, value)
+	if s.hook != nil {
+		s.hook(name)
+	}
+	return err
 }
 
 // shared lists the files behind which there is the same value: of machine checks all CPUs' (mca_cfg of the kernel's

@@ -2,6 +2,7 @@ package host
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path"
 	"slices"
@@ -165,5 +166,9 @@ func (s *sim) SetAffinity(tid int, cpus []int) error {
 	if s.asked != nil {
 		s.asked[tid] = cpus
 	}
-	return s.allow(tid, may)
+	err = s.allow(tid, may)
+	if s.hook != nil {
+		s.hook(fmt.Sprintf("thread %d", tid))
+	}
+	return err
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/cloister-vmm/cloister/isolation/cores"
 )
@@ -150,38 +151,93 @@ func (a *Applier) alone(x Setting) error {
 // as in cores.KeepOff.
 const sweeps = 20
 
-// sweep moves threads that were made while others were moved, until a pass finds none.
+// sweep moves threads that were made, and interrupts that were set up, while others were moved, until a pass finds none. What
+// was moved before and is back is not moved again: whoever did that has a reason. It is for remaining to say.
 func (a *Applier) sweep(j *store, r Request, first *Plan, res *Result) error {
-	refused := len(res.Refused)
 	tried := map[string]bool{}
 	for range sweeps {
 		p := a.planner(j, r, first)
+		p.interrupts()
 		p.tasks(func(t Task) bool { return meets(t.Allowed, p.r.CPUs) })
 		if p.failed != nil {
 			return p.failed
 		}
 		fresh := 0
 		for _, x := range p.plan.Steps {
-			if tried[x.Setting.Name] {
-				continue // refused, or its owner moves it back
-			}
-			tried[x.Setting.Name] = true
-			if h := j.held[x.Setting.key()]; h != nil && h.by(first.Owner) {
+			key := x.Setting.key()
+			if h := j.held[key]; tried[key] || h != nil && h.by(first.Owner) || res.refused[key] != "" {
 				continue
 			}
+			tried[key] = true
 			fresh++
 			if err := a.step(j, first.Owner, x, res); err != nil {
 				return err
 			}
 		}
 		if fresh == 0 {
-			return nil
+			break
 		}
 	}
-	if len(res.Refused) == refused {
-		res.Refused = append(res.Refused, Remark{"the affinity of every thread", "threads are made faster than they can be moved"})
+	return a.remaining(j, r, first, res)
+}
+
+// remaining says which threads and interrupts may still come to the cores, and why. What came back, or comes faster than it
+// can be moved, is an error with --strict, as what the kernel refuses is.
+func (a *Applier) remaining(j *store, r Request, first *Plan, res *Result) error {
+	stays := func(what string, x Setting, back, fresh string) error {
+		why := res.refused[x.key()]
+		h := j.held[x.key()]
+		switch {
+		case why != "":
+		case h != nil && h.by(first.Owner):
+			why = back
+		default:
+			why = fresh
+		}
+		if a.Strict {
+			return fmt.Errorf("%s may still come to CPUs %s: %s (--strict)", what, cores.Format(first.CPUs), why)
+		}
+		res.Cannot = append(res.Cannot, Remark{what, why})
+		return nil
+	}
+	tasks, err := Tasks(a.System)
+	if err != nil {
+		return err
+	}
+	for _, t := range tasks {
+		if t.Bound || !meets(t.Allowed, first.CPUs) || slices.Contains(r.Threads, t.TID) {
+			continue
+		}
+		err := stays(fmt.Sprintf("thread %d (%s)", t.TID, t.Name), Setting{Kind: Affinity, Name: threadName(t)},
+			"it was moved and has come back: it or somebody else sets its affinity (taskset, a daemon)", "threads are made faster than they can be moved")
+		if err != nil {
+			return err
+		}
+	}
+	p := a.planner(j, r, first)
+	p.interrupts()
+	for _, x := range p.plan.Steps {
+		n, ok := irqOf(x.Setting.Name)
+		if !ok {
+			continue
+		}
+		err := stays(fmt.Sprintf("IRQ %s (%s)", n, orDash(IRQName(a.System, n))), x.Setting,
+			"it was moved and has come back: irqbalance, or somebody else, sets its affinity", "interrupts are set up faster than they can be moved")
+		if err != nil {
+			return err
+		}
+		if now, err := CPUs(a.System, "proc/irq/"+n+"/effective_affinity_list"); err == nil && len(now) > 0 && !meets(now, first.CPUs) {
+			res.Cannot[len(res.Cannot)-1].Why += "; now it goes to CPU " + cores.Format(now)
+		}
 	}
 	return nil
+}
+
+// irqOf gives the number of the interrupt whose affinity a file is.
+func irqOf(name string) (string, bool) {
+	n, ok := strings.CutPrefix(name, "proc/irq/")
+	n, affinity := strings.CutSuffix(n, "/smp_affinity_list")
+	return n, ok && affinity
 }
 
 // planner plans again for an owner who is in the journal already.

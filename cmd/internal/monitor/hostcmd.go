@@ -104,7 +104,11 @@ func hostApply(args []string) int {
 	if err != nil {
 		return session.Failf("%v", err)
 	}
-	if err := show(*asJSON, res.Encode, func(w io.Writer) error { return res.WriteText(w, "isolated") }); err != nil {
+	now, err := after(live, res, r.Level)
+	if err == nil {
+		err = show(*asJSON, now.Encode, now.WriteText)
+	}
+	if err != nil {
 		return session.Failf("%v", err)
 	}
 	if !*hold {

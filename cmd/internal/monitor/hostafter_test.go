@@ -1,0 +1,71 @@
+package monitor
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/cloister-vmm/cloister/isolation/doctor"
+	"github.com/cloister-vmm/cloister/isolation/host"
+	"golang.org/x/tools/txtar"
+)
+
+// What is said after an apply is what the doctor finds then, with what keeps it: on a recorded machine on which everything was
+// refused its grade is what it was, and nothing is promised.
+func TestAfterSaysWhatRemains(t *testing.T) {
+	a, err := txtar.ParseFile("../../../isolation/host/testdata/four.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := t.TempDir()
+	for _, f := range a.Files {
+		p := filepath.Join(root, f.Name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, f.Data, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	res := &host.Result{Owner: "x", CPUs: []int{3}, Changed: 1, Refused: []host.Remark{}, Foreign: []host.Remark{},
+		Cannot: []host.Remark{{What: "IRQ 26 (nvme0q4)", Why: "the kernel manages it itself"}}}
+	now, err := after(host.Live{Root: root}, res, host.RunTime)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text, js bytes.Buffer
+	if err := errors.Join(now.WriteText(&text), now.Encode(&js)); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"stays: IRQ 26 (nvme0q4): the kernel manages it itself",
+		"remains, grade D: irq: interrupts of devices may come to it; it was refused, or came back",
+		"remains, grade D: tick", "only at boot",
+		"remains, grade C: rt-throttling", "not without --level max",
+		"CPU 3 is of grade D now, because of ",
+	} {
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("no %q in:\n%s", want, text.String())
+		}
+	}
+	var back struct {
+		Owner   string
+		Cannot  []host.Remark
+		Cores   []reached
+		Remains []struct{ ID, Because string }
+	}
+	if err := json.Unmarshal(js.Bytes(), &back); err != nil || back.Owner != "x" || len(back.Cannot) != 1 || back.Cores[0].Grade != doctor.D || len(back.Remains) < 5 {
+		t.Fatalf("%v: %s", err, js.String())
+	}
+	for _, f := range back.Remains {
+		if f.ID == "" || f.Because == "" {
+			t.Errorf("it says too little: %+v", f)
+		}
+	}
+	for _, f := range now.Remains {
+		if f.State == doctor.OK || f.Cap == doctor.A {
+			t.Errorf("%s remains, and is well", f.ID)
+		}
+	}
+}
