@@ -128,6 +128,39 @@ cloister host apply --cpu 1 --strict >/run/out 2>&1 && echo 'strict, and a refus
 same strict`)
 }
 
+// --hold gives back with a word on everything that it leaves, and with a status that says so; and it does not take a core from
+// under a VM that was started there meanwhile.
+func TestHoldGivesBackOnStage(t *testing.T) {
+	onStage(t, `held() { cloister host apply --cpu 1 --hold >/run/out 2>&1 & e=$!; m=$e; applied; i=0
+until ls -l /proc/$e/fd | grep -q cpu_dma_latency; do i=$((i + 1)); [ $i -lt 100 ] || { cat /run/out; exit 1; }; sleep 0.1; done; }
+held
+cloister host status | grep -q "process $e)" || echo 'the claim does not name the process'
+echo 7 >/proc/sys/vm/stat_interval
+kill -INT $e; finish 125
+grep -q 'left alone: /proc/sys/vm/stat_interval: it was 1, we made it 120, and somebody has made it 7 since' /run/out || { echo 'it does not say what it left:'; cat /run/out; }
+grep -q '1 settings were changed by somebody else' /run/out || { echo 'it does not say how many:'; cat /run/out; }
+[ "$(cat /proc/sys/vm/stat_interval)" = 7 ] || echo 'it was overwritten'
+echo 1 >/proc/sys/vm/stat_interval; same foreign
+held
+cloister run --quiet --cpu 1 --for 5s @spin >/run/vm 2>&1 & v=$!
+sleep 2
+kill -INT $e; finish 125
+grep -q 'CPUs 1 are not given back: CPU 1 is in use by .*cloister host restore --cpu 1' /run/out || { echo 'it does not say why not:'; cat /run/out; }
+[ "$(cat /proc/sys/vm/stat_interval)" = 120 ] || echo 'taken from a running VM'
+wait $v || cat /run/vm
+cloister host status | grep -q 'it has ended' || echo 'the claim is not shown as that of a dead process'
+cloister host restore >/run/out 2>&1 || cat /run/out
+same vm
+held
+kill -TERM $e; finish 0
+grep -q 'given back for cloister host apply, CPUs 1' /run/out || { echo 'it does not say that it gave back:'; cat /run/out; }
+same hold
+cloister host apply --cpu 1 --hold --json >/dev/full 2>/run/out & e=$!; m=$e
+applied
+kill -INT $e; finish 125
+same full`)
+}
+
 // What may not be written ends it with one line, before anything is; so does cloister run --isolate.
 func TestHostReadOnlyOnStage(t *testing.T) {
 	onStage(t, `mount -o remount,bind,ro /proc/sys

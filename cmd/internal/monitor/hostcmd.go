@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 
 	"github.com/cloister-vmm/cloister/cmd/internal/session"
 	"github.com/cloister-vmm/cloister/isolation/cores"
@@ -100,6 +101,9 @@ func hostApply(args []string) int {
 	stop, cancel := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer cancel()
 	a := &host.Applier{Strict: *strict}
+	if *hold {
+		r.PID = os.Getpid() // if it is killed everybody can see that its claim is left
+	}
 	res, err := applyLeased(a, r)
 	if err != nil {
 		return session.Failf("%v", err)
@@ -108,23 +112,30 @@ func hostApply(args []string) int {
 	if err == nil {
 		err = show(*asJSON, now.Encode, now.WriteText)
 	}
+	status := 0
 	if err != nil {
-		return session.Failf("%v", err)
+		status = session.Failf("%v", err)
 	}
-	if !*hold {
-		return 0
+	if *hold { // whatever became of the report: who asked for it to be given back gets that
+		status = max(status, holdUntil(stop.Done(), a, res.Owner, *asJSON))
 	}
+	return status
+}
+
+// holdUntil keeps every CPU awake until it is told to stop, and then gives back what the owner was given.
+func holdUntil(stop <-chan struct{}, a *host.Applier, owner string, asJSON bool) int {
+	status := 0
 	latency, err := holdLatency()
 	if err != nil {
-		session.Failf("%v", err) // what was applied stands
-	} else {
-		defer latency.Close()
+		status = session.Failf("%v", err) // what was applied stands
 	}
-	<-stop.Done()
-	if _, err := a.RestoreOwner(res.Owner); err != nil {
-		return session.Failf("%v", err)
+	<-stop
+	if latency != nil {
+		if err := latency.Close(); err != nil {
+			status = session.Failf("%v", err)
+		}
 	}
-	return 0
+	return max(status, giveBack(a, func(c host.Claim) bool { return c.Owner == owner }, asJSON))
 }
 
 // applyLeased holds the cores' leases while it applies: threads are not pulled from under a running VM.
@@ -184,56 +195,77 @@ func hostRestore(args []string) int {
 	if status, done := parseHost(f, args); done {
 		return status
 	}
-	var list []*host.Result
-	var err error
+	a := &host.Applier{}
 	if *owner != "" {
-		list, err = (&host.Applier{}).RestoreOwner(*owner)
-	} else {
-		list, err = restoreLeased(&host.Applier{}, cpus)
-	}
-	foreign := 0
-	for _, res := range list {
-		foreign += len(res.Foreign)
-		if e := show(*asJSON, res.Encode, func(w io.Writer) error { return res.WriteText(w, "given back") }); e != nil {
-			err = errors.Join(err, e)
+		var t tally
+		list, err := a.RestoreOwner(*owner)
+		for _, res := range list {
+			err = errors.Join(err, t.report(res, *asJSON))
 		}
+		return t.status(err, *asJSON)
 	}
-	if err != nil {
-		return session.Failf("%v", err)
-	}
-	if len(list) == 0 && !*asJSON {
+	return giveBack(a, func(c host.Claim) bool { return len(cpus) == 0 || len(cores.Common(c.CPUs, cpus)) > 0 }, *asJSON)
+}
+
+// giveBack restores what the owners of these claims were given, says what it left, and returns the status.
+func giveBack(a *host.Applier, which func(host.Claim) bool, asJSON bool) int {
+	var t tally
+	err := restoreLeased(a, which, func(res *host.Result) error { return t.report(res, asJSON) })
+	return t.status(err, asJSON)
+}
+
+// tally is what has been given back.
+type tally struct{ results, foreign int }
+
+func (t *tally) report(res *host.Result, asJSON bool) error {
+	t.results++
+	t.foreign += len(res.Foreign)
+	return show(asJSON, res.Encode, func(w io.Writer) error { return res.WriteText(w, "given back") })
+}
+
+// status is 125 when anything was left as it should not be.
+func (t *tally) status(err error, asJSON bool) int {
+	switch {
+	case err != nil:
+		return session.Failf("%s", strings.ReplaceAll(err.Error(), "\n", "; "))
+	case t.foreign > 0:
+		return session.Failf("%d settings were changed by somebody else since and are left as they are", t.foreign)
+	case t.results == 0 && !asJSON:
 		fmt.Println("nothing to give back")
-	}
-	if foreign > 0 {
-		return session.Failf("%d settings were changed by somebody else since and are left as they are", foreign)
 	}
 	return 0
 }
 
-// restoreLeased does not take a core from under a running VM.
-func restoreLeased(a *host.Applier, cpus []int) (list []*host.Result, err error) {
+// restoreLeased gives back claims, each with the leases of its cores, which it holds until all is put back and reported: a
+// core is not taken from under a running VM, and nobody gets it who would find it half restored.
+func restoreLeased(a *host.Applier, which func(host.Claim) bool, report func(*host.Result) error) error {
 	claims, err := a.Claims()
 	if err != nil || len(claims) == 0 {
-		return nil, err
+		return err
 	}
 	if os.Geteuid() != 0 {
-		return nil, errors.New("host restore: it writes to /proc and /sys: run as root")
+		return errors.New("host restore: it writes to /proc and /sys: run as root")
 	}
 	for _, c := range claims {
-		if len(cpus) > 0 && len(cores.Common(c.CPUs, cpus)) == 0 {
-			continue
+		if which(c) {
+			err = errors.Join(err, restoreOne(a, c, report))
 		}
-		back, e := func() ([]*host.Result, error) {
-			release, err := leaseAll(c.CPUs, "cloister host restore")
-			if err != nil {
-				return nil, err
-			}
-			defer release()
-			return a.RestoreOwner(c.Owner)
-		}()
-		list, err = append(list, back...), errors.Join(err, e)
 	}
-	return list, err
+	return err
+}
+
+func restoreOne(a *host.Applier, c host.Claim, report func(*host.Result) error) error {
+	release, err := leaseAll(c.CPUs, "cloister host restore")
+	if err != nil {
+		list := cores.Format(c.CPUs)
+		return fmt.Errorf("CPUs %s are not given back: %w; then cloister host restore --cpu %s", list, err, list)
+	}
+	defer release()
+	back, err := a.RestoreOwner(c.Owner)
+	for _, res := range back {
+		err = errors.Join(err, report(res))
+	}
+	return err
 }
 
 // claimed is a line of `host status`.
