@@ -147,7 +147,9 @@ func TestWatchCoversPlan(t *testing.T) {
 			case x.Setting.Name == cpuDir+"/cpu3/online":
 				continue // drained at the start: cpu/online has it
 			}
-			if files++; !slices.Contains(known, x.Setting.Name) {
+			// A name with a star is one value behind the files of all CPUs; any of them tells it.
+			covers := func(n string) bool { ok, err := filepath.Match(x.Setting.Name, n); return ok && err == nil }
+			if files++; !slices.ContainsFunc(known, covers) {
 				t.Errorf("%s: /%s is planned and not watched", name, x.Setting.Name)
 			}
 		}
