@@ -49,7 +49,8 @@ type monitor struct {
 	last      loopState     // what it would answer then
 }
 
-// watch is how often the monitor looks at the ledger. It touches nothing of the guest's.
+// watch is how often the monitor looks at the ledger, where somebody wants to know (watches). It touches nothing of the
+// guest's, but where guests share the housekeeping CPUs each look takes one of them from a guest: two more exits.
 const watch = 10 * time.Millisecond
 
 // Process is the whole of the monitor's process; it returns the exit status.
@@ -87,6 +88,7 @@ func (m *monitor) run(ledgerFD int) error {
 	go m.read(messages, fail)
 	tick := time.NewTicker(watch)
 	defer tick.Stop()
+	tick.Stop() // until there is a plan
 	slow := time.NewTicker(time.Second)
 	defer slow.Stop()
 	for {
@@ -101,6 +103,9 @@ func (m *monitor) run(ledgerFD int) error {
 			if done || err != nil {
 				return err
 			}
+			if msg.Plan != nil && m.watches() {
+				tick.Reset(watch)
+			}
 		case f := <-m.ask:
 			f()
 		case <-tick.C:
@@ -108,8 +113,13 @@ func (m *monitor) run(ledgerFD int) error {
 			if m.astray {
 				m.drive()
 			}
+			if !m.watches() {
+				tick.Stop()
+			}
 		case <-slow.C:
-			m.herd()
+			if m.herd(); m.astray {
+				tick.Reset(watch) // news of threads that are on their way come first
+			}
 			m.drift()
 			if m.untrimmed { // all has been done once that will be done from now on
 				m.untrimmed = false
@@ -197,6 +207,10 @@ func (m *monitor) orphaned() error {
 	}
 	return errors.New("the engine process ended without a word (killed, or out of memory): the VM is gone, there is no report")
 }
+
+// watches says whether the ledger has to be looked at while the program runs: for a budget, or to empty the rings of
+// events for a timeline before they come round.
+func (m *monitor) watches() bool { return m.budget != nil || m.plan.Trace != "" }
 
 // look takes a snapshot of each vCPU and holds it against the budget.
 func (m *monitor) look() {
