@@ -13,9 +13,9 @@ const (
 	futexWakePrivate = 129
 )
 
-// futex ignores its result: every caller looks at the word again, whatever ended the wait.
-func futex(p *uint32, op int, v uint32, timeout *unix.Timespec) {
-	unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(p)), uintptr(op), uintptr(v), uintptr(unsafe.Pointer(timeout)), 0, 0)
+// wakeFutex wakes whoever sleeps on a word. Waits are block.Futex's.
+func wakeFutex(p *uint32) {
+	unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(p)), futexWakePrivate, 1<<30, 0, 0, 0)
 }
 
 func (c *control) xsaveAddr() uintptr { return uintptr(unsafe.Pointer(&c.xsave)) }

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cloister-vmm/cloister/internal/block"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
 	"golang.org/x/sys/unix"
 )
@@ -256,7 +257,7 @@ func sleep(bell, asleep *uint32, done func() bool, limit *unix.Timespec) {
 	v := atomic.LoadUint32(bell)
 	atomic.StoreUint32(asleep, 1)
 	if !done() {
-		futex(bell, futexWaitPrivate, v, limit)
+		block.Futex(bell, futexWaitPrivate, v, limit)
 	}
 	atomic.StoreUint32(asleep, 0) // ORDER(none): a wake too many only costs time
 }

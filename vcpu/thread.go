@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cloister-vmm/cloister/internal/block"
 	"github.com/cloister-vmm/cloister/internal/kvm"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
 	"golang.org/x/sys/unix"
@@ -242,7 +243,7 @@ func (t *Thread) ring() {
 	// ORDER(O1): pairs with add32(&c.sleepBell): either the vCPU sees the word, or this load sees it asleep.
 	// Without the full barrier between, neither would.
 	if atomic.LoadUint32(&t.c.sleepBell) != 0 {
-		futex(&t.c.bell, futexWakePrivate, 1<<30, nil)
+		wakeFutex(&t.c.bell)
 	}
 }
 
@@ -392,7 +393,7 @@ func (t *Thread) join(limit time.Duration) error {
 			return fmt.Errorf("thread %d of vCPU %d does not end", t.tid, t.cfg.ID)
 		}
 		// The kernel's wake at thread exit is a shared one.
-		futex(&t.c.tid, futexWaitShared, v, &unix.Timespec{Nsec: 10e6})
+		block.Futex(&t.c.tid, futexWaitShared, v, &unix.Timespec{Nsec: 10e6})
 	}
 }
 

@@ -3,6 +3,7 @@ package linux
 import (
 	"time"
 
+	"github.com/cloister-vmm/cloister/internal/block"
 	"golang.org/x/sys/unix"
 )
 
@@ -122,7 +123,7 @@ func (s *timers) run(k *Kernel) {
 			left := unix.NsecToTimespec(int64(wait))
 			ts = &left
 		}
-		if n, err := unix.Ppoll(fds, ts, nil); err == nil && n > 0 {
+		if n, err := block.Poll(fds, ts); err == nil && n > 0 {
 			var count [8]byte
 			_, _ = unix.Read(s.wake, count[:]) // EAGAIN: nothing left to take
 		}

@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/cloister-vmm/cloister/internal/block"
 	"golang.org/x/sys/unix"
 )
 
@@ -76,10 +77,16 @@ func (k *Kernel) block(fds []unix.PollFd, deadline time.Time, done func() bool) 
 
 func (k *Kernel) hostPoll(t *Task, all []unix.PollFd, ts *unix.Timespec) (n int, err error) {
 	t.blocked = true
-	k.outside(func() { n, err = unix.Ppoll(all, ts, nil) })
+	poll := block.Poll
+	if ts != nil && *ts == (unix.Timespec{}) {
+		poll = look // it will not wait
+	}
+	k.outside(func() { n, err = poll(all, ts) })
 	t.blocked = false
 	return n, err
 }
+
+func look(fds []unix.PollFd, ts *unix.Timespec) (int, error) { return unix.Ppoll(fds, ts, nil) }
 
 // outside makes a host call that may take long without the kernel's lock: other tasks are served meanwhile.
 func (k *Kernel) outside(call func()) {

@@ -28,7 +28,8 @@ isolation/breaks     !> ... but guest/abi                            : any threa
 firmware/...         !> ... but guest/abi firmware/...               : pure data, testable without KVM and without root
 internal/kvm/...     !> ... but internal/kvm/...                     : the lowest layer: ioctls and layouts, no policy
 internal/testenv/... !> ... but internal/testenv/...                 : the tests of every package import it; an import of ours would be a cycle
-vcpu/...             !> ... but vcpu/... internal/kvm/... guest/abi isolation/breaks : a thread and its loop; what it runs and who watches is not its business
+internal/block       !> ...                                          : how a goroutine sleeps in a host call; anybody may have to
+vcpu/...             !> ... but vcpu/... internal/kvm/... internal/block guest/abi isolation/breaks : a thread and its loop; what it runs and who watches is not its business
 guest/...            !> vmm/... vcpu/... internal/kvm/... observe/... jitter/... patch/... : loading and the Linux ABI are tested without a VM
 isolation/...        !> vmm/... vcpu/... internal/... guest/... firmware/... virtio/... patch/... observe/... but guest/abi : it serves any process that wants a quiet core, not only ours (review, point 5)
 isolation/host/...   !> isolation/breaks isolation/doctor/...        : what writes to the host knows neither ledgers nor opinions
