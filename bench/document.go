@@ -43,6 +43,12 @@ const howToRead = `How to read it:
 - "Under load": a goroutine replaces the nodes of a heap of half a million without pause, at the default GOGC. It
   runs inside Cloister's process; for the floor it is a process of its own. Both stay off the guests' CPU.
 - "Exit served by Go": the floor serves that call on its one thread; Cloister hands it to another core and back.
+- "Threads": all of Cloister has the same two CPUs as the native program, for its helpers too. Times are those of the program, from before
+  the first thread is made to after the last one has ended; 1/0.97 of native is the target. "Short tasks" are of some 1 ms; "long loops" are
+  preempted by Go's runtime with signals every 10 ms, some 700 exits a second.
+- "Futex hand-over": from before the word is stored to behind the return of the other thread's wait, on another core.
+- "System call by the ring" (--syscalls=ring): the floor is a loop in C behind the same stub of the same guest. On pvm SYSCALL
+  itself is a switch to the hypervisor and back, on both sides.
 - "Start to exit": the floor is one process and keeps no books; Cloister is two. The floor is never pinned.
 - Rings: the floor is the same two programs, both native. The process on the other side runs on a housekeeping CPU and polls.
 - The error of the clock is taken between readings of two cores, each within its own pair of TSC stamps.

@@ -16,19 +16,15 @@ func loaded(load bool) string {
 // pair is what both sides took, in cycles.
 type pair struct{ ours, floor samples }
 
-// collect gives the sides their turns; which of them begins changes from round to round.
-func (b *bench) collect(ours, floor func() ([]byte, error)) (p pair, err error) {
-	for i := range b.rounds {
+// turns gives the sides their turns; which of them begins changes from round to round.
+func turns(rounds int, ours, floor func() (samples, error)) (p pair, err error) {
+	for i := range rounds {
 		for side := range 2 {
 			take, to := ours, &p.ours
 			if (i+side)%2 == 1 {
 				take, to = floor, &p.floor
 			}
-			out, err := take()
-			if err != nil {
-				return p, err
-			}
-			s, err := decode(out)
+			s, err := take()
 			if err != nil {
 				return p, err
 			}
@@ -36,6 +32,20 @@ func (b *bench) collect(ours, floor func() ([]byte, error)) (p pair, err error) 
 		}
 	}
 	return p, nil
+}
+
+// collect is turns for programs that write their samples.
+func (b *bench) collect(ours, floor func() ([]byte, error)) (p pair, err error) {
+	decoded := func(run func() ([]byte, error)) func() (samples, error) {
+		return func() (samples, error) {
+			out, err := run()
+			if err != nil {
+				return nil, err
+			}
+			return decode(out)
+		}
+	}
+	return turns(b.rounds, decoded(ours), decoded(floor))
 }
 
 // limits are the targets of a pair's rows at the median, p99 and p99.9.

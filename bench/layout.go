@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"github.com/cloister-vmm/cloister/guest/abi"
 	"github.com/cloister-vmm/cloister/guest/stub"
 	"github.com/cloister-vmm/cloister/internal/kvm"
+	"golang.org/x/sys/unix"
 )
 
 // supervisor is the supervisor block below the page tables, as package vmm fills it.
@@ -29,13 +31,9 @@ func supervisor() []byte {
 	return b
 }
 
-// layout is the header of c/floor.c: the guest that the floor runs is ours to the byte. It also returns the
-// TSC's frequency, Hz.
-func layout() (header string, hz uint64, err error) {
-	entries, hz, err := guestCPUID()
-	if err != nil {
-		return "", 0, err
-	}
+// layout is the header of c/floor.c: the guest that the floor runs is ours to the byte. entries are the CPUID of the machine
+// that it is for; without them the floor has to be told (floor -l).
+func layout(entries []firmware.Entry) string {
 	var w strings.Builder
 	for _, c := range []struct {
 		name  string
@@ -47,26 +45,47 @@ func layout() (header string, hz uint64, err error) {
 		{"STACK_TOP", abi.StackTop}, {"VDSO_BASE", abi.VDSOBase}, {"SEL_USER_CS", abi.SelUserCS}, {"SEL_USER_SS", abi.SelUserSS},
 		{"SEL_TSS", abi.SelTSS}, {"CR0_GUEST", firmware.CR0Guest}, {"CR4_GUEST", firmware.CR4(entries)},
 		{"EFER_GUEST", firmware.EFERGuest}, {"XCR0_GUEST", firmware.XCR0(entries)}, {"STAR_GUEST", firmware.StarGuest},
-		{"FMASK_GUEST", firmware.FMaskGuest},
+		{"FMASK_GUEST", firmware.FMaskGuest}, {"RING_PAGE", stub.RingPage(0)}, {"RING_CODE", stub.RingCode(0)}, {"RING_POSTED", stub.RingPosted},
+		{"RING_DONE", stub.RingDone}, {"RING_RESULT", stub.RingResult}, {"RING_NR", stub.RingNr}, {"RING_ARGS", stub.RingArgs},
+		{"RING_NUMBERS", stub.RingNumbers},
 	} {
 		fmt.Fprintf(&w, "#define %s %#xull\n", c.name, c.value)
 	}
-	w.WriteString("static const unsigned char sup_block[] = {")
-	for i, b := range supervisor() {
-		if i%32 == 0 {
-			w.WriteString("\n")
+	fmt.Fprintf(&w, "#define RING_CALLS %d, %d\n", unix.SYS_GETPPID, unix.SYS_GETRUSAGE)
+	for _, c := range []struct {
+		name string
+		data []byte
+	}{{"sup_block", supervisor()}, {"ring_stub", stub.RingStubFor(0, false)}, {"ring_stub_user", stub.RingStubFor(0, true)}} {
+		fmt.Fprintf(&w, "static const unsigned char %s[] = {", c.name)
+		for i, b := range c.data {
+			if i%32 == 0 {
+				w.WriteString("\n")
+			}
+			fmt.Fprintf(&w, "%d,", b)
 		}
-		fmt.Fprintf(&w, "%d,", b)
+		w.WriteString("\n};\n")
 	}
-	w.WriteString("\n};\nstatic const unsigned cpuid_entries[][7] = {\n")
+	w.WriteString("static const unsigned cpuid_entries[][7] = {\n")
 	for _, e := range entries {
 		fmt.Fprintf(&w, "{%#x,%#x,%#x,%#x,%#x,%#x,%#x},\n", e.Function, e.Index, e.Flags, e.EAX, e.EBX, e.ECX, e.EDX)
 	}
 	w.WriteString("};\n")
-	return w.String(), hz, nil
+	return w.String()
 }
 
-// guestCPUID is what package vmm gives its vCPU, refusals of XSAVE included.
+// otherMachine is the file that `floor -l` reads.
+func otherMachine(entries []firmware.Entry) []byte {
+	b := binary.LittleEndian.AppendUint64(nil, firmware.CR4(entries))
+	b = binary.LittleEndian.AppendUint64(b, firmware.XCR0(entries))
+	for _, e := range entries {
+		for _, v := range []uint32{e.Function, e.Index, e.Flags, e.EAX, e.EBX, e.ECX, e.EDX} {
+			b = binary.LittleEndian.AppendUint32(b, v)
+		}
+	}
+	return b
+}
+
+// guestCPUID is what package vmm gives its vCPU, refusals of XSAVE included, and the TSC's frequency, Hz.
 func guestCPUID() (entries []firmware.Entry, hz uint64, err error) {
 	sys, err := kvm.Open()
 	if err != nil {

@@ -29,6 +29,9 @@ import (
 
 const statusBench = 1
 
+// order of the sections.
+var order = []string{"loop", "threads", "exits", "kicks", "futex", "start", "memory", "clock", "file", "calls", "ring"}
+
 // bench is one run of all measurements.
 type bench struct {
 	cpu, fifo, rounds int
@@ -66,7 +69,7 @@ func runBench(args []string) (code int, err error) {
 	f.IntVar(&b.fifo, "fifo", 0, "measure exits and kicks with the vCPU's thread in SCHED_FIFO at this `priority`, too (root)")
 	f.IntVar(&b.rounds, "rounds", 20, "how often each side has its turn")
 	f.DurationVar(&b.clock, "clock-duration", 20*time.Second, "how long the guest's clock is compared with the host's")
-	only := f.String("only", "", "measure these `SECTIONS` only: loop,exits,kicks,start,memory,clock,ring")
+	only := f.String("only", "", "measure these `SECTIONS` only: "+strings.Join(order, ","))
 	out := f.String("out", "", "write the results to `FILE` (default: bench/RESULTS.md; with -only nowhere)")
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -90,9 +93,10 @@ func runBench(args []string) (code int, err error) {
 		}
 		os.Exit(128 + int(sig.(unix.Signal)))
 	}()
-	sections := map[string]func() error{"loop": b.hotLoop, "exits": b.exits, "kicks": b.kicks, "start": b.start, "memory": b.memory, "clock": b.clocks, "ring": b.rings}
+	sections := map[string]func() error{"loop": b.hotLoop, "threads": b.threads, "exits": b.exits, "kicks": b.kicks, "futex": b.futex, "start": b.start,
+		"memory": b.memory, "clock": b.clocks, "file": b.file, "calls": b.ringCalls, "ring": b.rings}
 	failed := 0
-	for _, name := range []string{"loop", "exits", "kicks", "start", "memory", "clock", "ring"} {
+	for _, name := range order {
 		if *only != "" && !strings.Contains(","+*only+",", ","+name+",") {
 			continue
 		}

@@ -21,7 +21,7 @@ func (b *bench) memory() (err error) {
 		c := exec.Command(b.path("cloister"), "run", "--quiet", "--cpu", fmt.Sprint(b.cpu), "--for", "60s", "@spin")
 		var errs strings.Builder
 		c.Stderr = &errs
-		if err := startOn(-1, c); err != nil {
+		if err := startOn(c); err != nil {
 			return err
 		}
 		ended := make(chan struct{})

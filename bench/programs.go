@@ -34,7 +34,7 @@ func (b *bench) prepare() (err error) {
 			err = errors.Join(err, os.RemoveAll(b.dir))
 		}
 	}()
-	header, hz, err := layout()
+	entries, hz, err := guestCPUID()
 	if err != nil {
 		return err
 	}
@@ -42,7 +42,7 @@ func (b *bench) prepare() (err error) {
 		return errors.New("KVM_GET_TSC_KHZ: unknown: no time can be told")
 	}
 	b.hz = hz
-	if err := os.WriteFile(b.path("layout.h"), []byte(header), 0o644); err != nil {
+	if err := os.WriteFile(b.path("layout.h"), []byte(layout(entries)), 0o644); err != nil {
 		return err
 	}
 	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", b.path("")+"/", "./cmd/...")
@@ -82,12 +82,17 @@ func (b *bench) run(name string, args ...string) ([]byte, error) {
 
 // runOn executes a program that begins on one CPU (-1: any).
 func (b *bench) runOn(cpu int, limit time.Duration, name string, args ...string) ([]byte, error) {
+	return b.runAmong([]int{cpu}, limit, name, args...)
+}
+
+// runAmong executes a program that begins on some CPUs.
+func (b *bench) runAmong(cpus []int, limit time.Duration, name string, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	c := exec.CommandContext(ctx, name, args...)
 	var out, errs bytes.Buffer
 	c.Stdout, c.Stderr = &out, &errs
-	if err := startOn(cpu, c); err != nil {
+	if err := startOn(c, cpus...); err != nil {
 		return nil, err
 	}
 	if err := c.Wait(); err != nil {
@@ -96,25 +101,27 @@ func (b *bench) runOn(cpu int, limit time.Duration, name string, args ...string)
 	return out.Bytes(), nil
 }
 
-// startOn starts c with the affinity of one CPU, which a process inherits from the thread that makes it. c
+// startOn starts c with the affinity of some CPUs (none, or -1: any), which a process inherits from the thread that makes it. c
 // ends with this process, however that ends: a load or a spinning guest would run for ever.
-func startOn(cpu int, c *exec.Cmd) (err error) {
+func startOn(c *exec.Cmd, cpus ...int) (err error) {
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	if filepath.Base(c.Path) == "cloister" {
 		c.SysProcAttr.Pdeathsig = unix.SIGTERM // it has something to put back
 	}
-	if cpu < 0 {
+	if len(cpus) == 0 || cpus[0] < 0 {
 		return c.Start()
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	var old, one unix.CPUSet
+	var old, few unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &old); err != nil {
 		return fmt.Errorf("sched_getaffinity: %w", err)
 	}
-	one.Set(cpu)
-	if err := unix.SchedSetaffinity(0, &one); err != nil {
-		return fmt.Errorf("pin to CPU %d: %w", cpu, err)
+	for _, cpu := range cpus {
+		few.Set(cpu)
+	}
+	if err := unix.SchedSetaffinity(0, &few); err != nil {
+		return fmt.Errorf("pin to CPUs %v: %w", cpus, err)
 	}
 	defer func() { err = errors.Join(err, unix.SchedSetaffinity(0, &old)) }()
 	return c.Start()
@@ -122,8 +129,13 @@ func startOn(cpu int, c *exec.Cmd) (err error) {
 
 // cloister runs `cloister run`, again while another Cloister has the core.
 func (b *bench) cloister(limit time.Duration, args ...string) (out []byte, err error) {
+	return b.cloisterAmong(nil, limit, args...)
+}
+
+// cloisterAmong is cloister with no more than some CPUs for all its threads (nil: any).
+func (b *bench) cloisterAmong(cpus []int, limit time.Duration, args ...string) (out []byte, err error) {
 	for range 30 {
-		out, err = b.runOn(-1, limit, b.path("cloister"), append([]string{"run"}, args...)...)
+		out, err = b.runAmong(cpus, limit, b.path("cloister"), append([]string{"run"}, args...)...)
 		if err == nil || !strings.Contains(err.Error(), "in use") {
 			return out, err
 		}
@@ -146,7 +158,7 @@ func (b *bench) engine(s settings) ([]byte, error) { return b.run(b.self, s.comm
 func (b *bench) floor(fifo int, load bool, args ...string) (out []byte, err error) {
 	if load {
 		c := exec.Command(b.self, settings{cpu: b.cpu}.command(loadCommand)...)
-		if err := startOn(-1, c); err != nil {
+		if err := startOn(c); err != nil {
 			return nil, err
 		}
 		defer func() {

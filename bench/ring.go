@@ -29,17 +29,11 @@ func (b *bench) rings() (err error) {
 	if err := b.compile("gcc", "ring.c", "ring", "-I", filepath.Join(b.root, "guest", "sdk", "c")); err != nil {
 		return err
 	}
-	old, had := os.LookupEnv(ringRunDir)
-	if err := os.Setenv(ringRunDir, b.path("run")); err != nil {
+	restore, err := setenv(ringRunDir, b.path("run"))
+	if err != nil {
 		return err
 	}
-	defer func() {
-		if had {
-			err = errors.Join(err, os.Setenv(ringRunDir, old))
-		} else {
-			err = errors.Join(err, os.Unsetenv(ringRunDir))
-		}
-	}()
+	defer func() { err = errors.Join(err, restore()) }()
 	us := 1e6 / float64(b.hz)
 	breaks := 0.0
 	for _, n := range []int{64, 1024} {
@@ -106,7 +100,7 @@ func (b *bench) ringTurn(what func(path func(string) string) (inside, outside []
 	other := exec.Command(b.path("ring"), names...)
 	var text, errs bytes.Buffer
 	other.Stdout, other.Stderr = &text, &errs
-	if err := startOn(b.housekeeping(), other); err != nil {
+	if err := startOn(other, b.housekeeping()); err != nil {
 		return nil, err
 	}
 	measured, err := run(args)

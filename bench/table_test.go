@@ -2,12 +2,16 @@ package main
 
 import (
 	"bytes"
+	"encoding/binary"
+	"fmt"
 	"math"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/cloister-vmm/cloister/firmware"
 )
 
 func TestTableRoundTrip(t *testing.T) {
@@ -188,5 +192,30 @@ Pss:                   4 kB
 	want := map[string]float64{"binary: code": 2048, "anonymous: heap, stacks, bss": 1024, "memfd cloister-ledger": 476}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v (%v), want %v", got, err, want)
+	}
+}
+
+// What `floor -l` reads is what the floor would have been compiled with.
+func TestOtherMachine(t *testing.T) {
+	list := []firmware.Entry{{Function: 1, Index: 2, Flags: 3, EAX: 4, EBX: 5, ECX: 6, EDX: 7}, {Function: 8, EDX: 1 << 31}}
+	b := otherMachine(list)
+	if len(b) != 16+2*28 {
+		t.Fatalf("%d bytes for two entries, want 16 and 28 for each", len(b))
+	}
+	header := layout(list)
+	for i, name := range []string{"CR4_GUEST", "XCR0_GUEST"} {
+		if want := fmt.Sprintf("#define %s %#xull\n", name, binary.LittleEndian.Uint64(b[8*i:])); !strings.Contains(header, want) {
+			t.Errorf("the header has no %q", want)
+		}
+	}
+	for i, want := range [][7]uint32{{1, 2, 3, 4, 5, 6, 7}, {8, 0, 0, 0, 0, 0, 1 << 31}} {
+		var got [7]uint32
+		for j := range got {
+			got[j] = binary.LittleEndian.Uint32(b[16+28*i+4*j:])
+		}
+		line := fmt.Sprintf("{%#x,%#x,%#x,%#x,%#x,%#x,%#x},\n", got[0], got[1], got[2], got[3], got[4], got[5], got[6])
+		if got != want || !strings.Contains(header, line) {
+			t.Errorf("entry %d is %v, want %v, and the header to have %q", i, got, want, line)
+		}
 	}
 }

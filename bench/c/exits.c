@@ -1,5 +1,5 @@
 /*
- * exits NUMBER COUNT: times COUNT system calls NUMBER one by one with the TSC and writes the cycles of each to
+ * exits NUMBER COUNT [sealed]: times COUNT system calls NUMBER one by one with the TSC and writes the cycles of each to
  * standard output, 8 bytes a sample. NUMBER 0 never ends: the guest of the kicks. No C library.
  */
 typedef unsigned long u64;
@@ -29,17 +29,20 @@ static u64 number(const char *s)
 
 void start(u64 *stack)
 {
+	int sealed = stack[0] > 3;
 	if (stack[0] < 3) call(231, 2, 0, 0);
 	u64 nr = number((char *)stack[2]), n = number((char *)stack[3]);
 	while (nr == 0) __asm__ volatile("");
 	if (n > MOST) n = MOST;
 	for (u64 i = 0; i < n; i++) sample[i] = 1; /* first touches are not part of what is timed */
+	if (sealed) call(0x434c00, 1, 0, 0); /* cloister_isolate: another kernel answers ENOSYS */
 	for (int i = 0; i < 20; i++) call(nr, 0, (u64)buffer, 0);
 	for (u64 i = 0; i < n; i++) {
 		u64 at = tsc();
 		call(nr, 0, (u64)buffer, 0);
 		sample[i] = tsc() - at;
 	}
+	if (sealed) call(0x434c00, 0, 0, 0);
 	char *p = (char *)sample;
 	for (u64 left = n * sizeof *sample; left;) {
 		u64 k = call(1, 1, (u64)p, left);

@@ -4,8 +4,11 @@
  * and vDSO, system calls by OUT from the LSTAR stub, registers by KVM_CAP_SYNC_REGS. One thread, no ledger,
  * no checks of what the guest does, nothing said on failure but where. It is the denominator of bench/RESULTS.md.
  *
- *   floor [-c CPU] [-f PRIORITY] run PROGRAM [ARG...]
- *   floor -c CPU [-f PRIORITY] [-k CPU] kick N PROGRAM
+ *   floor [-c CPU] [-f PRIORITY] [-l FILE] [-r CPU] run PROGRAM [ARG...]
+ *   floor -c CPU [-f PRIORITY] [-l FILE] [-k CPU] kick N PROGRAM
+ *
+ * With -r the calls RING_CALLS go through the ring stub to a process on that CPU, from the guest's first exit on. -l names a
+ * file with CR4, XCR0 and CPUID for another machine than the one that layout.h was written on.
  */
 #define _GNU_SOURCE
 #include <elf.h>
@@ -48,12 +51,28 @@ static inline u64 tsc(void)
 
 enum { SUP_SIZE = 2 << 20, PAGE = 4096, STACK_SIZE = 8 << 20, HEAP = 4 << 20 };
 
+static const unsigned (*cpuid_list)[7] = cpuid_entries;
+static unsigned cpuid_count = sizeof cpuid_entries / sizeof *cpuid_entries;
 static int kvm, vm, vcpu;
 static char *window, *sup;
 static struct kvm_run *run;
+static u64 cr4_guest = CR4_GUEST, xcr0_guest = XCR0_GUEST;
+static int ring_cpu = -1;
 static u64 next_table = SUP_TABLES + PAGE, brk_now, brk_end;
 static struct kvm_segment user_cs = { .limit = ~0u, .type = 11, .present = 1, .dpl = 3, .s = 1, .l = 1, .g = 1, .selector = SEL_USER_CS };
 static struct kvm_segment user_ss = { .limit = ~0u, .type = 3, .present = 1, .dpl = 3, .db = 1, .s = 1, .g = 1, .selector = SEL_USER_SS };
+
+/* other_machine reads what `bench cpuid` writes: CR4, XCR0, and seven words for each entry of CPUID. */
+static void other_machine(const char *name)
+{
+	static struct { u64 cr4, xcr0; unsigned e[256][7]; } f;
+	int fd = open(name, O_RDONLY | O_CLOEXEC);
+	ssize_t n = read(fd, &f, sizeof f);
+	if (n < 16 || (n - 16) % 28) DIE(name);
+	close(fd);
+	cr4_guest = f.cr4, xcr0_guest = f.xcr0;
+	cpuid_list = (const unsigned (*)[7])f.e, cpuid_count = (n - 16) / 28;
+}
 
 static void slot(u64 gpa, u64 size, void *host, int readonly)
 {
@@ -197,9 +216,9 @@ static void machine(void)
 	struct { struct kvm_cpuid2 h; struct kvm_cpuid_entry2 e[256]; } *c = calloc(1, sizeof *c);
 	c->h.nent = 256;
 	if (ioctl(kvm, KVM_GET_SUPPORTED_CPUID, c)) DIE("KVM_GET_SUPPORTED_CPUID");
-	c->h.nent = sizeof cpuid_entries / sizeof *cpuid_entries;
+	c->h.nent = cpuid_count;
 	for (unsigned i = 0; i < c->h.nent; i++) {
-		const unsigned *e = cpuid_entries[i];
+		const unsigned *e = cpuid_list[i];
 		c->e[i] = (struct kvm_cpuid_entry2){ .function = e[0], .index = e[1], .flags = e[2], .eax = e[3], .ebx = e[4], .ecx = e[5], .edx = e[6] };
 	}
 	if (ioctl(vcpu, KVM_SET_CPUID2, c)) DIE("KVM_SET_CPUID2");
@@ -214,10 +233,10 @@ static void machine(void)
 	r.tr = (struct kvm_segment){ .base = SUP_VA + SUP_TSS, .limit = TSS_LIMIT, .selector = SEL_TSS, .type = 11, .present = 1 };
 	r.gdt.base = SUP_VA + SUP_GDT, r.gdt.limit = GDT_LIMIT;
 	r.idt.base = SUP_VA + SUP_IDT, r.idt.limit = 4095;
-	r.cr0 = CR0_GUEST, r.cr3 = SUP_GPA + SUP_TABLES, r.cr4 = CR4_GUEST, r.efer = EFER_GUEST;
+	r.cr0 = CR0_GUEST, r.cr3 = SUP_GPA + SUP_TABLES, r.cr4 = cr4_guest, r.efer = EFER_GUEST;
 	if (ioctl(vcpu, KVM_SET_SREGS, &r)) DIE("KVM_SET_SREGS");
-	if (XCR0_GUEST) {
-		struct kvm_xcrs x = { .nr_xcrs = 1, .xcrs = { { .xcr = 0, .value = XCR0_GUEST } } };
+	if (xcr0_guest) {
+		struct kvm_xcrs x = { .nr_xcrs = 1, .xcrs = { { .xcr = 0, .value = xcr0_guest } } };
 		if (ioctl(vcpu, KVM_SET_XCRS, &x)) DIE("KVM_SET_XCRS");
 	}
 	struct { struct kvm_msrs h; struct kvm_msr_entry e[4]; } m = { .h.nmsrs = 4,
@@ -270,6 +289,55 @@ static long service(struct kvm_regs *r)
 	return n < 0 ? -errno : n;
 }
 
+static void pin(int cpu, int priority)
+{
+	cpu_set_t s;
+	CPU_ZERO(&s);
+	CPU_SET(cpu, &s);
+	if (cpu >= 0 && sched_setaffinity(0, sizeof s, &s)) DIE("sched_setaffinity");
+	struct sched_param p = { .sched_priority = priority };
+	if (priority && sched_setscheduler(0, SCHED_FIFO, &p)) DIE("SCHED_FIFO");
+}
+
+/* ring_server answers calls that the stub posts, for ever; it ends with its parent. */
+static void ring_server(void)
+{
+	char *page = sup + RING_PAGE;
+	u64 *arg = (u64 *)(page + RING_ARGS), served = 0, n;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	pin(ring_cpu, 0);
+	for (;;) {
+		/* ORDER(O12): acquires number and arguments; pairs with the stub's store of posted behind them. Without it
+		 * they could be an older call's. */
+		if ((n = __atomic_load_n((u64 *)(page + RING_POSTED), __ATOMIC_ACQUIRE)) == served) {
+			__builtin_ia32_pause();
+			continue;
+		}
+		struct kvm_regs r = { .rax = *(u64 *)(page + RING_NR), .rdi = arg[0], .rsi = arg[1], .rdx = arg[2], .r10 = arg[3], .r8 = arg[4], .r9 = arg[5] };
+		*(u64 *)(page + RING_RESULT) = service(&r);
+		/* ORDER(O12): publishes the result; pairs with the stub's loop on done. Without it the program could go on with
+		 * the result of the call before. */
+		__atomic_store_n((u64 *)(page + RING_DONE), n, __ATOMIC_RELEASE);
+		served = n;
+	}
+}
+
+/* open_ring points SYSCALL to the ring stub and starts its server. */
+static void open_ring(int user)
+{
+	static const int calls[] = { RING_CALLS };
+	char *page = sup + RING_PAGE;
+	for (unsigned i = 0; i < sizeof calls / sizeof *calls; i++) page[RING_NUMBERS + calls[i] / 8] |= 1 << calls[i] % 8;
+	memcpy(sup + RING_CODE, user ? ring_stub_user : ring_stub, PAGE);
+	map(SUP_VA + RING_PAGE, SUP_GPA + RING_PAGE, PAGE, W | NX | (user ? U : 0));
+	map(SUP_VA + RING_CODE, SUP_GPA + RING_CODE, PAGE, U);
+	struct { struct kvm_msrs h; struct kvm_msr_entry e[1]; } m = { .h.nmsrs = 1, .e = { { .index = 0xc0000082, .data = SUP_VA + RING_CODE } } };
+	if (ioctl(vcpu, KVM_SET_MSRS, &m) != 1) DIE("LSTAR");
+	int child = fork();
+	if (child < 0) DIE("fork");
+	if (!child) ring_server();
+}
+
 /* stays: after SYSCALL this back end stays at CPL 3 (1) or not (2); the first exit tells. */
 static int stays;
 
@@ -284,6 +352,7 @@ static void turn(void)
 	if (!stays) {
 		stays = run->s.regs.sregs.cs.dpl == 3 ? 1 : 2;
 		run->kvm_valid_regs = KVM_SYNC_X86_REGS;
+		if (ring_cpu >= 0) open_ring(stays == 1);
 	}
 	r->rax = service(r);
 	if (stays == 1) {
@@ -291,16 +360,6 @@ static void turn(void)
 		r->rflags = r->r11;
 	}
 	run->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
-}
-
-static void pin(int cpu, int priority)
-{
-	cpu_set_t s;
-	CPU_ZERO(&s);
-	CPU_SET(cpu, &s);
-	if (cpu >= 0 && sched_setaffinity(0, sizeof s, &s)) DIE("sched_setaffinity");
-	struct sched_param p = { .sched_priority = priority };
-	if (priority && sched_setscheduler(0, SCHED_FIFO, &p)) DIE("SCHED_FIFO");
 }
 
 struct shared { u64 req, ack, ack_tsc, rel, quit; };
@@ -332,11 +391,13 @@ static void kicker(volatile struct shared *sh, int n, int tid, int cpu)
 int main(int argc, char **argv)
 {
 	int o, cpu = -1, priority = 0, kick_cpu = -1;
-	while ((o = getopt(argc, argv, "+c:f:k:")) != -1)
+	while ((o = getopt(argc, argv, "+c:f:k:l:r:")) != -1)
 		switch (o) {
 		case 'c': cpu = atoi(optarg); break;
 		case 'f': priority = atoi(optarg); break;
 		case 'k': kick_cpu = atoi(optarg); break;
+		case 'l': other_machine(optarg); break;
+		case 'r': ring_cpu = atoi(optarg); break;
 		default: return 125;
 		}
 	argv += optind;

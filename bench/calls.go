@@ -1,0 +1,37 @@
+package main
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// ringLimit is how much longer than the C prototype's a call by the ring may take.
+const ringLimit = 1.5
+
+// ringCalls times a sealed guest's system call that a housekeeping CPU makes without an exit (--syscalls=ring), against the
+// same stub of the same guest with a loop in C behind it (floor -r).
+func (b *bench) ringCalls() error {
+	report := b.path("report.json")
+	left := 0.0
+	args := []string{b.path("exits"), fmt.Sprint(unix.SYS_GETPPID), fmt.Sprint(calls), "sealed"}
+	p, err := b.collect(
+		func() ([]byte, error) {
+			out, err := b.cloister(patience, append([]string{"--quiet", "--cpu", fmt.Sprint(b.cpu), "--syscalls=ring", "--report", report, "--"}, args...)...)
+			if err != nil {
+				return nil, err
+			}
+			n, err := sealedSyscalls(report)
+			left += n
+			return out, err
+		},
+		func() ([]byte, error) {
+			return b.floor(0, false, append([]string{"-r", fmt.Sprint(b.housekeeping()), "run"}, args...)...)
+		})
+	if err != nil {
+		return err
+	}
+	b.report("system call by the ring", p, limits{ringLimit, none, none})
+	b.rows = append(b.rows, Row{What: "system call by the ring, exits", Ours: left, Unit: "exits", Limit: 0, N: b.rounds * calls})
+	return nil
+}
