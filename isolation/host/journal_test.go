@@ -111,6 +111,17 @@ func FuzzJournal(f *testing.F) {
 	for line := range bytes.Lines(good) {
 		f.Add(bytes.Clone(line))
 	}
+	a := &Applier{System: unpack(f, "four.txtar", beside()), Dir: memory(f)} // with what is seen, and ways
+	if _, err := a.Apply(Request{CPUs: []int{3}, Level: Max, Cache: true}); err != nil {
+		f.Fatal(err)
+	}
+	b, err := os.ReadFile(filepath.Join(a.Dir, journalFile))
+	if err != nil {
+		f.Fatal(err)
+	}
+	for line := range bytes.Lines(b) {
+		f.Add(append(bytes.Clone(good), line...))
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		st, whole, err := parseJournal(b)
 		if whole > len(b) {
