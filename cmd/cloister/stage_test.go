@@ -295,6 +295,12 @@ cloister run --cpu auto --for 1s @spin 2>&1 | grep -q 'no CPU is free' || echo '
 wait $e || cat /run/out
 grep -q 'auto: CPU 1: made quiet by cloister host apply' /run/out || { echo 'another was taken:'; cat /run/out; }
 grep -q '"cpu": 1,' /run/r.json || echo 'it did not run there'
+cloister host restore >/run/out 2>&1 || cat /run/out
+cloister host apply --cpu 1 --hold >/run/held 2>&1 & h=$!
+applied
+cloister run --cpu auto --for 1s @spin 2>&1 | grep -q 'auto: CPU 1: made quiet by cloister host apply' || echo 'one that is held is not taken'
+kill -INT $h; wait $h || cat /run/held
+cloister host apply --cpu 1 >/run/out 2>&1 || cat /run/out
 cloister run --cpu auto --isolate --for 1s @spin >/run/out 2>&1
 [ $? = 125 ] || { echo '--isolate took it:'; cat /run/out; }
 cloister host restore >/run/out 2>&1 || cat /run/out

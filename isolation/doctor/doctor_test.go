@@ -92,7 +92,7 @@ var quiet = map[string]string{
 	"proc/stat": "cpu 0 0 0 0 0 0 0 9 0 0\ncpu3 0 0 0 0 0 0 0 0 0 0", "proc/timer_list": "cpu: 3\nactive timers:\n #0: <0>, tick_nohz_handler, S:01\n", "sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages": "512",
 	"proc/1/task/1/status": "Cpus_allowed_list: 0-2", "proc/2/task/2/status": "Cpus_allowed_list: 0-2", "proc/40/task/40/status": "Cpus_allowed_list: 0-2",
 	"proc/300/task/300/status": "Cpus_allowed_list: 0-2", "proc/400/task/400/status": "Cpus_allowed_list: 0-2", "proc/401/task/401/status": "Cpus_allowed_list: 0-2",
-	"proc/sys/kernel/split_lock_mitigate": "0", "dev/cpu/0/msr@0x34": "7", cpuDir + "/cpu3/cache/index3/shared_cpu_list": "3",
+	"proc/sys/kernel/split_lock_mitigate": "0", cpuDir + "/cpu3/cache/index3/shared_cpu_list": "3",
 	"sys/kernel/tracing/current_tracer": "nop", "proc/sys/kernel/numa_balancing": "1", "sys/devices/system/node/online": "0", "-dev": "",
 }
 

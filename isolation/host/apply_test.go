@@ -434,7 +434,7 @@ func TestPartitionOfSeveral(t *testing.T) {
 	}
 }
 
-// Prepared is what a user has made quiet for whoever comes: not what is made quiet for one process.
+// Prepared is what a user has made quiet: not what is left of a process that has ended, nor what another user has.
 func TestPrepared(t *testing.T) {
 	s := unpack(t, "four.txtar", nil)
 	a := &Applier{System: s, Dir: memory(t)}
@@ -448,6 +448,10 @@ func TestPrepared(t *testing.T) {
 	want(nil, nil)
 	mustApply(t, a, Request{CPUs: []int{3}})
 	mustApply(t, a, Request{CPUs: []int{2}, Owner: "VM x", PID: 300})
+	want([]int{2, 3}, []int{2, 3})
+	if err := os.RemoveAll(s.path("proc/300")); err != nil {
+		t.Fatal(err)
+	}
 	want([]int{3}, []int{2, 3})
 	mustRestore(t, a, 3)
 	want(nil, []int{2})

@@ -24,8 +24,8 @@ func Partition(s System, cpus []int) string {
 	return "/" + dir
 }
 
-// Prepared lists the CPUs that this user has made quiet for whoever comes (cloister host apply, run --keep), and all that
-// somebody has made quiet. Without a journal both are empty.
+// Prepared lists the CPUs that this user has made quiet (cloister host apply, with --hold while it holds; run --keep), and all
+// that somebody has made quiet. Those that a running program has are among them: they are leased. Without a journal both are empty.
 func (a *Applier) Prepared() (mine, all []int, err error) {
 	claims, err := a.Claims()
 	if err != nil {
@@ -42,7 +42,7 @@ func (a *Applier) Prepared() (mine, all []int, err error) {
 	own := ok && int(st.Uid) == os.Geteuid()
 	for _, c := range claims {
 		all = append(all, c.CPUs...)
-		if own && c.PID == 0 {
+		if own && c.alive(a.System) {
 			mine = append(mine, c.CPUs...)
 		}
 	}

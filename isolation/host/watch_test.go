@@ -147,9 +147,8 @@ func TestWatchCoversPlan(t *testing.T) {
 			case x.Setting.Name == cpuDir+"/cpu3/online":
 				continue // drained at the start: cpu/online has it
 			}
-			// A name with a star is one value behind the files of all CPUs; any of them tells it.
-			covers := func(n string) bool { ok, err := filepath.Match(x.Setting.Name, n); return ok && err == nil }
-			if files++; !slices.ContainsFunc(known, covers) {
+			of := func(name string) bool { ok, err := filepath.Match(x.Setting.Name, name); return ok && err == nil } // one value may have many files
+			if files++; !slices.ContainsFunc(known, of) {
 				t.Errorf("%s: /%s is planned and not watched", name, x.Setting.Name)
 			}
 		}
@@ -208,8 +207,7 @@ func TestPlanSparesCoreInUse(t *testing.T) {
 func TestWatchArrivals(t *testing.T) {
 	move := func(t *testing.T, s *sim, tid int, cpus ...int) {
 		t.Helper()
-		// Not by SetAffinity: the partition would refuse it. Who puts itself into the partition's group is let in.
-		if err := s.allow(tid, cpus); err != nil {
+		if err := s.allow(tid, cpus); err != nil { // not as a thread would ask: somebody has let it in
 			t.Fatal(err)
 		}
 	}
