@@ -23,7 +23,7 @@ func supervisor() []byte {
 		handler[v] = stub.Exception + uint64(v)*stub.ExceptionStep
 	}
 	idt := firmware.IDT(handler, [firmware.Vectors]uint8{})
-	copy(b[stub.GDT:], gdt[:])
+	copy(b[stub.GDT(0):], gdt[:])
 	copy(b[stub.IDT:], idt[:])
 	copy(b[stub.TSS(0):], tss[:])
 	copy(b[stub.Exceptions:], stub.ExceptionPage())
@@ -40,7 +40,7 @@ func layout(entries []firmware.Entry) string {
 		value uint64
 	}{
 		{"SUP_GPA", abi.SupGPA}, {"SUP_VA", abi.SupVA}, {"SUP_TABLES", stub.Tables}, {"SUP_USER", stub.User},
-		{"SUP_GDT", stub.GDT}, {"SUP_IDT", stub.IDT}, {"SUP_TSS", stub.TSS(0)}, {"GDT_LIMIT", firmware.GDTSize - 1},
+		{"SUP_GDT", stub.GDT(0)}, {"SUP_IDT", stub.IDT}, {"SUP_TSS", stub.TSS(0)}, {"GDT_LIMIT", firmware.GDTSize - 1},
 		{"TSS_LIMIT", firmware.TSSSize - 1}, {"SYSCALL_ENTRY", stub.SyscallEntry}, {"USER_TOP", abi.UserTop},
 		{"STACK_TOP", abi.StackTop}, {"VDSO_BASE", abi.VDSOBase}, {"SEL_USER_CS", abi.SelUserCS}, {"SEL_USER_SS", abi.SelUserSS},
 		{"SEL_TSS", abi.SelTSS}, {"CR0_GUEST", firmware.CR0Guest}, {"CR4_GUEST", firmware.CR4(entries)},

@@ -38,6 +38,9 @@ func mapShared(fd int, n uint64, what string) ([]byte, error) {
 	return unsafe.Slice((*byte)(p), n), nil
 }
 
+// hostBytes are the n bytes at a host address, in a mapping of this process's that nobody takes away.
+func hostBytes(at uintptr, n uint64) []byte { return unsafe.Slice(*(**byte)(unsafe.Pointer(&at)), n) }
+
 func addr(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
 
 // lockOnFault locks every page of b from its first touch on (mlock2, MLOCK_ONFAULT).

@@ -14,6 +14,7 @@ import (
 	"github.com/cloister-vmm/cloister/guest/linux"
 	"github.com/cloister-vmm/cloister/guest/mem"
 	"github.com/cloister-vmm/cloister/guest/stub"
+	"github.com/cloister-vmm/cloister/guest/vdso"
 	"github.com/cloister-vmm/cloister/guest/vfs"
 	"github.com/cloister-vmm/cloister/internal/kvm"
 	"github.com/cloister-vmm/cloister/vcpu"
@@ -42,8 +43,13 @@ type Machine struct {
 	early   []slot           // of guest memory, from before that
 	entries []firmware.Entry // CPUID, once a vCPU has taken it
 	xcr0    uint64
+	aux     bool    // RDTSCP and RDPID tell what is set for them
 	xsize   int     // bytes of the XSAVE area for it
 	clock   []touch // what reading the clock touches
+	vdso    []byte  // the copy of the host's vDSO, our getcpu, and the page of the table
+	// Where getcpu of the vDSO finds its answer; only with hasCPUTable.
+	cpuTable    vdso.CPUs
+	hasCPUTable bool
 
 	Info Info
 
@@ -223,13 +229,11 @@ func (m *Machine) makeMemory() (err error) {
 // fillSupervisor writes the descriptor tables and stubs and maps them: nothing of it can be written at
 // CPL 3, and only the user page can be reached there.
 func (m *Machine) fillSupervisor() error {
-	gdt := firmware.GDT(abi.SupVA+stub.TSS(0), 0, 0) // TR is loaded with its base; nothing reads the descriptor
 	var handler [firmware.Vectors]uint64
 	for v := range handler {
 		handler[v] = stub.Exception + uint64(v)*stub.ExceptionStep
 	}
 	idt := firmware.IDT(handler, [firmware.Vectors]uint8{})
-	copy(m.sup[stub.GDT:], gdt[:])
 	copy(m.sup[stub.IDT:], idt[:])
 	copy(m.sup[stub.Exceptions:], stub.ExceptionPage())
 	copy(m.sup[stub.User:], stub.UserPage())
@@ -238,8 +242,7 @@ func (m *Machine) fillSupervisor() error {
 		prot int
 		user bool
 	}{
-		{stub.GDT, mem.Read | mem.Write, false}, {stub.IDT, mem.Read, false},
-		{stub.Exceptions, mem.Read | mem.Exec, false}, {stub.User, mem.Read | mem.Exec, true},
+		{stub.IDT, mem.Read, false}, {stub.Exceptions, mem.Read | mem.Exec, false}, {stub.User, mem.Read | mem.Exec, true},
 	} {
 		if err := m.space.MapSupervisor(abi.SupVA+p.off, abi.SupGPA+p.off, abi.Page, p.prot, p.user); err != nil {
 			return err
@@ -324,7 +327,7 @@ func (m *Machine) Close() error {
 	for _, b := range m.patching.aliases {
 		errs = append(errs, unix.Munmap(b))
 	}
-	for _, b := range [][]byte{m.window, m.sup} {
+	for _, b := range [][]byte{m.window, m.sup, m.vdso} {
 		if b != nil {
 			errs = append(errs, unmap(b))
 		}

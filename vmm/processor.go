@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/cloister-vmm/cloister/firmware"
@@ -29,14 +30,18 @@ type processor struct {
 	ledger *breaks.VCPU
 	thread *vcpu.Thread
 	task   *linux.Task
-	host   int    // the host core it owns, -1: none. Guarded by the kernel's lock
-	busy   bool   // has a task. Guarded by Machine.mu
-	name   string // of the task, for people. Guarded by Machine.mu
+	host   int          // the host core it owns, -1: none. Guarded by the kernel's lock
+	number atomic.Int64 // ORDER(none): the virtual CPU that its task is on
+	aux    int64        // what RDTSCP and RDPID say
+	shared []int        // without one: the host cores that it was put on, nil: the housekeeping ones. The same
+	busy   bool         // has a task. Guarded by Machine.mu
+	name   string       // of the task, for people. Guarded by Machine.mu
 	safe   safe
 	// The thread's CPU time when it was last looked at, and what it and the vCPU's guest time were when the task began.
 	// Guarded by the kernel's lock.
 	onCPU, cpuBefore, ranBefore time.Duration
-	work                        chan *work // a new thread of the guest for a processor that is idle
+
+	work chan *work // a new thread of the guest for a processor that is idle
 
 	statsFD int
 	noStats error // why there are none
@@ -116,7 +121,7 @@ func (m *Machine) makeMain() (err error) {
 }
 
 func (m *Machine) processor(i int) *processor {
-	return &processor{m: m, id: i, host: -1, work: make(chan *work, 1)}
+	return &processor{m: m, id: i, host: -1, aux: -1, work: make(chan *work, 1)}
 }
 
 // admit makes p, which has its ledger, one of the machine's vCPUs.
@@ -149,17 +154,26 @@ func (p *processor) complete() error {
 	}
 	tss := firmware.TSS(stub.RSP0(i), [7]uint64{})
 	copy(m.sup[stub.TSS(i):], tss[:])
+	gdt := firmware.GDT(abi.SupVA+stub.TSS(i), uint32(i), 0) // getcpu finds the vCPU in it: vdso.CPUs
+	copy(m.sup[stub.GDT(i):], gdt[:])
 	return m.space.MapSupervisor(abi.SupVA+stub.TSS(i), abi.SupGPA+stub.TSS(i), 2*abi.Page, mem.Read|mem.Write, false)
 }
 
 func (m *Machine) makeThread() error {
 	p := m.main
 	p.host, p.busy = m.cfg.CPU, true
+	m.number(p)
+	p.setAux(p.setMSR)
 	if err := p.makeThread(); err != nil {
 		return err
 	}
 	m.set = vcpu.NewSet(p.thread)
 	return nil
+}
+
+// setMSR is for a vCPU that has no thread yet.
+func (p *processor) setMSR(index uint32, value uint64) error {
+	return p.cpu.SetMSRs([]kvm.MSR{{Index: index, Value: value}})
 }
 
 // makeThread prepares the vCPU's host thread; p.host says where it will be.

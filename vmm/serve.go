@@ -32,6 +32,7 @@ func (p *processor) Serve(x *vcpu.Exit) (a vcpu.Answer) {
 		a = p.broken(fmt.Sprintf("serving %v %d: %v", x.Cause, x.Nr, r))
 	}()
 	p.x, p.sregs, p.sregsDirty, p.haveRegs = x, nil, false, false
+	p.setAux(x.SetMSR)
 	switch x.Cause {
 	case breaks.Syscall, breaks.Seal, breaks.End:
 		return p.syscall(x)

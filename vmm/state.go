@@ -87,7 +87,7 @@ func (p *processor) load() (*kvm.Sregs, error) {
 	null := kvm.Segment{Unusable: 1}
 	s.DS, s.ES, s.FS, s.GS, s.LDT = null, null, null, null, null
 	s.TR = kvm.Segment{Base: abi.SupVA + stub.TSS(p.id), Limit: firmware.TSSSize - 1, Selector: abi.SelTSS, Typ: 11, Present: 1}
-	s.GDT.Base, s.GDT.Limit = abi.SupVA+stub.GDT, firmware.GDTSize-1
+	s.GDT.Base, s.GDT.Limit = abi.SupVA+stub.GDT(p.id), firmware.GDTSize-1
 	s.IDT.Base, s.IDT.Limit = abi.SupVA+stub.IDT, firmware.IDTSize-1
 	s.CR0, s.CR3, s.CR4, s.EFER = firmware.CR0Guest, m.space.Root(), firmware.CR4(m.entries), firmware.EFERGuest
 	if err := p.cpu.SetSregs(s); err != nil {
@@ -126,7 +126,8 @@ func (p *processor) offerCPUID() error {
 		a, b, c, d := kvm.CPUID(leaf, sub)
 		return firmware.Regs{EAX: a, EBX: b, ECX: c, EDX: d}
 	}
-	for _, o := range []firmware.CPUIDOptions{{Native: kvm.DetectBackend("/") == kvm.PVM}, {NoXSave: true}} {
+	pvm := kvm.DetectBackend("/") == kvm.PVM
+	for _, o := range []firmware.CPUIDOptions{{Native: pvm}, {NoXSave: true}} {
 		out := firmware.CPUID(in, host, o)
 		if err = p.cpu.SetCPUID(cpuidList(out)); err != nil {
 			return err
@@ -141,7 +142,7 @@ func (p *processor) offerCPUID() error {
 			err = p.cpu.SetXCR0(x)
 		}
 		if err == nil {
-			m.entries, m.xcr0 = out, x
+			m.entries, m.xcr0, m.aux = out, x, !pvm && hasAux(out)
 			return nil
 		}
 	}
@@ -186,13 +187,17 @@ func (m *Machine) mapOwnClock() (uint64, error) {
 		}
 	}
 	copy(m.window[image:], code)
-	c, err := vdso.NewClock(m.window[data:data+vdso.PageSize], vdso.Kernel{}, 0, 0)
+	c, err := vdso.NewClock(m.window[data:data+vdso.PageSize], vdso.Kernel{}, 0)
 	if err != nil {
 		return 0, fmt.Errorf("clock of the guest: %w", err)
 	}
 	if _, err := c.Update(); err != nil {
 		return 0, fmt.Errorf("clock of the guest: %w", err)
 	}
+	if m.cpuTable, err = vdso.CPUsOf(m.window[data : data+vdso.PageSize]); err != nil {
+		return 0, err
+	}
+	m.hasCPUTable = true
 	m.Info.Clock = OwnClock
 	m.clock = []touch{{entry: stub.TouchRead, from: data, to: image + vdso.ImageSize}}
 	return image, nil
@@ -319,15 +324,16 @@ func (m *Machine) mapClock() (uint64, error) {
 	m.clock = []touch{{entry: stub.TouchRead, from: abi.VDSOBase, to: abi.VDSOBase + abi.Page}}
 	for _, a := range list {
 		at := abi.VDSOBase + a.start - base
+		if a.exec {
+			if err := m.mapVDSO(a, at); err != nil {
+				return 0, err
+			}
+			continue
+		}
 		if _, err := m.vm.AddMemory(at, a.end-a.start, uintptr(a.start), true); err != nil {
 			return 0, fmt.Errorf("map the host's %s: %w", a.name, err)
 		}
-		prot, name := mem.Read, "[vvar]"
-		if a.exec {
-			prot, name = mem.Read|mem.Exec, "[vdso]"
-			m.clock = append(m.clock, touch{entry: stub.TouchRead, from: at, to: at + a.end - a.start})
-		}
-		if err := m.space.MapForeign(at, at+a.end-a.start, prot, name); err != nil {
+		if err := m.space.MapForeign(at, at+a.end-a.start, mem.Read, "[vvar]"); err != nil {
 			return 0, err
 		}
 	}

@@ -45,6 +45,7 @@ func (m *Machine) spawn(child *linux.Task, regs *linux.Registers, fsBase uint64)
 		p.task, child.CPU, child.Data = child, p, p
 		m.setBusy(p, true)
 		m.settle(p)
+		m.inherit(p, parent)
 		p.work <- w
 		m.told(p, 0)
 	}
@@ -106,6 +107,8 @@ func (m *Machine) addProcessor(w *work) error {
 	p.task, w.task.CPU, w.task.Data = w.task, p, p
 	m.setBusy(p, true)
 	p.host = m.place(p)
+	m.number(p)
+	p.setAux(p.setMSR)
 	if err := p.makeThread(); err != nil {
 		return err
 	}
@@ -113,8 +116,22 @@ func (m *Machine) addProcessor(w *work) error {
 		return err
 	}
 	m.started(p)
+	m.inherit(p, m.kernel.Current().Data.(*processor))
 	m.told(p, p.statsFD)
 	return nil
+}
+
+// inherit puts a thread that has no core of its own where the one that made it shares cores, as it does natively; nothing is
+// left of what the vCPU's former thread had asked for.
+func (m *Machine) inherit(p, parent *processor) {
+	if p.host >= 0 || slices.Equal(p.shared, parent.shared) {
+		return
+	}
+	list := parent.shared
+	if list == nil {
+		list = m.cfg.Housekeeping
+	}
+	m.moveTo(p, -1, list)
 }
 
 // threadExit ends the task of p: its vCPU is idle until another task gets it, or the run ends.
@@ -244,9 +261,13 @@ func (m *Machine) moveTo(p *processor, host int, list []int) unix.Errno {
 		m.cfg.Warn(err.Error())
 		return unix.EINVAL
 	}
-	p.host = host
+	p.host, p.shared = host, nil
+	if host < 0 {
+		p.shared = list
+	}
 	// The writer of this word is whoever holds the kernel's lock; a reader sees the old core or the new one.
 	p.ledger.SetCPU(host)
+	m.number(p)
 	return 0
 }
 
@@ -258,21 +279,6 @@ func (m *Machine) renamed(t *linux.Task) {
 
 // cpus is how many virtual CPUs the program sees: the cores that the run owns, and those it shares.
 func (m *Machine) cpus() int { return max(1, len(m.cfg.CPUs)) }
-
-// cpuOf is linux.Config.CPUOf.
-func (m *Machine) cpuOf(t *linux.Task) int {
-	p := t.Data.(*processor)
-	if i := slices.Index(m.cfg.CPUs, p.host); i >= 0 {
-		return i
-	}
-	// A thread that floats is on one of the housekeeping cores; the first of them stands for all.
-	for i, c := range m.cfg.CPUs {
-		if slices.Contains(m.cfg.Housekeeping, c) {
-			return i
-		}
-	}
-	return 0
-}
 
 // move is linux.Config.Move: sched_setaffinity on virtual CPUs. A core that the run owns is taken only by asking for
 // it alone, and only when no other thread has it; a list with others in it means the housekeeping cores of the list.

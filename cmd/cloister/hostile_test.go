@@ -90,7 +90,7 @@ func TestSupervisorIsOutOfReach(t *testing.T) {
 		at     uint64
 		status map[string]int // by case; one that is not listed must end by SIGSEGV
 	}{
-		{"GDT", abi.SupVA + stub.GDT, nil},
+		{"GDT", abi.SupVA + stub.GDT(0), nil},
 		{"IDT", abi.SupVA + stub.IDT, nil},
 		{"TSS", abi.SupVA + stub.TSS(0), nil},
 		{"stack", abi.SupVA + stub.StackTop(0) - 64, nil},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -31,6 +32,29 @@ func TestThreads(t *testing.T) {
 		}
 	}
 	b.t = t
+}
+
+// A thread is told the same virtual CPU by the vDSO, the system call and /proc, which is one that it may be on, and at once when
+// it is moved; the vDSO costs no exit, with the host's clock and with our own.
+func TestVirtualCPUs(t *testing.T) {
+	b := newBox(t)
+	for _, tool := range []string{"gcc", "musl-gcc"} {
+		prog := compile(t, tool, "cpus-"+tool, "cpus.c", "-static", "-O1", "-pthread")
+		natively := b.do(process{argv: []string{prog}})
+		for _, clock := range [][]string{nil, {"--own-clock"}} {
+			argv := slices.Concat([]string{b.bin, "run", "--quiet"}, clock, []string{"--", prog})
+			b.compare(argv, natively, b.do(process{argv: argv}))
+			r, rep := b.reported(append(clock, "--", prog, "loop")...)
+			for _, c := range rep.VCPUs[0].Breaks.Syscalls {
+				if c.Name == "getcpu" {
+					t.Errorf("%s %q: %d system calls for a million looks", tool, clock, c.Count)
+				}
+			}
+			if r.status != 0 {
+				t.Errorf("%s %q: %+v", tool, clock, r)
+			}
+		}
+	}
 }
 
 // futex(2) as natively: two mappings of one file are one word, private and shared words are two, requeue to words with

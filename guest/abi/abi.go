@@ -15,7 +15,7 @@ const Huge = 2 << 20
 //	0x0000_1000_0000  PIEBase: program image (static-pie), then brk               user
 //	...               mmap area, top-down                                         user
 //	0x0007_e000_0000  MmapTop                                                     user
-//	0x0007_e000_0000  VDSOBase: host [vvar][vvar_vclock][vdso] or our own image   user, read-only
+//	0x0007_e000_0000  VDSOBase: host [vvar][vvar_vclock], copy of [vdso]; or ours   user, read-only
 //	0x0007_f000_0000  MMIOHole: GPA with no slot, one page (diagnostics only)     user, device
 //	0x0007_ffff_0000  StackTop                                                    user
 //	0x0008_0000_0000  UserTop = Window size (32 GiB: fits every 36-bit MAXPHYADDR)

@@ -106,6 +106,11 @@ func (k *Kernel) clone(t *Task, c cloneArgs) (uint64, unix.Errno) {
 		k.remove(child)
 		return 0, errno
 	}
+	if a := child.sched.affinity; a != nil && k.cfg.CPUOf != nil {
+		if i := k.cfg.CPUOf(child); i >= 8*len(a) || a[i/8]&(1<<(i%8)) == 0 {
+			child.sched.affinity = nil // the core is its parent's own
+		}
+	}
 	return uint64(child.ID), 0
 }
 

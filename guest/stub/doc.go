@@ -4,12 +4,11 @@
 //
 // The supervisor block (GPA abi.SupGPA; its first pages at abi.SupVA):
 //
-//	+0x0000  GDT                       U=0
 //	+0x1000  IDT                       U=0
 //	+0x3000  exception stubs, provoke  U=0 X
 //	+0x4000  system call stub, loops   U=1 X   (pvm stays at CPL 3 after SYSCALL: it must be user code)
 //	+0x10000 for each of 64 vCPUs:
-//	         TSS                       U=0 W
+//	         TSS, GDT                  U=0 W
 //	         supervisor stack          U=0 W
 //	         ring page                 U=0 W, on pvm U=1 W; only with --syscalls=ring
 //	         ring stub                 U=1 X

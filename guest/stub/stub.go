@@ -8,7 +8,6 @@ import (
 
 // Offsets in the supervisor block, bytes.
 const (
-	GDT        = 0x0000
 	IDT        = 0x1000
 	Exceptions = 0x3000
 	User       = 0x4000
@@ -21,6 +20,9 @@ const MaxVCPUs = 64
 
 // TSS is the offset of vCPU i's task state segment, i from 0 to MaxVCPUs-1.
 func TSS(i int) uint64 { return PerVCPU + uint64(i)*4*abi.Page }
+
+// GDT is the offset of its descriptor table, on the page of the TSS.
+func GDT(i int) uint64 { return TSS(i) + abi.Page/2 }
 
 // Stack is the offset of the page of its supervisor stack.
 func Stack(i int) uint64 { return TSS(i) + abi.Page }

@@ -151,7 +151,7 @@ func TestRuntimesAccept(t *testing.T) {
 				t.Fatalf("%v\n%s", err, b)
 			}
 			n := mapNative(t)
-			clock, err := NewClock(n.page, Kernel{}, 0, 0)
+			clock, err := NewClock(n.page, Kernel{}, 0)
 			if err != nil {
 				t.Fatal(err)
 			}

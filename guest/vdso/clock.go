@@ -49,13 +49,13 @@ type Clock struct {
 
 // NewClock begins to write the data page at the start of page, which must be PageSize bytes long,
 // 8-byte aligned and shared with the guest. rate is the host's TSC frequency in Hz if the caller
-// knows it (KVM_GET_TSC_KHZ), 0 otherwise; NewClock then takes 20 ms to measure, else 2 ms. flags
-// is FlagCPUSegment or 0. When it returns, the page is valid. A page that already holds a slot is
-// carried on without a step in its monotonic clocks.
+// knows it (KVM_GET_TSC_KHZ), 0 otherwise; NewClock then takes 20 ms to measure, else 2 ms. When it
+// returns, the page is valid. A page that already holds a slot is carried on without a step in its
+// monotonic clocks.
 //
-// ORDER(O5) vDSO data page, writer: flags and resolution are stored before the first gen. Pairs with the
-// reader's loads of them; without it the guest's first getcpu could miss the flag and ask the host, no more.
-func NewClock(page []byte, host Host, rate float64, flags uint64) (*Clock, error) {
+// ORDER(O5) vDSO data page, writer: the resolution is stored before the first gen. Pairs with the
+// reader's load of it; without it the guest's first clock_getres could ask the host, no more.
+func NewClock(page []byte, host Host, rate float64) (*Clock, error) {
 	p, err := asPage(page)
 	if err != nil {
 		return nil, err
@@ -74,7 +74,6 @@ func NewClock(page []byte, host Host, rate float64, flags uint64) (*Clock, error
 	if err := c.calibrate(measure, rate); err != nil {
 		return nil, err
 	}
-	p[wordFlags].Store(flags)
 	p[wordRes].Store(uint64(res))
 	c.gen = p[wordGen].Load()
 	if c.gen != 0 {

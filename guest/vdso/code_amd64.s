@@ -159,24 +159,24 @@ hostGetres:
 	RET
 
 	MARK(4)
-	// long __vdso_getcpu(unsigned *DI, unsigned *SI, void *DX): from the limit of GDT entry 15, as Linux
+	// long __vdso_getcpu(unsigned *DI, unsigned *SI, void *DX): the limit of GDT entry 15, where Linux has the CPU,
+	// is the vCPU here, and the page says which CPU that is. There is one node.
 	PAGE
-	MOVQ	8(R8), AX
-	TESTB	$1, AX // FlagCPUSegment
-	JZ	hostCPU
 	MOVL	$0x7B, AX
 	BYTE	$0x0F; BYTE $0x03; BYTE $0xC0 // LSL EAX, EAX
 	JNE	hostCPU
+	CMPL	AX, $63
+	JHI	hostCPU
+	MOVQ	1024(R8)(AX*8), AX
+	SUBQ	$1, AX
+	JCS	hostCPU
 	TESTQ	DI, DI
 	JZ	node
-	MOVL	AX, R8
-	ANDL	$0xFFF, R8
-	MOVL	R8, 0(DI)
+	MOVL	AX, 0(DI)
 node:
 	TESTQ	SI, SI
 	JZ	gotCPU
-	SHRL	$12, AX
-	MOVL	AX, 0(SI)
+	MOVL	$0, 0(SI)
 gotCPU:
 	XORL	AX, AX
 	RET

@@ -1,6 +1,6 @@
-// Package vdso is the clock of a guest whose host cannot lend it one: a vDSO image of our own and
-// the algorithm that keeps it on the host's time. Where the host's clocksource is the TSC the host's
-// own vvar and vDSO pages are mapped instead and none of this is used (elf-guest study, section 5).
+// Package vdso is what a guest asks without a system call: the time, and the CPU. Where the host's clocksource is the TSC
+// the guest has the host's own vvar pages and a copy of its vDSO, in which getcpu alone leads here (Redirect, GetCPU).
+// Elsewhere it has a vDSO image of our own and the algorithm that keeps it on the host's time.
 //
 // The guest sees a data page (read-only, PageSize bytes) and right above it the image (read and
 // execute). The image is an ELF shared object with the names and the version (LINUX_2.6) of
@@ -14,10 +14,10 @@
 // continuous by construction: there is no step to hide.
 //
 //	page + 0    gen      number of the newest slot, 0 while there is none
-//	page + 8    flags    FlagCPUSegment
 //	page + 16   res      ns, for clock_getres; 0: ask the host
 //	page + 256  slot of even gen
 //	page + 512  slot of odd gen
+//	page + 1024 CPU      of each of 64 vCPUs, plus one; 0: ask by system call
 //	slot + 0    offset   one per clock ID 0..11: ns to add to its line
 //	slot + 96   served   bit i: clock ID i is served
 //	slot + 128  line of all clocks but CLOCK_MONOTONIC_RAW: S, m before S, m from S on, V low, V high
@@ -35,6 +35,7 @@
 //     monotonic line plus an offset that stays the same while the host's readings allow it.
 //  5. Nothing in the image needs relocation, writes to memory but through the caller's pointers, or
 //     uses the stack.
+//  6. getcpu answers what the system call does: the VMM writes both from one number, and nobody else.
 //
 // Alternatives rejected. One line and an odd/even sequence: strictly monotonic without the proviso
 // of invariant 3, but readers spin while the writer is off its CPU (see 1). Re-basing on the host's clock

@@ -1,7 +1,9 @@
 package vdso
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -146,15 +148,65 @@ func TestFallback(t *testing.T) {
 	if r := n.call("__vdso_clock_getres", 1, nil); r != 0 {
 		t.Errorf("clock_getres(1, NULL): %d", r)
 	}
-	for _, flags := range []uint64{0, FlagCPUSegment} { // natively the kernel's GDT holds the CPU number too
-		p[wordFlags].Store(flags) // ORDER(none): one thread
+	// Natively entry 15 holds the CPU's number: each stands for a vCPU.
+	cpus, err := CPUsOf(n.page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, add := range []int{-1, 100} { // not set, then another number
+		for i := range MaxVCPUs {
+			if add >= 0 {
+				cpus.Set(i, i+add)
+			}
+		}
 		var cpu, node [2]int64
-		if r := n.call2("__vdso_getcpu", &cpu, &node); r != 0 || cpu[0] < 0 || cpu[0] > 4095 {
-			t.Errorf("getcpu with flags %d: %d, %v %v", flags, r, cpu, node)
+		if r := n.call2("__vdso_getcpu", &cpu, &node); r != 0 || add > 0 && cpu[0] < MaxVCPUs || cpu[0] < 0 || cpu[0] > 4095 {
+			t.Errorf("getcpu: %d, %v %v", r, cpu, node)
 		}
 		if r := n.call2("__vdso_getcpu", nil, nil); r != 0 {
-			t.Errorf("getcpu(NULL, NULL) with flags %d: %d", flags, r)
+			t.Errorf("getcpu(NULL, NULL): %d", r)
 		}
+	}
+}
+
+// TestRedirect: the host's vDSO with a getcpu that leads to code behind it is the same but for five bytes, which jump there; what
+// is no vDSO is refused.
+func TestRedirect(t *testing.T) {
+	img, err := Image()
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := append([]byte(nil), img...)
+	if ok, err := Redirect(img, 0x2000); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	first, changed := -1, 0
+	for i := range img {
+		if img[i] != old[i] {
+			if first < 0 {
+				first = i
+			}
+			changed++
+		}
+	}
+	if changed == 0 || changed > 5 || img[first] != 0xe9 || first+5+int(int32(binary.LittleEndian.Uint32(img[first+1:]))) != 0x2000 {
+		t.Errorf("%d bytes changed from %#x on: %x", changed, first, img[first:first+5])
+	}
+	for n := 0; n < 1000; n += 9 {
+		if ok, err := Redirect(append([]byte(nil), old[:n]...), 0x2000); ok || err == nil {
+			t.Errorf("%d bytes of it: %v, %v", n, ok, err)
+		}
+	}
+	none := bytes.ReplaceAll(append([]byte(nil), old...), []byte("getcpu"), []byte("gotcpu"))
+	if ok, err := Redirect(none, 0x2000); ok || err != nil {
+		t.Errorf("without getcpu: %v, %v", ok, err)
+	}
+	code, err := GetCPU(0x10000, 0x12000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if at := bytes.Index(code, []byte{0x4c, 0x8d, 0x05}); at != 0 || 0x10000+7+int(int32(binary.LittleEndian.Uint32(code[3:]))) != 0x12000 {
+		t.Errorf("getcpu begins with %x", code[:8])
 	}
 }
 
@@ -212,7 +264,7 @@ func TestFollowsHost(t *testing.T) {
 		d = 10 * time.Second
 	}
 	n := mapNative(t)
-	c, err := NewClock(n.page, Kernel{}, 0, 0)
+	c, err := NewClock(n.page, Kernel{}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -282,12 +334,12 @@ func errorOf(t testing.TB, n *native, id int) (ns, half int64) {
 // TestTakeOver starts a second Clock on the page of the first, as after a crash of the monitor.
 func TestTakeOver(t *testing.T) {
 	n := mapNative(t)
-	if _, err := NewClock(n.page, Kernel{}, 0, 0); err != nil {
+	if _, err := NewClock(n.page, Kernel{}, 0); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(50 * time.Millisecond)
 	before := n.gettime(t, clockMonotonic)
-	if _, err := NewClock(n.page, Kernel{}, 0, 0); err != nil {
+	if _, err := NewClock(n.page, Kernel{}, 0); err != nil {
 		t.Fatal(err)
 	}
 	p, err := asPage(n.page)
@@ -309,7 +361,7 @@ var sink time.Time
 
 func BenchmarkGettime(b *testing.B) {
 	n := mapNative(b)
-	if _, err := NewClock(n.page, Kernel{}, 0, 0); err != nil {
+	if _, err := NewClock(n.page, Kernel{}, 0); err != nil {
 		b.Fatal(err)
 	}
 	for _, c := range []struct {
@@ -325,4 +377,32 @@ func BenchmarkGettime(b *testing.B) {
 			}
 		})
 	}
+}
+
+// FuzzRedirect damages the image: it is changed nowhere but in one jump, and nothing beyond it is touched.
+func FuzzRedirect(f *testing.F) {
+	img, err := Image()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(0, uint64(0))
+	f.Add(40, uint64(1<<63))
+	f.Add(60, ^uint64(0))
+	f.Fuzz(func(t *testing.T, at int, v uint64) {
+		b := append([]byte(nil), img...)
+		if at >= 0 && at <= len(b)-8 {
+			binary.LittleEndian.PutUint64(b[at:], v)
+		}
+		old := append([]byte(nil), b...)
+		ok, err := Redirect(b, 0x2000)
+		n := 0
+		for i := range b {
+			if b[i] != old[i] {
+				n++
+			}
+		}
+		if n > 5 || n > 0 && !ok || ok && err != nil {
+			t.Fatalf("%d bytes changed: %v, %v", n, ok, err)
+		}
+	})
 }

@@ -9,10 +9,6 @@ import (
 // slope below 1 ns in a day, and leave 63 bits for nanoseconds since the epoch in 128.
 const Fraction = 48
 
-// FlagCPUSegment in the page's flags lets getcpu read the limit of GDT entry 15. Set it only where the
-// guest runs on its own GDT: the PVM back end shows the host's, with the host's CPU numbers.
-const FlagCPUSegment = 1
-
 // Clock IDs (include/uapi/linux/time.h). The CPU-time clocks 2 and 3 and the alarm clocks are the host's.
 const (
 	clockRealtime       = 0
@@ -30,10 +26,10 @@ const (
 // (page_test.go compares them by running it).
 const (
 	wordGen   = 0
-	wordFlags = 1
 	wordRes   = 2
 	wordSlots = 32
 	slotWords = 32
+	wordCPUs  = 128
 
 	slotServed = 12
 	slotMono   = 16

@@ -166,7 +166,7 @@ func TestSteering(t *testing.T) {
 				hint = c.hz * (1 + c.hint)
 			}
 			page := make([]byte, PageSize)
-			clock, err := NewClock(page, w, hint, 0)
+			clock, err := NewClock(page, w, hint)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -187,7 +187,7 @@ func TestSteering(t *testing.T) {
 func TestRealtimeSteps(t *testing.T) {
 	w := newWorld(2.7e9)
 	page := make([]byte, PageSize)
-	c, err := NewClock(page, w, 0, 0)
+	c, err := NewClock(page, w, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,7 +219,7 @@ func TestRealtimeSteps(t *testing.T) {
 func TestLongAbsence(t *testing.T) {
 	w := newWorld(2.7e9)
 	page := make([]byte, PageSize)
-	c, err := NewClock(page, w, 0, 0)
+	c, err := NewClock(page, w, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -243,7 +243,7 @@ func TestLate(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWorld(2.7e9)
 			page := make([]byte, PageSize)
-			clock, err := NewClock(page, w, 0, 0)
+			clock, err := NewClock(page, w, 0)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -268,23 +268,23 @@ func TestLate(t *testing.T) {
 
 func TestClockRefuses(t *testing.T) {
 	page := make([]byte, PageSize)
-	if _, err := NewClock(page[:100], newWorld(1e9), 0, 0); err == nil {
+	if _, err := NewClock(page[:100], newWorld(1e9), 0); err == nil {
 		t.Error("a short page was accepted")
 	}
-	if _, err := NewClock(page, newWorld(1e9), -5, 0); err == nil {
+	if _, err := NewClock(page, newWorld(1e9), -5); err == nil {
 		t.Error("a negative frequency was accepted")
 	}
 	w := newWorld(1e9)
 	w.fail = errors.New("no such clock")
-	if _, err := NewClock(page, w, 0, 0); !errors.Is(err, w.fail) {
+	if _, err := NewClock(page, w, 0); !errors.Is(err, w.fail) {
 		t.Errorf("got %v", err)
 	}
 	stopped := newWorld(0)
-	if _, err := NewClock(page, stopped, 0, 0); !errors.Is(err, ErrTSC) {
+	if _, err := NewClock(page, stopped, 0); !errors.Is(err, ErrTSC) {
 		t.Errorf("a stopped TSC: %v", err)
 	}
 	w = newWorld(1e9)
-	c, err := NewClock(page, w, 0, 0)
+	c, err := NewClock(page, w, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

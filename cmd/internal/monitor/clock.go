@@ -22,7 +22,7 @@ func (m *monitor) steer() error {
 	if err != nil {
 		return fmt.Errorf("map the guest's clock: %w", err)
 	}
-	c, err := vdso.NewClock(page, vdso.Kernel{}, float64(m.ready.Info.TSCHz), 0)
+	c, err := vdso.NewClock(page, vdso.Kernel{}, float64(m.ready.Info.TSCHz))
 	if err != nil {
 		return fmt.Errorf("steer the guest's clock: %w", err)
 	}
