@@ -67,6 +67,15 @@ func TestFutexes(t *testing.T) {
 	}
 }
 
+// clone and clone3 with arguments that nobody uses are refused, or make a thread, as natively.
+func TestOddClones(t *testing.T) {
+	b := newBox(t)
+	n := b.same(process{argv: []string{compile(t, "gcc", "clones", "clones.c", "-static", "-O1")}}, nil)
+	if n.status != 0 || strings.Count(n.out, "\n") < 80 {
+		t.Errorf("natively: status %d, %s", n.status, tail(n.out))
+	}
+}
+
 // The sixty-fifth thread is refused as at a limit of processes, and the others go on; then vCPUs are used again.
 func TestThreadBomb(t *testing.T) {
 	b := newBox(t)

@@ -15,18 +15,19 @@ const cloneThread = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLON
 
 // cloneKnown are the flags that a thread may have: those above, what is done below, and what changes nothing here.
 const cloneKnown = cloneThread | unix.CLONE_SYSVSEM | unix.CLONE_SETTLS | unix.CLONE_PARENT_SETTID |
-	unix.CLONE_CHILD_CLEARTID | unix.CLONE_CHILD_SETTID | unix.CLONE_DETACHED | unix.CLONE_IO | unix.CLONE_PTRACE | unix.CLONE_UNTRACED
+	unix.CLONE_CHILD_CLEARTID | unix.CLONE_CHILD_SETTID | unix.CLONE_DETACHED | unix.CLONE_IO | unix.CLONE_PTRACE | unix.CLONE_UNTRACED |
+	unix.CLONE_PARENT
 
 // cloneArgs is struct clone_args (include/uapi/linux/sched.h), CLONE_ARGS_SIZE_VER2.
 type cloneArgs struct {
-	flags, _, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, _ uint64 // pidfd and cgroup are of processes
+	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
 }
 
 // sysClone is clone(2) with the arguments in x86-64's order.
 func sysClone(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	const csignal = 0xff // CSIGNAL: the low byte is the signal at exit, which a thread does not send
 	flags := uint64(uint32(a[0]))
-	return k.clone(t, cloneArgs{flags: flags &^ csignal, exitSignal: flags & csignal, stack: a[1], parentTID: a[2], childTID: a[3], tls: a[4]})
+	return k.clone(t, cloneArgs{flags: flags &^ csignal, exitSignal: flags & csignal, stack: a[1], pidfd: a[2], parentTID: a[2], childTID: a[3], tls: a[4]})
 }
 
 func sysClone3(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
@@ -47,13 +48,23 @@ func sysClone3(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 		return 0, unix.E2BIG
 	}
 	copy(bytesOf(&c), raw)
+	const intoCgroup, fullSize = 1 << 33, 88 // CLONE_INTO_CGROUP, CLONE_ARGS_SIZE_VER2
+	const maxSetTID = 32                     // MAX_PID_NS_LEVEL
+	if c.setTIDSize > maxSetTID || (c.setTID == 0) != (c.setTIDSize == 0) || c.flags&intoCgroup != 0 && (c.cgroup > 1<<31-1 || a[1] < fullSize) {
+		return 0, unix.EINVAL
+	}
+	if errno := k.copyIn(c.setTID, make([]byte, 4*c.setTIDSize)); errno != 0 {
+		return 0, errno
+	}
 	switch {
-	case c.setTID != 0 || c.setTIDSize != 0:
-		return 0, unix.EPERM // asks for CAP_CHECKPOINT_RESTORE
 	case c.exitSignal&^0xff != 0 || c.exitSignal > maxSignal || c.flags&(unix.CLONE_DETACHED|0xff) != 0,
 		c.flags&(unix.CLONE_THREAD|unix.CLONE_PARENT) != 0 && c.exitSignal != 0,
 		(c.stack == 0) != (c.stackSize == 0), !accessOK(c.stack, c.stackSize):
 		return 0, unix.EINVAL
+	case c.flags&intoCgroup != 0:
+		return 0, unix.EBADF // no descriptor of the guest's is a cgroup
+	case c.setTIDSize != 0:
+		return 0, unix.EPERM // asks for CAP_CHECKPOINT_RESTORE
 	}
 	c.stack += c.stackSize
 	return k.clone(t, c)
@@ -66,6 +77,14 @@ func (k *Kernel) clone(t *Task, c cloneArgs) (uint64, unix.Errno) {
 	case f&unix.CLONE_THREAD == 0:
 		k.warn("a second process (fork, vfork, clone without CLONE_THREAD) is not served: a program guest is one process: run the child as a guest of its own")
 		return 0, unix.ENOSYS
+	case f&unix.CLONE_PIDFD != 0 && (f&unix.CLONE_DETACHED != 0 || f&unix.CLONE_PARENT_SETTID != 0 && c.pidfd == c.parentTID):
+		return 0, unix.EINVAL
+	case f&unix.CLONE_PIDFD != 0:
+		if _, errno := k.mem.Out(c.pidfd, 4); errno != 0 || !accessOK(c.pidfd, 4) {
+			return 0, unix.EFAULT
+		}
+		k.warn("clone: there are no descriptors of threads (CLONE_PIDFD): answered EINVAL, as by Linux before 6.9")
+		return 0, unix.EINVAL
 	case f&cloneThread != cloneThread || f&^cloneKnown != 0:
 		k.warn("clone: a thread that does not share files, directory or signal handlers, or has namespaces of its own, is not served: answered EINVAL")
 		return 0, unix.EINVAL

@@ -108,7 +108,7 @@ var processCalls = []call{
 	{325, "mlock2", Partial, sysMlock2, 0, "checked; locking is the run's to decide"},
 	{329, "pkey_mprotect", Partial, sysPkeyMprotect, 0, "only without a key (-1)"},
 	{334, "rseq", Refused, quietENOSYS, 0, "ENOSYS: threads that share a core are preempted unseen, so a sequence could not be aborted (docs/decisions/0008-threads.md); C libraries do without"},
-	{435, "clone3", Partial, sysClone3, 0, "as clone; no set_tid, no cgroup"},
+	{435, "clone3", Partial, sysClone3, 0, "as clone; no set_tid (EPERM), no cgroup (EBADF), no pidfd (EINVAL)"},
 	{abi.SysIsolate, "cloister_isolate", Full, sysIsolate, 0, "seals (1) or unseals (0) the calling vCPU; EAGAIN: its core is not of the grade of `--require` now"},
 	{abi.SysGapRecord, "cloister_gap_record", Full, sysGapRecord, 0, "registers a page-aligned GapRecord"},
 	{abi.SysProvoke, "cloister_provoke", Full, sysProvoke, 0, "leaves the guest in one way; built-in workloads and tests only, EPERM otherwise"},
