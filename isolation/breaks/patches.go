@@ -63,7 +63,7 @@ func (p *page) patches(list []PatchReport, log *PatchLog) {
 			}
 		}
 		outcome := r.Outcome
-		if r.Reverts != 0 {
+		if r.Reverts != 0 && r.Outcome == "committed" {
 			outcome += ", takes back " + strconv.FormatUint(r.Reverts, 10)
 		}
 		t.row(strconv.FormatUint(r.Number, 10), clean(outcome), clean(r.Name), strconv.Itoa(r.Stops), longest, clean(r.Reason))

@@ -110,7 +110,8 @@ func sampleFacts(t *testing.T) Facts {
 		Patches: []PatchReport{
 			{Number: 1, Outcome: "committed", Name: "replace filter=./new.o:filter", Actor: "uid 0 pid 17", Time: "2026-11-22T13:00:02.5Z", Stops: 2,
 				VCPUs: []PatchPause{{ID: 0, CPU: ptr(1), Where: "guest", Break: true, StopNS: ptr(uint64(12_300)), PauseNS: ptr(uint64(19_400))}, {ID: 1, Where: "ended"}}},
-			{Number: 2, Outcome: "refused", Name: "revert 1\x1b[2J", Reverts: 1, Actor: "uid 0 pid 18", Time: "2026-11-22T13:00:03Z", Reason: "vCPU 0 stood inside f"},
+			{Number: 2, Outcome: "committed", Name: "revert 1", Reverts: 1, Actor: "uid 0 pid 18", Time: "2026-11-22T13:00:02.7Z", Stops: 1},
+			{Number: 3, Outcome: "refused", Name: "revert 1\x1b[2J", Reverts: 1, Actor: "uid 0 pid 18", Time: "2026-11-22T13:00:03Z", Reason: "vCPU 0 stood inside f"},
 		},
 		PatchLog:     &PatchLog{"/var/lib/cloister/patch/my-loop.jsonl", strings.Repeat("8c", 32)},
 		RefusedSeals: []RefusedSeal{{900_000_000, 0, &two, "C", "CPU 2 is of grade D, not the C required, because of tasks", 3}},
