@@ -158,7 +158,7 @@ func (a *attempt) prepare() error {
 		}
 		a.sites = back
 		a.plan.BuildID = p.state.BuildID
-		a.plan.SafePoint = len(back) > 1 && p.state.SafePoints
+		a.plan.SafePoint = (len(back) > 1 || a.plan.SafePoint) && p.state.SafePoints
 		a.plan.Sites = back
 	}
 	if err := a.plan.check(&p.state); err != nil {
