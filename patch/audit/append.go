@@ -62,6 +62,27 @@ func Check(path string) (t Tail, err error) {
 	return t, nil
 }
 
+// Head gives the hash of a log's last line; zero: there is no line, or no log.
+func Head(path string) (h Hash, err error) {
+	r, err := Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return h, nil
+	}
+	if err != nil {
+		return h, err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	last, _, err := lastLine(r, r.Size())
+	if err != nil || last == nil {
+		return h, err
+	}
+	l, err := parse(last)
+	if err != nil {
+		return h, fmt.Errorf("patch log %s: its last line was changed (%w)", path, err)
+	}
+	return l.Hash, nil
+}
+
 // lock opens the log for appending, and keeps others from it until it is closed.
 func lock(path string) (f *os.File, err error) {
 	f, err = os.OpenFile(path, os.O_RDWR|os.O_APPEND|unix.O_NONBLOCK, 0)
@@ -175,9 +196,18 @@ func lastLine(f io.ReaderAt, size int64) (last, torn []byte, err error) {
 	}
 }
 
+// Reader reads a log as it was when it was opened.
+type Reader struct {
+	*io.SectionReader
+	f *os.File
+}
+
+// Close closes the file.
+func (r *Reader) Close() error { return r.f.Close() }
+
 // Open opens a log for reading, as it is at this moment: whole lines, unless it is torn or spoilt. Lines that are appended
 // later are not seen, and whoever reads slowly keeps nobody from appending.
-func Open(path string) (io.ReadCloser, error) {
+func Open(path string) (*Reader, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO must not wait for its writer
 	if err != nil {
 		return nil, fmt.Errorf("patch log: %w", err)
@@ -198,8 +228,5 @@ func Open(path string) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("patch log %s: %w", path, err), f.Close())
 	}
-	return struct {
-		io.Reader
-		io.Closer
-	}{io.NewSectionReader(f, 0, st.Size()), f}, nil
+	return &Reader{io.NewSectionReader(f, 0, st.Size()), f}, nil
 }

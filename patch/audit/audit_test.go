@@ -84,6 +84,12 @@ func TestForm(t *testing.T) {
 	if err != nil || s.Lines != 3 || s.Head != heads[2] || s.HeadAt != 2 || len(s.Torn) != 0 || fmt.Sprint(got) != "[1 2 3]" {
 		t.Errorf("%+v, %v, %v", s, err, got)
 	}
+	if h, err := Head(path); err != nil || h != heads[2] {
+		t.Errorf("%s, %v", h, err)
+	}
+	if h, err := Head(path + ".no"); err != nil || h != (Hash{}) {
+		t.Errorf("no log: %s, %v", h, err)
+	}
 	if s, err := verify(""); err != nil || s.Lines != 0 || s.Head != (Hash{}) {
 		t.Errorf("an empty log: %+v, %v", s, err)
 	}
@@ -265,6 +271,9 @@ func TestAppendRefuses(t *testing.T) {
 		}
 		if _, err := Check(path); err == nil {
 			t.Errorf("%.60q…: Check sees nothing", text)
+		}
+		if h, err := Head(path); err == nil {
+			t.Errorf("%.60q…: its head is %s", text, h)
 		}
 	}
 	fifo := filepath.Join(t.TempDir(), "fifo")
