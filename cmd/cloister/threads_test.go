@@ -136,6 +136,26 @@ func TestThreadsKeepTheirCore(t *testing.T) {
 	}
 }
 
+// A rule by name fits the first thread from its first instruction on, by the program's name; it loses the core with the name.
+func TestFirstThreadByName(t *testing.T) {
+	b := newBox(t, testenv.CPUs(2))
+	prog := compile(t, "gcc", "placed-by-its-name", "placed.c", "-static", "-pthread") // longer than the 15 bytes of a name
+	for _, c := range []struct {
+		place string
+		owns  bool
+	}{{"placed-by-its-n=1", true}, {"placed*=1", true}, {"main-*=housekeeping,placed-?*=1", true}, {"placed-by-its-name=1", false}, {"main*=1", false}, {"rt-h*=1", false}} {
+		r, rep := b.reported("--place", c.place, "--", prog)
+		if r.status != 0 || (rep.VCPUs[0].CPU != nil) != c.owns || c.owns && *rep.VCPUs[0].CPU != 1 {
+			t.Errorf("%s: %+v, %+v", c.place, r, rep.VCPUs[0])
+		}
+	}
+	r, rep := b.reported("--place", "placed*=1", "--", prog, "first")
+	if r.status != 0 || rep.VCPUs[0].CPU != nil || rep.VCPUs[0].Threads[0].Name != "rt-first" {
+		t.Errorf("renamed: %+v, %+v", r, rep.VCPUs[0])
+	}
+	b.refused(125, []string{"placed-by-its-n", "CPU 1"}, "run", "--cpu", "0", "--place", "placed*=1", prog)
+}
+
 // What a reviewer's programs found: a signal of the process that another thread took while a call waited for it, words
 // with priority inheritance whose owner ends while somebody waits, the base of GS, timers among faults.
 func TestThreadsAgain(t *testing.T) {

@@ -202,12 +202,12 @@ func parseRun(args []string) (*options, error) {
 		return nil, fmt.Errorf("--seal %q: choose start, first-write or call", o.seal)
 	}
 	if len(o.place) > 0 {
-		main := o.placeOf(0, "main")
+		main := o.placeOf(0, o.firstName())
 		if o.cpu == autoCPU && main >= 0 {
-			return nil, fmt.Errorf("--cpu auto and --place main=%d: choose one for the first thread", main)
+			return nil, fmt.Errorf("--cpu auto, and --place gives the first thread (%s) CPU %d: choose one for it", o.firstName(), main)
 		}
 		if o.cpu >= 0 && main >= 0 && main != o.cpu {
-			return nil, fmt.Errorf("--cpu %d and --place main=%d: choose one core for the first thread", o.cpu, main)
+			return nil, fmt.Errorf("--cpu %d, and --place gives the first thread (%s) CPU %d: choose one core for it", o.cpu, o.firstName(), main)
 		}
 		if o.cpu >= 0 {
 			o.place = append([]rule{{order: 0, cpu: o.cpu}}, o.place...)

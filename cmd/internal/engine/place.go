@@ -67,6 +67,13 @@ func (o *options) placeOf(order int, name string) int {
 	return -1
 }
 
+// firstName is the name that the first thread begins with: that of the program's file, as execve(2) has it.
+func (o *options) firstName() string {
+	const longest = 15 // TASK_COMM_LEN without its NUL
+	name := path.Base(o.program)
+	return name[:min(len(name), longest)]
+}
+
 // dedicated are the cores that the run owns, the first thread's first.
 func (o *options) dedicated() (list []int) {
 	if o.cpu >= 0 {
