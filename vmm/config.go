@@ -79,6 +79,9 @@ type Result struct {
 
 // Fault is the exception that ended a program.
 type Fault struct {
+	VCPU       int
+	Task       int    // the guest's own number of the thread
+	Thread     string // its name
 	Vector     int
 	Name       string // "page fault"
 	Error      uint64 // the CPU's error code

@@ -38,7 +38,7 @@ func (p *processor) exception(x *vcpu.Exit) vcpu.Answer {
 		e.signal, e.name = unix.SIGSEGV, "exception"
 	}
 	word := func(below int) uint64 { return binary.LittleEndian.Uint64(p.m.sup[int(stub.StackTop(p.id))-below:]) }
-	f := &Fault{Vector: v, Name: e.name, Regs: registers(x.Regs())}
+	f := p.newFault(v, e.name)
 	f.Regs["rip"], f.Regs["rflags"], f.Regs["rsp"] = word(40), word(24), word(16)
 	if e.code {
 		f.Error = word(48)
@@ -70,6 +70,15 @@ func (p *processor) exception(x *vcpu.Exit) vcpu.Answer {
 	p.haveRegs = true
 	code, addr := p.signalCode(v, f)
 	return p.deliver(f, linux.Fault{Signal: e.signal, Code: code, Addr: addr, Trap: uint64(v), Err: f.Error})
+}
+
+// newFault is an exception of the thread that p executes.
+func (p *processor) newFault(vector int, name string) *Fault {
+	f := &Fault{VCPU: p.id, Vector: vector, Name: name, Regs: registers(p.x.Regs())}
+	if p.task != nil {
+		f.Task, f.Thread = p.task.ID, p.task.Name()
+	}
+	return f
 }
 
 // Codes of siginfo (include/uapi/asm-generic/siginfo.h).
@@ -146,7 +155,7 @@ func (p *processor) deliver(f *Fault, s linux.Fault) vcpu.Answer {
 
 // fault ends the program for an exit that is not an exception of the guest's CPU.
 func (p *processor) fault(x *vcpu.Exit, sig unix.Signal, vector int) vcpu.Answer {
-	f := &Fault{Vector: vector, Name: x.Cause.String(), Regs: registers(x.Regs())}
+	f := p.newFault(vector, x.Cause.String())
 	if gpa, _ := x.MMIO(); x.Cause.String() == "mmio" {
 		f.Address, f.HasAddress = gpa, true
 	}

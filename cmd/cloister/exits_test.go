@@ -294,6 +294,18 @@ func TestCrashIsExplained(t *testing.T) {
 	}
 	b.t = t
 	prog := compile(t, "gcc", "crash-O0", "crash.c", "-O0", "-g", "-static")
+	for arg, want := range map[string]struct {
+		vcpu   uint32
+		thread string
+	}{"": {0, "crash-O0"}, "thread": {1, "the-hot-one"}} {
+		r, rep := b.reported("--", prog, arg)
+		if f := rep.Fault; r.status != 139 || f == nil || f.VCPU != want.vcpu || f.Name != want.thread || f.Thread-int(want.vcpu) != rep.VCPUs[0].Threads[0].ID {
+			t.Errorf("%q: status %d, %+v, want %+v", arg, r.status, rep.Fault, want)
+		}
+		if text := b.cloister("run", "--", prog, arg); !strings.Contains(text.err, "thread "+want.thread+" (") || !strings.Contains(text.err, fmt.Sprintf(") on vCPU %d\n", want.vcpu)) {
+			t.Errorf("%q: the printed report does not say which thread:\n%s", arg, tail(text.err))
+		}
+	}
 	for arg, sig := range map[string]unix.Signal{"abort": unix.SIGABRT, "kill": unix.SIGUSR1} {
 		r, rep := b.reported("--", prog, arg)
 		if r.status != 128+int(sig) || rep.Exit.Signal != int(sig) {

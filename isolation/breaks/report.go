@@ -77,6 +77,9 @@ type Exit struct {
 // Fault is the exception of the program that ended it.
 type Fault struct {
 	Signal    string         `json:"signal"` // SIGSEGV, …
+	VCPU      uint32         `json:"vcpu"`
+	Thread    int            `json:"thread"`      // the guest's own number of the thread that executed the instruction
+	Name      string         `json:"thread_name"` // its name, at most MaxThreadName bytes, printable
 	Address   *Hex           `json:"address"`
 	RIP       Hex            `json:"rip"`
 	Registers map[string]Hex `json:"registers"`

@@ -132,7 +132,7 @@ func faultReport(t *testing.T) *Report {
 	f := sampleFacts(t)
 	zero := Hex(0)
 	f.Exit = Exit{Code: 139, Signal: 11, Reason: "ended by SIGSEGV"}
-	f.Fault = &Fault{Signal: "SIGSEGV", Address: &zero, RIP: 0x401234, Registers: map[string]Hex{"rax": 0, "rsp": 0x7fffefff0, "rip": 0x401234, "rbp": 1, "rdi": 0xffffffffffffffff},
+	f.Fault = &Fault{Signal: "SIGSEGV", VCPU: 2, Thread: 4713, Name: "hot", Address: &zero, RIP: 0x401234, Registers: map[string]Hex{"rax": 0, "rsp": 0x7fffefff0, "rip": 0x401234, "rbp": 1, "rdi": 0xffffffffffffffff},
 		Backtrace: []Location{{RIP: 0x401234, Symbol: "main.tick", File: "loop.c", Line: 42}, {RIP: 0x401000}}}
 	f.Budget, f.Gaps, f.Host.Nested = nil, nil, false
 	f.NoStatistics = "the kernel has no KVM_GET_STATS_FD (5.14 has)"

@@ -303,7 +303,7 @@ func (p *page) fault(f *Fault) {
 		address = "address " + f.Address.String()
 	}
 	p.line("")
-	p.line("  %s %s, rip %s", p.paint(red, clean(f.Signal)+":"), address, f.RIP)
+	p.line("  %s %s, rip %s, thread %s (%d) on vCPU %d", p.paint(red, clean(f.Signal)+":"), address, f.RIP, orElse(clean(f.Name), "?"), f.Thread, f.VCPU)
 	for i, l := range f.Backtrace {
 		p.line("    #%-2d %s", i, place(l))
 	}

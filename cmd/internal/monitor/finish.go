@@ -153,7 +153,10 @@ func (m *monitor) fault(r vmm.Result) *breaks.Fault {
 	if f == nil {
 		return nil
 	}
-	out := &breaks.Fault{Signal: unix.SignalName(unix.Signal(r.Signal)), RIP: breaks.Hex(f.Regs["rip"]), Registers: map[string]breaks.Hex{}}
+	out := &breaks.Fault{
+		Signal: unix.SignalName(unix.Signal(r.Signal)), VCPU: uint32(f.VCPU), Thread: f.Task, Name: breaks.ThreadName(f.Thread),
+		RIP: breaks.Hex(f.Regs["rip"]), Registers: map[string]breaks.Hex{},
+	}
 	if f.HasAddress {
 		a := breaks.Hex(f.Address)
 		out.Address = &a
