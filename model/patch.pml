@@ -1,215 +1,486 @@
-/* patch.pml: stop, patch, serialise, resume (docs/ordering.md, O1; docs/patching.md).
+/* patch.pml: stop, patch, serialise, resume (docs/ordering.md, O1 and O13; docs/patching.md).
  *
- * NV vCPU threads and one patcher that makes NPATCH patches of two sites. The words are those of vcpu/stop.go and
- * vcpu/park.go. The front end of each vCPU is a process of its own that may copy code bytes into a stale buffer at any moment, and
- * loses them only by serialisation or by chance: weaker than any processor. How threads sleep and wake is model/stop.pml's.
+ * NV vCPU threads and one patcher that makes up to NSTOP stops. Words and labels are those of vcpu/stop.go, vcpu/park.go and patch/patcher.go: V2..V8 a vCPU
+ * that parks, P1..P8 the patcher, E1 and E3 a vCPU that enters the guest, G1..G5 and S1, S2 safe points. One step here is one step there, with at
+ * most one access to a word that others see, and prints its label: `spin -t` of a counter-example is a schedule for the real code (model/trails).
  *
- * Checked: I1 no torn instruction, I2 nobody in the guest while bytes are written, I4 no pass with two versions, I5 memory is the
- * committed version at every resume; with -DLIVE that every round ends (weak fairness).
+ * Code is three bytes: two halves of instruction A, and instruction B; a pass executes A, then B. A processor may execute a byte as it
+ * was at any moment since it last serialised. So may[v,k] is the set of values that byte k has had since v did: weaker than any processor, and it needs no front end
+ * that copies and drops. How threads sleep and wake is model/stop.pml's. Memory is sequentially consistent, as there.
  *
- * run: pass       -DNV=1 -DNPATCH=2
- * run: pass       -DNPATCH=1
- * run: pass       -DNV=1 -DNPATCH=3 -DGIVEUP   a stop may time out at any moment
- * run: pass       -DNPATCH=1 -DGIVEUP
- * run: pass       -DNV=1 -DNPATCH=2 -DLIVE
- * run: pass       -DNV=1 -DNPATCH=2 -DLIVE -DGIVEUP
- * run: tornbytes  -DNV=1 -DNPATCH=1 -DDEFERRED -DTORNONLY   written at once, each vCPU serialises at its next exit
- * run: tornbytes  -DNPATCH=1 -DNOSYNC -DTORNONLY     stopped, written, resumed without a serialising instruction
- * run: tornbytes  -DNPATCH=1 -DSYNC_BEFORE -DTORNONLY  serialised when it stopped, before the stores
- * run: versions   -DNPATCH=1 -DNOMID                 no look at where the vCPU stands
- * run: starved    -DNV=1 -DNPATCH=2 -DNOIMM -DLIVE   a kick without immediate_exit
- * run: starved    -DNV=1 -DNPATCH=2 -DLATE_CLEAR -DLIVE  immediate_exit cleared when the vCPU is let go
+ * Checked: I1 no torn instruction; I2 nobody in the guest from Stop's return to the resume; I3 nobody enters while anybody may hold a stale byte; I4 no
+ * pass with two versions; I5 the text is one version, the committed one, at every resume; L1 a dead VM is never entered; with -DLIVE that the patcher gets through
+ * all its stops and every vCPU runs again (weak fairness; who waits for ever is a deadlock, and found without -DLIVE). -DTORNONLY checks I1 alone.
+ *
+ * run: pass       -DNV=1 -DNSTOP=3 -DGIVEUP -DMISREAD   a stop may time out, what was stored may read back wrong
+ * run: pass       -O1 -DNV=2 -DNSTOP=2 -DGIVEUP
+ * run: pass       -DNV=2 -DMISREAD -DSTUCK   a resume may time out too: the VM is dead
+ * run: pass       -DNV=1 -DNSTOP=3 -DGIVEUP -DHANDLER   the kick's signal never stays pending
+ * run: pass       -DNV=1 -DNSTOP=3 -DGIVEUP -DLIVE
+ * run: pass       -O1 -DNV=2 -DGIVEUP -DLIVE
+ * run: pass       -DNV=1 -DNSTOP=3 -DGIVEUP -DHANDLER -DLIVE
+ * run: pass       -DNV=1 -DNSTOP=3 -DGIVEUP -DHANDLER -DNOAGAIN
+ * run: pass       -DNV=1 -DNSTOP=3 -DGIVEUP -DHANDLER -DNOAGAIN -DLIVE   V6's look at req saves a round; V8's and E1's are what is needed
+ * run: pass       -DNV=1 -DNSTOP=2 -DNOIMM
+ * run: pass       -DNV=1 -DNSTOP=2 -DNOIMM -DLIVE      a signal that stays pending is enough
+ * run: tornbytes  -DNV=1 -DDEFERRED -DTORNONLY   written at once, each vCPU serialises at its next exit
+ * run: tornbytes  -DNV=1 -DNOSYNC -DTORNONLY     stopped, written, resumed without a serialising instruction
+ * run: tornbytes  -DNV=1 -DSYNCBEFORE -DTORNONLY   serialised when it stopped, before the stores
+ * run: stale      -DNV=2 -DNOSYNC
+ * run: in-guest   -DNV=1 -DNOWAIT                kicked, and not waited for
+ * run: versions   -DNV=1 -DNOPLACE               nobody looks where a vCPU stands
+ * run: starved    -DNV=1 -DHANDLER -DNOIMM -DLIVE  a kick without immediate_exit
+ * run: starved    -DNV=1 -DNSTOP=2 -DHANDLER -DLATECLEAR -DLIVE  immediate_exit is cleared when the vCPU is let go
+ * run: resumed    -DNV=2 -DSTUCK -DRESUMEDEAD    the resume timed out: the VM is called dead, and released
+ * run: stale      -DNV=2 -DSTUCK -DRESUMELATE    the resume timed out: resumed all the same
+ * run: memory     -DNV=1 -DMISREAD -DRESUMEDOUBT  text that could not be put back is resumed
+ * run: memory     -DNV=1 -DMISREAD -DNOBACK      what reads back wrong is not put back
+ * run: memory     -DNV=1 -DNSTOP=2 -DGIVEUP -DWRITELATE  a stop that timed out stores all the same
+ *
+ * ENTRY: A is the entry of a function, two NOPs that become one JMP, so a vCPU may stand inside it. Without safe points (RANDOM) a pass may see two versions.
+ *
+ * run: pass       -DNV=2 -DENTRY -DRANDOM -DTORNONLY
+ * run: versions   -DNV=1 -DENTRY -DRANDOM
+ * run: tornbytes  -DNV=1 -DENTRY -DRANDOM -DNORIP -DTORNONLY   nobody looks whether it stands inside
+ *
+ * WORD: threads come to their safe points when the word says so, and wait there outside the guest (O13). QUIET: one may be quiet, and change its mind.
+ *
+ * run: pass       -DNV=2 -DWORD -DGIVEUP
+ * run: pass       -DNV=2 -DWORD -DQUIET -DNSTOP=2
+ * run: pass       -DNV=1 -DWORD -DNSTOP=2 -DLIVE
+ * run: pass       -DNV=2 -DWORD -DLIVE
+ * run: versions   -DNV=2 -DWORD -DQUIET -DNOLOOK   not looked at again when all are stopped
+ * run: tornbytes  -DNV=2 -DWORD -DSKIPHERE -DTORNONLY   who waits at a safe point is not stopped: it is outside anyway
+ * run: deadlock   -DNV=1 -DWORD -DNOSCATTER   a thread waits at a safe point, and no one wakes it
+ *
+ * SYNC: the first vCPU writes code that nobody executes yet, asks for a stop of all (SysSync), and then tells the others.
+ *
+ * run: pass       -DNV=2 -DSYNC
+ * run: pass       -DNV=2 -DSYNC -DLIVE
+ * run: tornbytes  -DNV=2 -DSYNC -DNOSYNC -DTORNONLY
+ * run: tornbytes  -DNV=2 -DSYNC -DKICKONLY -DTORNONLY   kicked, and not waited for
  */
 #ifndef NV
 #define NV 2
 #endif
-#ifndef NPATCH
-#define NPATCH 2
+#ifndef NSTOP
+#define NSTOP 1
 #endif
-#define OLD 0
-#define NEW 1
+#define OLD 1
+#define NEW 2            /* values are bits of a set */
 
-mtype = { USER, KCHECK, GUEST, PARKED };   /* where a vCPU thread is */
+/* Where a vCPU is; below V2 it runs. */
+#define E1     0         /* looks at req */
+#define RUN    1         /* E3: KVM_RUN polls immediate_exit */
+#define ENTER  2         /* E3: and then signals, with interrupts off */
+#define GUEST  3
+#define OVER   4         /* its thread has ended */
+#define V2     5
+#define V3READ 6
+#define V3ACK  7
+#define V4     8
+#define V5     9
+#define V6CLEAR 10
+#define V6AGAIN 11
+#define V7DRAIN 12
+#define V7SYNC  13
+#define V8     14
+#define V8LAST 15
+#define CLEAR  16        /* only with LATECLEAR */
+#define S2     17        /* calls SysSafepoint */
+#define WAIT   18        /* its call is not answered yet */
+byte at[NV] = E1;
 
-/* --- shared control words (all accesses are release/acquire or stronger) --- */
-byte req[NV];        /* stop request generation, 0 = none            */
-byte ack[NV];        /* vCPU -> patcher: parked for generation g     */
-byte go = 0;         /* patcher -> vCPUs: bytes are final, serialise */
-byte synced[NV];     /* vCPU -> patcher: serialised for generation g */
-byte rel = 0;        /* patcher -> vCPUs: enter the guest again      */
-bool immexit[NV];    /* kvm_run.immediate_exit                       */
-bool sig[NV];        /* signal pending on the vCPU thread            */
-mtype st[NV];
+byte req[NV], ack[NV], go_[NV], synced[NV], rel[NV];
+bool quit[NV];
+bool imm[NV];            /* kvm_run.immediate_exit */
+bool sig[NV];            /* the kick's signal is pending */
 
-/* --- code bytes: two halves of one instruction (A) and one more insn (B) --- */
-byte mem[3];         /* 0,1 = halves of insn A ; 2 = insn B          */
-byte fb[6];          /* per-vCPU stale copies of halves 0 and 1, and 2 */
-bool fv[6];          /* validity                                     */
-byte rip[NV];        /* 0 = before A, 1 = between A and B            */
-byte verA[NV];       /* version of A executed in this pass           */
-bool writing = false;/* patcher is between first and last byte store */
+byte mem[3] = OLD;       /* A's halves, and B */
+byte may[NV * 3] = OLD;
+#define MAY(i, k) may[(i) * 3 + (k)]
 byte committed = OLD;
-bool abort_next = false;
-bool needsync[NV];   /* only used by DEFERRED                        */
-#define FB(v,k) fb[(v)*3+(k)]
-#define FV(v,k) fv[(v)*3+(k)]
 
-inline serialise(v) { FV(v,0)=false; FV(v,1)=false; FV(v,2)=false }
+/* Where a vCPU is in its pass: before S1, before A, inside A (ENTRY), before B. */
+#define TOP    0
+#define ATA    1
+#define INA    2
+#define ATB    3
+#if defined(WORD) || defined(SYNC)
+#define BEGIN  TOP
+#else
+#define BEGIN  ATA
+#endif
+byte rip[NV] = BEGIN;
 
-/* the front end may copy code bytes at any moment; it drops a copy only on
- * serialisation (or by chance, on replacement)                              */
-proctype frontend(byte v) {
-end_fe:
+bool halted;            /* from Stop's return to the resume */
+bool dead;
+bool fin;                /* the patcher makes no more stops */
+byte word, number;       /* O13: what the program sees; the patch that waits */
+bool here[NV], quiet[NV];
+bool called, answered;   /* SYNC: a stop is asked for, and was made */
+bool use;                /* SYNC: the new code may be executed */
+
+#if NV == 1
+#define ALL(p) (p(0))
+inline store(k, x) { mem[k] = x; MAY(0, k) = MAY(0, k) | x }
+#else
+#define ALL(p) (p(0) && p(1))
+inline store(k, x) { mem[k] = x; MAY(0, k) = MAY(0, k) | x; MAY(1, k) = MAY(1, k) | x }
+#endif
+#define FRESH(i) (MAY(i, 0) == mem[0] && MAY(i, 1) == mem[1] && MAY(i, 2) == mem[2])
+#define INGUEST(i) (at[i] == RUN || at[i] == ENTER || at[i] == GUEST)
+
+inline serialise(v) { MAY(v, 0) = mem[0]; MAY(v, 1) = mem[1]; MAY(v, 2) = mem[2] }
+
+/* KVM_RUN has returned EINTR. */
+inline interrupted(v) {
+#ifdef HANDLER
+  sig[v] = false;
+#else
+  if :: req[v] == done -> sig[v] = false :: else fi;            /* spurious: drained; E1 looks again */
+#endif
+  at[v] = E1
+}
+
+/* With LIVE the interrupt that carries a kick comes at once; else it takes its time. */
+#ifdef LIVE
+#define EXECUTES(v, p) (at[v] == GUEST && !sig[v] && rip[v] == p)
+#else
+#define EXECUTES(v, p) (at[v] == GUEST && rip[v] == p)
+#endif
+#define FIRST(v) MAY(v, 0)
+#define SECOND(v) MAY(v, 1)
+#define ONE(m) ((m) == OLD || (m) == NEW)
+
+proctype vcpu(byte v) {
+  byte done, g, ver; bool calls, whole, same, fresh;
   do
-  :: atomic { !FV(v,0) -> FB(v,0)=mem[0]; FV(v,0)=true }
-  :: atomic { !FV(v,1) -> FB(v,1)=mem[1]; FV(v,1)=true }
-  :: atomic { !FV(v,2) -> FB(v,2)=mem[2]; FV(v,2)=true }
-  :: atomic { FV(v,0) -> FV(v,0)=false }
-  :: atomic { FV(v,1) -> FV(v,1)=false }
-  :: atomic { FV(v,2) -> FV(v,2)=false }
+  :: d_step { at[v] == E1 -> printf("V%d E1\n", v);
+#ifdef HANDLER
+       sig[v] = false;                                          /* a handler ran */
+#endif
+       if
+       :: req[v] != done -> at[v] = V2
+       :: req[v] == done && quit[v] -> at[v] = OVER
+       :: else -> at[v] = RUN
+       fi }
+  :: d_step { at[v] == RUN -> printf("V%d E3 run\n", v);
+#ifdef HANDLER
+       sig[v] = false;                                          /* between E1 and the ioctl */
+#endif
+       if :: imm[v] -> interrupted(v) :: else -> at[v] = ENTER fi }
+  :: d_step { at[v] == ENTER -> printf("V%d E3 enter\n", v);
+       if
+       :: sig[v] -> interrupted(v)
+       :: else ->
+          at[v] = GUEST;
+#ifndef TORNONLY
+          assert(!halted);                                     /* I2 */
+          assert(!dead);                                        /* L1 */
+#ifndef SYNC
+          assert(mem[0] == committed && mem[1] == committed && mem[2] == committed);   /* I5 */
+          fresh = ALL(FRESH); assert(fresh)                     /* I3 */
+#endif
+#endif
+       fi }
+
+  /* The guest: a kick, an exit of its own, an instruction. */
+  :: d_step { at[v] == GUEST && sig[v] -> printf("V%d kicked\n", v); interrupted(v) }
+#if defined(LIVE) && (defined(WORD) || defined(SYNC))
+  /* A program that makes no progress of its own comes to no safe point. */
+#elif defined(LIVE)
+  :: d_step { at[v] == GUEST && !sig[v] -> printf("V%d exit\n", v); at[v] = E1 }
+#else
+  :: d_step { at[v] == GUEST -> printf("V%d exit\n", v); at[v] = E1;
+#ifdef DEFERRED
+       serialise(v)
+#endif
+     }
+#endif
+
+  /* A call that is not answered yet; a stop is looked for meanwhile (O3). */
+  :: d_step { at[v] == WAIT && req[v] != done -> printf("V%d look\n", v); at[v] = V2 }
+#ifdef SYNC
+  :: d_step { at[v] == WAIT && req[v] == done && answered -> printf("V%d answered\n", v); calls = false; at[v] = E1 }
+  :: d_step { v == 0 && EXECUTES(v, TOP) -> printf("V%d store 0\n", v); store(0, NEW); rip[v] = ATA }
+  :: d_step { v == 0 && EXECUTES(v, ATA) -> printf("V%d store 1\n", v); store(1, NEW); rip[v] = INA }
+  :: d_step { v == 0 && EXECUTES(v, INA) -> printf("V%d sync\n", v); called = true; calls = true; at[v] = WAIT; rip[v] = ATB }
+  :: d_step { v == 0 && EXECUTES(v, ATB) && !use -> printf("V%d publish\n", v); use = true }
+  :: d_step { v != 0 && EXECUTES(v, TOP) && use -> printf("V%d A %d %d\n", v, FIRST(v), SECOND(v));
+       whole = (FIRST(v) == NEW && SECOND(v) == NEW); assert(whole) }
+#else
+#ifdef WORD
+  :: d_step { at[v] == WAIT && req[v] == done && !here[v] -> printf("V%d S3\n", v); calls = false; at[v] = E1 }
+  :: d_step { EXECUTES(v, TOP) && !quiet[v] -> printf("V%d S1\n", v); rip[v] = ATA; if :: word -> at[v] = S2 :: else fi }
+  :: d_step { at[v] == S2 -> printf("V%d S2\n", v); if :: number -> here[v] = true; calls = true; at[v] = WAIT :: else -> at[v] = E1 fi }
+#ifdef QUIET
+  :: d_step { v == NV - 1 && EXECUTES(v, TOP) && !quiet[v] -> printf("V%d quiet\n", v); quiet[v] = true }
+  :: d_step { v == NV - 1 && EXECUTES(v, TOP) && quiet[v] -> printf("V%d loud\n", v); quiet[v] = false; rip[v] = ATA }   /* S1 comes with the next pass */
+#endif
+#endif
+#ifdef ENTRY
+  :: d_step { EXECUTES(v, ATA) -> printf("V%d A %d %d\n", v, FIRST(v), SECOND(v));
+       whole = (FIRST(v) == OLD || FIRST(v) == NEW && SECOND(v) == NEW); assert(whole);   /* I1: a NOP, or the JMP */
+       ver = FIRST(v); rip[v] = (ver == OLD -> INA : ATB) }
+  :: d_step { EXECUTES(v, INA) -> printf("V%d A2 %d\n", v, SECOND(v));
+       whole = (SECOND(v) == OLD); assert(whole); rip[v] = ATB }
+#else
+  :: d_step { EXECUTES(v, ATA) -> printf("V%d A %d %d\n", v, FIRST(v), SECOND(v));
+       whole = (FIRST(v) == SECOND(v) && ONE(FIRST(v))); assert(whole);                   /* I1 */
+       ver = FIRST(v); rip[v] = ATB }
+#endif
+  :: d_step { EXECUTES(v, ATB) -> printf("V%d B %d\n", v, MAY(v, 2));
+#ifndef TORNONLY
+       same = (MAY(v, 2) == ver); assert(same);                 /* I4 */
+#endif
+       ver = 0; rip[v] = BEGIN }
+#endif
+
+  /* park. V2 completes what an exit left pending (model/stop.pml). */
+  :: d_step { at[v] == V2 -> printf("V%d V2\n", v);
+#ifdef SYNCBEFORE
+       serialise(v);
+#endif
+       at[v] = V3READ }
+  :: d_step { at[v] == V3READ -> printf("V%d V3 read\n", v); g = req[v]; at[v] = V3ACK }
+  :: d_step { at[v] == V3ACK -> printf("V%d V3 ack\n", v); ack[v] = g; at[v] = V4 }
+  :: d_step { at[v] == V4 && go_[v] >= g -> printf("V%d V4\n", v); at[v] = V5 }
+  :: d_step { at[v] == V5 -> printf("V%d V5\n", v);
+#if !defined(NOSYNC) && !defined(SYNCBEFORE)
+       serialise(v);
+#endif
+       at[v] = V6CLEAR }
+  :: d_step { at[v] == V6CLEAR -> printf("V%d V6 clear\n", v);
+#ifndef LATECLEAR
+       imm[v] = false;
+#endif
+       at[v] = V6AGAIN }
+  :: d_step { at[v] == V6AGAIN -> printf("V%d V6 again\n", v);
+#ifdef NOAGAIN
+       at[v] = V7DRAIN
+#else
+       at[v] = (req[v] != g -> V3READ : V7DRAIN)
+#endif
+     }
+  :: d_step { at[v] == V7DRAIN -> printf("V%d V7 drain\n", v); sig[v] = false; at[v] = V7SYNC }
+  :: d_step { at[v] == V7SYNC -> printf("V%d V7 synced\n", v); done = g; synced[v] = g; at[v] = V8 }
+  :: d_step { at[v] == V8 && (rel[v] >= g || req[v] != g) -> printf("V%d V8\n", v); at[v] = V8LAST }
+  :: d_step { at[v] == V8LAST -> printf("V%d V8 last\n", v);
+       if
+       :: req[v] != g -> at[v] = V3READ
+       :: else ->
+          g = 0;
+          if
+          :: calls && !quit[v] -> at[v] = WAIT
+          :: calls && quit[v] -> at[v] = OVER
+#ifdef LATECLEAR
+          :: !calls -> at[v] = CLEAR
+#else
+          :: !calls -> at[v] = E1
+#endif
+          fi
+       fi }
+#ifdef LATECLEAR
+  :: d_step { at[v] == CLEAR -> printf("V%d clear\n", v); imm[v] = false; sig[v] = false; at[v] = RUN }
+#endif
+  :: at[v] == OVER -> break
   od
 }
 
-proctype vcpu(byte v) {
-  byte g=0; byte dn=0; byte a; byte b;
-  do
-  :: /* USER: top of the run loop */
-     st[v]=USER;
-     if :: sig[v] -> sig[v]=false       /* handler runs in user mode: signal is consumed */
-        :: else
-     fi;
-repark:
-     if
-     :: req[v]!=dn ->                   /* pending iff the generation differs; never zeroed */
-        g=req[v];
-        /* --- park path --- */
-#ifdef SYNC_BEFORE
-        serialise(v);
-#endif
-        st[v]=PARKED;
-        ack[v]=g;
-        go>=g;                          /* acquire: bytes are final for generation g */
-#if !defined(NOSYNC) && !defined(SYNC_BEFORE)
-        d_step { serialise(v) };
-#endif
-#ifndef LATE_CLEAR
-        immexit[v]=false;               /* cleared by the vCPU only, only while parked */
-        if :: req[v]!=g -> goto repark  /* Dekker pair with the patcher's req;immexit  */
-           :: else
-        fi;
-#endif
-        synced[v]=g; dn=g;
-        rel>=g || req[v]!=g;
-#ifdef LATE_CLEAR
-        st[v]=USER; immexit[v]=false    /* wrong place: can eat the next kick */
+/* P3: where a vCPU must not stand. */
+#if defined(WORD) && defined(NOLOOK)
+#define UNSAFE(i) false
+#elif defined(WORD)
+#define UNSAFE(i) (!here[i] && !quiet[i])
+#elif defined(NOPLACE) || (defined(RANDOM) && defined(NORIP))
+#define UNSAFE(i) false
+#elif defined(RANDOM)
+#define UNSAFE(i) (rip[i] == INA)
 #else
-        if :: req[v]!=dn -> goto repark :: else fi
+#define UNSAFE(i) (rip[i] != BEGIN)
 #endif
-     :: else -> skip
-     fi;
-     /* window: request may arrive here, after the check */
-     if :: sig[v] -> sig[v]=false :: else fi;
-     /* ioctl(KVM_RUN): polls immediate_exit ONCE */
-     st[v]=KCHECK;
-#ifndef NOIMM
-     if :: immexit[v] -> goto out :: else fi;
+#define COMES(i) (here[i] || quiet[i])
+
+#ifdef SKIPHERE
+#define STOPS(i) (!skipped[i])
+#else
+#define STOPS(i) true
 #endif
-again:
-     /* last check with irqs off, then VM entry: atomic w.r.t. the kick */
-     atomic {
-       if :: sig[v] -> goto out
-          :: else -> st[v]=GUEST
-       fi
-     };
-#ifndef DEFERRED
-     assert(!writing);
+
+inline scatter() {
+  d_step {
+    printf("P G5\n"); word = 0; number = 0;
+#ifndef NOSCATTER
+    do :: i < NV -> here[i] = false; i++ :: else -> break od;
 #endif
-     do
-     :: sig[v] -> st[v]=KCHECK; break            /* IPI -> VM exit, -EINTR */
-     :: !sig[v] && rip[v]==0 ->                  /* execute insn A: both halves in one step */
-        d_step {
-          a = (FV(v,0) -> FB(v,0) : mem[0]); b = (FV(v,1) -> FB(v,1) : mem[1]);
-          assert(a==b);                          /* I1: no torn instruction */
-          verA[v]=a; rip[v]=1; a=0; b=0
-        }
-     :: !sig[v] && rip[v]==1 ->
-        d_step {
-          a = (FV(v,2) -> FB(v,2) : mem[2]);
-#ifndef TORNONLY
-          assert(a==verA[v]);                    /* I4: both sites from one version */
-#endif
-          rip[v]=0; a=0
-        }
-#ifdef DEFERRED
-     :: needsync[v] && !sig[v] -> st[v]=KCHECK; serialise(v); needsync[v]=false; goto again
-#endif
-     od;
-out: skip;
-progress_run:
-     skip
-  od
+    i = 0
+  }
 }
 
 proctype patcher() {
-  byte g=0; byte i; byte nv; bool bad; bool gaveup;
+  byte g, i, nv; bool late, doubt, out_of_guest, bad;
+#ifdef SKIPHERE
+  bool skipped[NV];
+#endif
   do
-  :: g < NPATCH ->
-     g++; nv = (committed==OLD -> NEW : OLD); gaveup=false;
+  :: g == NSTOP -> break
+  :: g < NSTOP ->
+     d_step { g++; nv = OLD + NEW - committed };
 #ifdef DEFERRED
-     i=0; do :: i<NV -> needsync[i]=true; i++ :: else -> break od;
-     writing=true; mem[0]=nv; mem[1]=nv; mem[2]=nv; writing=false; committed=nv
+     d_step { printf("P P5 store 0\n"); store(0, nv) };
+     d_step { printf("P P5 store 1\n"); store(1, nv) };
+     d_step { printf("P P5 store 2\n"); store(2, nv) }
 #else
-     /* P1 request + kick */
-     i=0;
-     do :: i<NV ->
-           req[i]=g;                    /* store-release, then full barrier */
-           immexit[i]=true;             /* before the signal                */
-           sig[i]=true;                 /* tgkill                           */
-           i++
-        :: else -> break
-     od;
-     /* P2 wait for every acknowledgement; the deadline may pass at any time */
-     i=0;
-     do :: i<NV && ack[i]==g -> i++
-        :: i==NV -> break
-#ifdef GIVEUP
-        :: i<NV && ack[i]!=g -> gaveup=true; break
+#ifdef SYNC
+     called;
 #endif
-     od;
+#ifdef WORD
      if
-     :: gaveup -> go=g; rel=g            /* not one byte written: resume everybody on old code */
-     :: else ->
-        /* P3 inspect */
-        bad=false;
-#ifndef NOMID
-        i=0; do :: i<NV -> if :: rip[i]!=0 -> bad=true :: else fi; i++ :: else -> break od;
+     :: number == 0 -> d_step { printf("P G1\n"); number = g }; d_step { printf("P G2\n"); word = 1 }
+     :: else
+     fi;
+     if
+     :: d_step { ALL(COMES) -> printf("P G3\n") }
+#ifdef GIVEUP
+     :: printf("P G3 late\n"); break
 #endif
-        i=0; do :: i<NV -> assert(st[i]==PARKED); i++ :: else -> break od;
+     fi;
+#endif
+     do                                                         /* P1 */
+     :: i == NV -> break
+#ifdef SKIPHERE
+     :: d_step { i < NV && here[i] -> skipped[i] = true; i++ }
+     :: i < NV && !here[i] ->
+#else
+     :: i < NV ->
+#endif
+        d_step { printf("P P1 req %d\n", i); req[i] = g };
+        d_step { printf("P P1 immediate_exit %d\n", i);
+#ifndef NOIMM
+          imm[i] = true
+#endif
+        };
+        d_step { printf("P P1 signal %d\n", i); sig[i] = true; i++ }
+     od;
+     i = 0; late = false;
+#if !defined(NOWAIT) && !defined(KICKONLY)
+     do                                                         /* P2 */
+     :: i == NV -> break
+     :: d_step { i < NV && (ack[i] == g || at[i] == OVER || !STOPS(i)) -> printf("P P2 %d\n", i); i++ }
+#ifdef GIVEUP
+     :: d_step { i < NV && ack[i] != g && STOPS(i) -> printf("P P2 late %d\n", i); late = true }; break
+#endif
+     od;
+#endif
+     i = 0;
+     if
+     :: late ->                                                 /* not one byte was stored */
+#ifdef WRITELATE
+        d_step { printf("P P5 store 0\n"); store(0, nv) };
+#endif
+        do
+        :: i == NV -> break
+        :: d_step { i < NV -> printf("P P8 %d\n", i); go_[i] = g; rel[i] = g; i++ }
+        od
+     :: !late ->
+#ifndef SYNC
+        d_step {
+          printf("P P3\n");
+          bad = false;
+          do
+          :: i < NV ->
+#ifndef TORNONLY
+             out_of_guest = !INGUEST(i); assert(out_of_guest);  /* I2 */
+#endif
+             bad = bad || (UNSAFE(i) && at[i] != OVER); i++
+          :: else -> break
+          od;
+          i = 0; halted = true; out_of_guest = false
+        };
         if
-        :: bad -> skip                   /* refuse, resume, retry later */
-        :: else ->
-           writing=true; mem[0]=nv; mem[1]=nv;
-           if :: mem[2]=nv; committed=nv
-              :: mem[1]=1-nv; mem[0]=1-nv   /* verify failed: roll back */
-           fi;
-           writing=false
-        fi;
-        assert(mem[0]==committed && mem[1]==committed && mem[2]==committed);  /* I5 */
-        go=g;
-        i=0; do :: i<NV -> synced[i]==g; i++ :: else -> break od;
-        rel=g
-     fi
+        :: bad -> bad = false                                   /* refused: resumed, and tried again */
+        :: !bad ->
+           d_step { printf("P P5 store 0\n"); store(0, nv) };
+           d_step { printf("P P5 store 1\n"); store(1, nv) };
+           d_step { printf("P P5 store 2\n"); store(2, nv) };
+           if
+           :: d_step { printf("P P5 read back\n"); committed = nv };
+#ifdef WORD
+              scatter()
 #endif
-  :: else -> break
+#ifdef MISREAD
+           :: printf("P P5 read back wrong\n");
+#ifndef NOBACK
+              d_step { printf("P P5 take back 0\n"); store(0, committed) };
+              d_step { printf("P P5 take back 1\n"); store(1, committed) };
+              d_step { printf("P P5 take back 2\n"); store(2, committed) };
+              if
+              :: printf("P P5 take back read\n")
+              :: d_step { printf("P P5 take back wrong\n"); store(0, nv);
+#ifndef RESUMEDOUBT
+                   doubt = true; dead = true
+#endif
+                 }
+              fi
+#else
+              skip
+#endif
+#endif
+           fi
+        fi;
+#endif
+        do
+        :: i == NV -> break
+        :: d_step { i < NV -> printf("P P6 %d\n", i); quit[i] = doubt; go_[i] = g; i++ }
+        od;
+        i = 0;
+#ifndef KICKONLY
+        do
+        :: i == NV -> break
+        :: d_step { i < NV && (synced[i] == g || at[i] == OVER || !STOPS(i)) -> printf("P P7 %d\n", i); i++ }
+#ifdef STUCK
+        :: d_step { i < NV && synced[i] != g -> printf("P P7 late %d\n", i); late = true }; break
+#endif
+        od;
+#endif
+        i = 0;
+        d_step {
+          halted = false;
+#ifndef RESUMELATE
+          dead = dead || late
+#endif
+        };
+        do
+        :: i == NV -> break
+#ifndef RESUMEDEAD
+        :: d_step { i < NV && dead -> printf("P P8 condemn %d\n", i); quit[i] = true; rel[i] = g; i++ }
+        :: d_step { i < NV && !dead -> printf("P P8 %d\n", i); rel[i] = g; i++ }
+#else
+        :: d_step { i < NV -> printf("P P8 %d\n", i); rel[i] = g; i++ }
+#endif
+        od;
+        if :: dead -> break :: else fi
+     fi;
+     i = 0;
+#ifdef SYNC
+     answered = true
+#endif
+#endif
   od;
-patched: skip
+  i = 0;
+#ifdef WORD
+  if :: number -> scatter() :: else fi;
+#endif
+  fin = true
 }
 
 init { atomic {
-  byte i=0;
-  do :: i<NV -> st[i]=USER; run vcpu(i); run frontend(i); i++ :: else -> break od;
+  byte i;
+  do :: i < NV -> run vcpu(i); i++ :: else -> break od;
   run patcher() } }
 
 #ifdef LIVE
-ltl done { <> (patcher@patched) }
+#define RUNS(i) (at[i] <= OVER)
+ltl done { <> [] (fin && ALL(RUNS)) }
 #endif

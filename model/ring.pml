@@ -22,9 +22,9 @@
  * run: lost       -DCLOSEDLATE        Closed is loaded behind Head
  * run: lost       -DCLOSEEARLY        Closed is stored before the last record is published
  * run: deadlock   -DNOPUBLISH         the last record is never published, nor the end
- * run: pass       -DHOSTILE
+ * run: pass       -O1 -DHOSTILE
  * run: outside    -DHOSTILE -DTWICE      the length is loaded again behind the check
- * run: outside    -DHOSTILE -DHEADTWICE  Head is loaded again behind the check
+ * run: outside    -O1 -DHOSTILE -DHEADTWICE  Head is loaded again behind the check
  * run: outside    -DHOSTILE -DTRUST      the length is not checked
  */
 #ifndef SLOTS

@@ -17,11 +17,11 @@
  * model/run checks each line; `pass` or the error that it must find.
  *
  * run: pass
- * run: pass       -DLIVE
+ * run: pass       -O1 -DLIVE
  * run: pass       -DLIVE -DSPIN       the guest never leaves by itself
- * run: pass       -DGIVEUP            a stop may time out at any moment
+ * run: pass       -O1 -DGIVEUP            a stop may time out at any moment
  * run: pass       -DLIVE -DSPIN -DGIVEUP
- * run: pass       -DOPS               Go has an ioctl executed on the vCPU's thread while it serves
+ * run: pass       -O1 -DOPS               Go has an ioctl executed on the vCPU's thread while it serves
  * run: pass       -DNV=2 -DROUNDS=1 -DSPIN  two vCPUs whose guests spin
  * run: pass       -DNV=2 -DROUNDS=1 -DSPIN -DGIVEUP
  * run: pass       -DHANDLER           the signal never stays pending: immediate_exit alone is enough
