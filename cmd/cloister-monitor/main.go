@@ -39,6 +39,8 @@ func command(args []string) int {
 		return monitor.Host(args[1:])
 	case "ring":
 		return monitor.Ring(args[1:])
+	case "patch":
+		return monitor.Patch(args[1:])
 	}
 	return session.Failf("cloister-monitor is started by cloister, not by hand: `cloister help` lists the commands")
 }

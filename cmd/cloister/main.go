@@ -23,7 +23,7 @@ func command(args []string) int {
 	switch args[0] {
 	case "run":
 		return engine.Main(args[1:], nil)
-	case "ps", "stats", "stop", "ring", "doctor", "host":
+	case "ps", "stats", "stop", "ring", "doctor", "host", "patch":
 		return session.ExecMonitor(args)
 	case "version":
 		fmt.Println("cloister", session.Version())

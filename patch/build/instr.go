@@ -1,9 +1,11 @@
 package build
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	mathbits "math/bits"
+	"slices"
 	"strings"
 	"sync"
 
@@ -37,7 +39,83 @@ func decode(b []byte) (x86asm.Inst, error) {
 			return x86asm.Inst{}, errDecode // LOCK where it may not stand: faults
 		}
 	}
+	if n := vectorLength(b); n < 0 {
+		return x86asm.Inst{}, errDecode
+	} else if n > 0 && n != in.Len {
+		if in.Op != x86asm.VZEROUPPER && in.Op != x86asm.VZEROALL {
+			return x86asm.Inst{}, errDecode
+		}
+		in.Len = n // x86asm takes the byte behind them for an operand
+	}
 	return in, nil
+}
+
+// vectorLength gives the length of an instruction with a VEX or EVEX prefix, by the rules of the encoding alone (Intel SDM vol. 2A, 2.3 and 2.7): x86asm's
+// tables of them are young, and a wrong length is worse than none. 0: another instruction; -1: cut short, or in a map that has no such rules.
+func vectorLength(b []byte) int {
+	for i := range b {
+		if !bytes.Contains([]byte("\x26\x2e\x36\x3e\x64\x65\x67"), b[i:i+1]) { // segments and address size may stand in front
+			n := vexLength(b[i:])
+			if n > 0 {
+				n += i
+			}
+			return n
+		}
+	}
+	return 0
+}
+
+func vexLength(b []byte) int {
+	n := 0 // of prefix and opcode
+	page := byte(1)
+	switch {
+	case len(b) > 2 && b[0] == 0xc5:
+		n = 3
+	case len(b) > 3 && b[0] == 0xc4:
+		n, page = 4, b[1]&0x1f
+	case len(b) > 5 && b[0] == 0x62:
+		n, page = 5, b[1]&0x07
+	default:
+		return 0
+	}
+	if page < 1 || page > 3 {
+		return -1
+	}
+	op := b[n-1]
+	if page == 1 && op == 0x77 {
+		return n // VZEROUPPER, VZEROALL
+	}
+	if n >= len(b) {
+		return -1
+	}
+	modrm := b[n]
+	n++
+	if mod, rm := modrm>>6, modrm&7; mod != 3 {
+		if rm == 4 {
+			if n >= len(b) {
+				return -1
+			}
+			if mod == 0 && b[n]&7 == 5 {
+				n += 4
+			}
+			n++
+		} else if mod == 0 && rm == 5 {
+			n += 4
+		}
+		switch mod {
+		case 1:
+			n++ // EVEX scales it, in one byte all the same
+		case 2:
+			n += 4
+		}
+	}
+	if page == 3 || page == 1 && (op >= 0x70 && op <= 0x73 || op == 0xc2 || op >= 0xc4 && op <= 0xc6) {
+		n++ // an immediate byte
+	}
+	if n > len(b) {
+		return -1
+	}
+	return n
 }
 
 // single reads the one instruction that is all of b.
@@ -88,7 +166,17 @@ func direct(in x86asm.Inst, at uint64) (uint64, bool) {
 	return 0, false
 }
 
-// leaves says why an instruction may not be a site: its own return address, or the saved one of what it enters, would be looked at nowhere.
+// besideRIP gives the address that an instruction at the address at means by an operand relative to RIP.
+func besideRIP(in x86asm.Inst, at uint64) (uint64, bool) {
+	for _, a := range in.Args {
+		if m, ok := a.(x86asm.Mem); ok && m.Base == x86asm.RIP {
+			return at + uint64(in.Len) + uint64(m.Disp), true
+		}
+	}
+	return 0, false
+}
+
+// leaves says that an instruction may not be a site: its own return address, or the saved one of what it enters, would be looked at nowhere.
 func leaves(in x86asm.Inst) bool {
 	switch in.Op {
 	case x86asm.CALL, x86asm.LCALL, x86asm.SYSCALL, x86asm.SYSENTER, x86asm.SYSRET, x86asm.SYSEXIT, x86asm.INT, x86asm.INTO, x86asm.ICEBP,
@@ -101,19 +189,14 @@ func leaves(in x86asm.Inst) bool {
 // restartable says that an instruction may have been begun, and be gone on with, while RIP stands at its start: string instructions that repeat,
 // gathers and scatters, and the saving of the whole state.
 func restartable(in x86asm.Inst) bool {
-	op := in.Op.String()
-	for _, p := range in.Prefix {
-		if p &^= x86asm.PrefixImplicit; p == x86asm.PrefixREP || p == x86asm.PrefixREPN {
-			// Elsewhere the byte is a part of the opcode, or a hint. Not to know is to be careful: the flag only costs a retry.
-			return true
-		}
+	switch in.Op {
+	case x86asm.MOVSB, x86asm.MOVSW, x86asm.MOVSD, x86asm.MOVSQ, x86asm.STOSB, x86asm.STOSW, x86asm.STOSD, x86asm.STOSQ, x86asm.LODSB, x86asm.LODSW, x86asm.LODSD, x86asm.LODSQ,
+		x86asm.SCASB, x86asm.SCASW, x86asm.SCASD, x86asm.SCASQ, x86asm.CMPSB, x86asm.CMPSW, x86asm.CMPSD, x86asm.CMPSQ,
+		x86asm.INSB, x86asm.INSW, x86asm.INSD, x86asm.OUTSB, x86asm.OUTSW, x86asm.OUTSD:
+		// Without a REP too: not to know how its prefixes are read is to be careful.
+		return true
 	}
-	for _, part := range []string{"GATHER", "SCATTER", "XSAVE", "XRSTOR", "FXSAVE", "FXRSTOR", "VMASKMOV", "VPMASKMOV", "MASKMOV"} {
-		if strings.Contains(op, part) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc([]string{"GATHER", "SCATTER", "XSAVE", "XRSTOR", "FXSAVE", "FXRSTOR", "MASKMOV"}, func(part string) bool { return strings.Contains(in.Op.String(), part) })
 }
 
 // bits is a set of offsets in a function.
@@ -148,7 +231,7 @@ func (p *Program) body(at uint64) (*body, error) {
 	if !ok {
 		return nil, fmt.Errorf("cannot prove the boundaries at %#x: no function with a known size is there: keep the symbols (no strip), and give functions in assembly a .size", at)
 	}
-	c := &p.bodies
+	c := p.bodies
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	key := [2]uint64{f.addr, f.size}

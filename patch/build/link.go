@@ -4,6 +4,7 @@ import (
 	"debug/elf"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -12,7 +13,8 @@ import (
 type linker struct {
 	p     *Program
 	o     *object
-	own   map[string]uint32 // names that mean the new function, whatever else they could mean
+	fresh []uint32          // the new functions
+	own   map[string]uint32 // what they replace, by name: a reference to it means the new one
 	value map[uint32]uint64 // symbols that have been resolved
 }
 
@@ -37,7 +39,7 @@ func (l *linker) link() error {
 		r    []rela
 	}
 	var jobs []job
-	missing := absent{}
+	missing := map[string]bool{}
 	for i := range l.o.m.sections {
 		s := &l.o.m.sections[i]
 		if s.typ != elf.SHT_RELA || uint64(s.info) >= uint64(len(l.o.m.sections)) || l.o.to[s.info] == nowhere {
@@ -59,9 +61,7 @@ func (l *linker) link() error {
 			}
 			v, err := l.resolve(r.sym)
 			if errors.Is(err, errUnknown) {
-				if name := l.o.syms[r.sym].name; !slices.Contains(missing, name) {
-					missing = append(missing, name)
-				}
+				missing[l.o.syms[r.sym].name] = true
 				continue
 			}
 			if err != nil {
@@ -76,8 +76,7 @@ func (l *linker) link() error {
 		jobs = append(jobs, job{s.info, rs})
 	}
 	if len(missing) > 0 {
-		slices.Sort(missing)
-		return missing
+		return absent(slices.Sorted(maps.Keys(missing)))
 	}
 	for _, j := range jobs {
 		for _, r := range j.r {
@@ -128,10 +127,14 @@ func (l *linker) known(r rela) error {
 }
 
 func (l *linker) name(sym uint32) string {
-	if uint64(sym) >= uint64(len(l.o.syms)) || l.o.syms[sym].name == "" {
-		return "a symbol without name"
+	if uint64(sym) < uint64(len(l.o.syms)) {
+		if s := l.o.syms[sym]; s.name != "" {
+			return s.name
+		} else if s.kind == elf.STT_SECTION && uint64(s.shndx) < uint64(len(l.o.m.sections)) {
+			return l.o.m.sections[s.shndx].name
+		}
 	}
-	return l.o.syms[sym].name
+	return "a symbol without name"
 }
 
 // resolve gives a symbol's address: what the object defines, else what the program does. It returns errUnknown for what nobody defines.
@@ -181,7 +184,7 @@ func (l *linker) define(sym uint32) (uint64, error) {
 // yields gives the program's definition where it goes before the object's own: a weak one does, as if the program stood first on a linker's command
 // line. Data that both define for everyone is refused.
 func (l *linker) yields(sym uint32, s rawSym, in *section) (uint64, bool, error) {
-	if s.bind == elf.STB_LOCAL || l.own[s.name] == sym {
+	if s.bind == elf.STB_LOCAL || slices.Contains(l.fresh, sym) {
 		return 0, false, nil
 	}
 	theirs, err := l.p.lookup(s.name)
@@ -203,7 +206,7 @@ func (l *linker) elsewhere(sym uint32, s rawSym) (uint64, error) {
 	if s.name == "_GLOBAL_OFFSET_TABLE_" {
 		return l.base()
 	}
-	if index, ok := l.own[s.name]; ok && index != sym && s.shndx == elf.SHN_UNDEF {
+	if index, ok := l.own[s.name]; ok && s.shndx == elf.SHN_UNDEF {
 		return l.resolve(index)
 	}
 	theirs, err := l.p.lookup(s.name)
@@ -300,7 +303,11 @@ func (l *linker) apply(into uint32, r rela) error {
 		return nil
 	}
 	if fits := int64(v) == int64(int32(v)); r.typ == elf.R_X86_64_32 && v != uint64(uint32(v)) || r.typ != elf.R_X86_64_32 && !fits {
-		return fmt.Errorf("%s at %s+%#x: %s at %#x is out of reach: compile the object with -fPIE", r.typ, sec.name, r.off, l.name(r.sym), s)
+		remedy := "compile the object with -fPIE"
+		if s == 0 {
+			remedy = "nobody defines it: define it in the object, or leave it out"
+		}
+		return fmt.Errorf("%s at %s+%#x: %s at %#x is out of reach: %s", r.typ, sec.name, r.off, l.name(r.sym), s, remedy)
 	}
 	le.PutUint32(field, uint32(v))
 	return nil

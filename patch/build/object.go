@@ -33,6 +33,7 @@ type object struct {
 	text, data *region
 	got        map[uint32]uint64 // symbol to the address of its word
 	gotAt      uint64            // of the first word
+	bodies     map[string]uint64 // addresses of the new functions, by symbol
 }
 
 // region is spare memory that is being filled.
@@ -100,7 +101,7 @@ func readObject(b []byte) (*object, error) {
 	if err := m.disjoint(); err != nil {
 		return nil, err
 	}
-	o := &object{m: m, to: make([]int, len(m.sections)), at: make([]uint64, len(m.sections)), got: map[uint32]uint64{}}
+	o := &object{m: m, to: make([]int, len(m.sections)), at: make([]uint64, len(m.sections)), got: map[uint32]uint64{}, bodies: map[string]uint64{}}
 	var tables []*section
 	for i := range m.sections {
 		s := &m.sections[i]
@@ -138,11 +139,11 @@ func (o *object) place(s *section) (int, error) {
 	case s.typ == elf.SHT_INIT_ARRAY || s.typ == elf.SHT_PREINIT_ARRAY || s.typ == elf.SHT_FINI_ARRAY:
 		return nowhere, fmt.Errorf("section %s has %s", s.name, refusedSections[0].why)
 	case s.name == ".eh_frame" || s.typ == unwindType:
-		o.left = append(o.left, "unwind tables ("+s.name+") are left out: exceptions and stack traces end at the new code")
+		o.leave("unwind tables (" + s.name + ") are left out: exceptions and stack traces end at the new code")
 		return nowhere, nil
 	case s.typ == elf.SHT_NOTE || s.name == "__patchable_function_entries":
 		if s.name != ".note.gnu.property" && s.typ == elf.SHT_NOTE {
-			o.left = append(o.left, "notes ("+s.name+") are left out: sites that the object declares cannot be set")
+			o.leave("notes (" + s.name + ") are left out: sites that the object declares cannot be set")
 		}
 		return nowhere, nil
 	case s.typ != elf.SHT_PROGBITS && s.typ != elf.SHT_NOBITS, s.has(elf.SHF_COMPRESSED):
@@ -157,6 +158,14 @@ func (o *object) place(s *section) (int, error) {
 		return nowhere, fmt.Errorf("section %s is read-only and empty: the file is damaged, build it again", s.name)
 	}
 	return toText, nil
+}
+
+// leave notes what is left out, once.
+func (o *object) leave(what string) {
+	const most = 20 // kinds of sections
+	if len(o.left) < most && !slices.Contains(o.left, what) {
+		o.left = append(o.left, what)
+	}
 }
 
 // layout gives every section its address and its bytes: code, constants, then data.
@@ -192,30 +201,41 @@ func (o *object) layout() error {
 	return nil
 }
 
-// load puts an object into the spare memory, and gives the address of one of its functions.
-func (p *Program) load(r Replace, text, data *region) (entry uint64, notes []string, err error) {
-	o, err := readObject(r.Object)
+// load puts an object into the spare memory. Of all replacements those that name this object say which functions of it are new bodies.
+func (p *Program) load(b []byte, all []Replace, text, data *region) (*object, error) {
+	o, err := readObject(b)
 	if err != nil {
-		return 0, nil, err
+		return nil, err
 	}
 	o.text, o.data = text, data
+	l := &linker{p: p, o: o, own: map[string]uint32{}, value: map[uint32]uint64{}}
+	for _, r := range all {
+		if !bytes.Equal(r.Object, b) {
+			continue
+		}
+		index, err := o.find(r.Symbol)
+		if err != nil {
+			return nil, err
+		}
+		l.fresh = append(l.fresh, index)
+		l.own[plain(r.Function)] = index
+	}
 	// Code begins a cache line of its own: what ran before is not fetched with it.
 	if _, err := text.take(0, 64); err != nil {
-		return 0, nil, err
-	}
-	index, err := o.find(r.Symbol)
-	if err != nil {
-		return 0, nil, err
+		return nil, err
 	}
 	if err := o.layout(); err != nil {
-		return 0, nil, err
+		return nil, err
 	}
-	l := &linker{p: p, o: o, own: map[string]uint32{r.Symbol: index, plain(r.Function): index}, value: map[uint32]uint64{}}
 	if err := l.link(); err != nil {
-		return 0, nil, err
+		return nil, err
 	}
-	entry, err = l.resolve(index)
-	return entry, o.left, err
+	for _, index := range l.fresh {
+		if o.bodies[o.syms[index].name], err = l.resolve(index); err != nil {
+			return nil, err
+		}
+	}
+	return o, nil
 }
 
 // plain is a function's name without the file.

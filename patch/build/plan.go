@@ -2,8 +2,10 @@ package build
 
 import (
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"sort"
+	"strings"
 
 	"github.com/cloister-vmm/cloister/patch"
 )
@@ -21,7 +23,7 @@ func (p *Program) Plan(b *Bundle) (*Made, error) {
 	if err := b.check(false); err != nil {
 		return nil, err
 	}
-	if b.BuildID != "" && b.BuildID != p.state.BuildID {
+	if b.BuildID != "" && !strings.EqualFold(b.BuildID, p.state.BuildID) {
 		return nil, fmt.Errorf("apply bundle: it is for build id %s, the running program's is %s: make it again for this program", b.BuildID, orNone(p.state.BuildID))
 	}
 	m := &Made{Plan: patch.Plan{Name: b.title(), BuildID: p.state.BuildID}}
@@ -49,34 +51,45 @@ func (p *Program) Plan(b *Bundle) (*Made, error) {
 	return m, p.finish(m)
 }
 
-// replaceAll loads every object and redirects the functions.
+// replaceAll redirects the functions to new bodies. An object that has several of them is loaded once: they share its data.
 func (p *Program) replaceAll(all []Replace, m *Made) error {
 	const int3 = 0xcc // between functions, where nobody should come
 	text, data := newRegion("spare text", p.state.SpareText, int3), newRegion("spare data", p.state.SpareData, 0)
-	for _, r := range all {
+	type entry struct {
+		at  uint64
+		old []byte
+	}
+	entries := make([]entry, len(all))
+	for i, r := range all {
 		f, err := p.function(r.Function)
+		if err == nil {
+			entries[i].at, entries[i].old, err = p.entry(f)
+		}
+		if err == nil && p.state.SpareText.End <= p.state.SpareText.Start {
+			err = errors.New("the VM has no spare text: start it with --patchable")
+		}
 		if err != nil {
 			return fmt.Errorf("replace %s: %w", r.Function, err)
 		}
-		at, old, err := p.entry(f)
-		if err != nil {
-			return fmt.Errorf("replace %s: %w", r.Function, err)
+	}
+	loaded := map[string]*object{}
+	for i, r := range all {
+		o := loaded[string(r.Object)]
+		if o == nil {
+			var err error
+			if o, err = p.load(r.Object, all, text, data); err != nil {
+				return fmt.Errorf("replace %s: %s: %w", r.Function, r.File, err)
+			}
+			loaded[string(r.Object)] = o
+			for _, l := range o.left {
+				m.Notes = append(m.Notes, r.File+": "+l)
+			}
 		}
-		if p.state.SpareText.End <= p.state.SpareText.Start {
-			return fmt.Errorf("replace %s: the VM has no spare text: start it with --patchable", r.Function)
-		}
-		to, left, err := p.load(r, text, data)
-		if err != nil {
-			return fmt.Errorf("replace %s: %s: %w", r.Function, r.File, err)
-		}
-		for _, l := range left {
-			m.Notes = append(m.Notes, r.File+": "+l)
-		}
-		b, err := jump(at, to)
+		b, err := jump(entries[i].at, o.bodies[r.Symbol])
 		if err != nil {
 			return fmt.Errorf("replace %s: %w: start the program again with the new function in it", r.Function, err)
 		}
-		m.Plan.Sites = append(m.Plan.Sites, patch.Site{Name: r.Function, Kind: patch.Redirect, Addr: at, Old: old, New: b})
+		m.Plan.Sites = append(m.Plan.Sites, patch.Site{Name: r.Function, Kind: patch.Redirect, Addr: entries[i].at, Old: entries[i].old, New: b})
 	}
 	if c, ok := text.cut(); ok {
 		m.Plan.Text = append(m.Plan.Text, c)

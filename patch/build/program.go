@@ -25,17 +25,17 @@ type Program struct {
 	applied []patch.Applied // that stand, oldest first
 	symbols []symbol        // nil: stripped
 	byName  map[string][]int
-	entries map[uint64]bool // addresses of patchable entries
+	entries []uint64 // addresses of patchable entries, ascending
 	notes   notes
 	stubs   map[uint64]uint64 // of functions chosen at start-up: resolver to PLT entry
 	funcs   []int             // symbols that are functions with a size, by address
-	bodies  bodies
+	bodies  *bodies
 }
 
 // Open reads the program's file, size bytes long, and compares it with what runs: text is the guest's text at the guest's own addresses. It refuses a file
 // that is not the running program's. It keeps file, and reads no text after it has returned. Errors are one line: operation, object, remedy.
 func Open(file io.ReaderAt, size int64, state patch.State, text io.ReaderAt) (*Program, error) {
-	p := &Program{state: state, applied: slices.Clone(state.Applied), bodies: bodies{known: map[[2]uint64]decoded{}}}
+	p := &Program{state: state, applied: slices.Clone(state.Applied), bodies: &bodies{known: map[[2]uint64]decoded{}}}
 	sort.SliceStable(p.applied, func(a, b int) bool { return p.applied[a].Number < p.applied[b].Number })
 	if err := p.open(file, size, text); err != nil {
 		return nil, fmt.Errorf("open program %s: %w", state.Program, err)
@@ -163,6 +163,11 @@ func (p *Program) codeUpTo(at, n uint64) []byte {
 
 func (p *Program) isText(at uint64) bool { return len(p.codeUpTo(at, 1)) == 1 }
 
+// loaded says that an address is in the program's image.
+func (p *Program) loaded(at uint64) bool {
+	return slices.ContainsFunc(p.m.segments, func(s segment) bool { return s.typ == elf.PT_LOAD && at-(s.vaddr+p.state.Bias) < s.memsz })
+}
+
 // overlay puts a site's new bytes over b, which is at the address at.
 func overlay(b []byte, at uint64, s patch.Site) {
 	lo, hi := max(s.Addr, at), min(s.Addr+uint64(len(s.New)), at+uint64(len(b)))
@@ -244,7 +249,7 @@ func (a *atRest) ReadAt(b []byte, at int64) (int, error) {
 
 // readEntries finds the entries that -fpatchable-function-entry declared: addresses of the first NOP of a function, one a word, in sections of that name.
 func (p *Program) readEntries() error {
-	p.entries = map[uint64]bool{}
+	p.entries = nil
 	for i := range p.m.sections {
 		s := &p.m.sections[i]
 		if s.name != "__patchable_function_entries" || s.typ == elf.SHT_NOBITS {
@@ -266,10 +271,12 @@ func (p *Program) readEntries() error {
 			}
 			// 0 is what a linker leaves of a function that it dropped.
 			if at += p.state.Bias; at != p.state.Bias && p.isText(at) {
-				p.entries[at] = true
+				p.entries = append(p.entries, at)
 			}
 		}
 	}
+	slices.Sort(p.entries)
+	p.entries = slices.Compact(p.entries)
 	return nil
 }
 

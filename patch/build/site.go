@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/big"
+	"slices"
 	"strings"
 
 	"golang.org/x/arch/x86/x86asm"
@@ -155,6 +156,13 @@ func immediate(in x86asm.Inst, code []byte, d declared) (arg int, err error) {
 			return 0, errors.New("does not have all of that field as its immediate")
 		}
 		seen[v] = true
+	}
+	for bit := range 8 {
+		b := bytes.Clone(code)
+		b[d.off-1] ^= 1 << bit
+		if other, err := single(b); err == nil && sameButImmediate(in, other, arg) && other.Args[arg] != in.Args[arg] {
+			return 0, errors.New("has a wider immediate")
+		}
 	}
 	return arg, nil
 }
@@ -311,13 +319,16 @@ func (p *Program) exchange(r Raw) (patch.Site, error) {
 			return none, fmt.Errorf("%v may not be a site: what it saves or waits for would see a mixture: replace the function instead", in)
 		}
 	}
-	if to, ok := direct(after, at); ok {
-		if t, err := p.body(to); err != nil || !t.begins(to) {
-			return none, fmt.Errorf("the new %v leads to %#x, which is not proved to be an instruction: replace the function instead", after, to)
+	if restartable(after) {
+		return none, fmt.Errorf("the new %v can be half done when a thread stops, and then not be taken back: replace the function instead", after)
+	}
+	if to, ok := direct(after, at); ok && !b.begins(to) {
+		if g, ok := p.around(to); !ok || g.addr != to {
+			return none, fmt.Errorf("the new %v leads to %#x, neither an instruction of its function nor the start of another: replace the function instead", after, to)
 		}
-		if to > at && to < at+uint64(len(old)) {
-			return none, fmt.Errorf("the new %v leads into itself: replace the function instead", after)
-		}
+	}
+	if to, ok := besideRIP(after, at); ok && !p.loaded(to) {
+		return none, fmt.Errorf("the new %v means %#x there, which is no memory of the program: an address relative to RIP is counted from its own end", after, to)
 	}
 	return patch.Site{Name: fmt.Sprintf("%s+%#x", f.name, r.Offset), Kind: patch.Raw, Addr: at, Old: old, New: bytes.Clone(r.New), Restartable: restartable(before)}, nil
 }
@@ -356,15 +367,15 @@ func (p *Program) entry(f symbol) (at uint64, old []byte, err error) {
 // declaredEntry says that an entry of the section is the NOP at the address at, or one in front of the function start (which -fpatchable-function-entry=N,M
 // puts there) with nothing but NOPs between.
 func (p *Program) declaredEntry(start, at uint64) bool {
-	if p.entries[at] || p.entries[start] {
-		return true
+	i, found := slices.BinarySearch(p.entries, at)
+	if found || i == 0 {
+		return found
 	}
 	const most = 256
-	for d := uint64(1); d <= most && d <= start; d++ {
-		if p.entries[start-d] {
-			b, err := p.code(start-d, d)
-			return err == nil && isNOPs(b)
-		}
+	e := p.entries[i-1]
+	if e >= start || start-e > most {
+		return e == start
 	}
-	return false
+	b, err := p.code(e, start-e)
+	return err == nil && isNOPs(b)
 }

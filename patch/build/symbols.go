@@ -58,8 +58,10 @@ func (p *Program) readSymbols() error {
 			}
 			switch r.kind {
 			case elf.STT_NOTYPE, elf.STT_OBJECT, elf.STT_FUNC, elf.STT_TLS, elf.STT_GNU_IFUNC:
-				p.byName[d.name] = append(p.byName[d.name], len(p.symbols))
-				p.symbols = append(p.symbols, d)
+				if same := p.byName[d.name]; len(same) == 0 || p.symbols[same[len(same)-1]] != d {
+					p.byName[d.name] = append(same, len(p.symbols))
+					p.symbols = append(p.symbols, d)
+				}
 			}
 		}
 		for i, d := range p.symbols {

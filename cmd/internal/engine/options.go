@@ -299,6 +299,7 @@ func Usage(w io.Writer) {
   cloister stop VM                  end a run
   cloister doctor [--cpu LIST]      what will disturb these cores, and what takes it away
   cloister host apply|restore|status    make cores quiet, and put everything back
+  cloister patch VM --list          change the code of a running program, take it back, see what was done (-h)
   cloister ring VM [NAME]           copy the records of a --ring to standard output, or --write them
   cloister help | version
 

@@ -47,6 +47,9 @@ type monitor struct {
 	ask       chan func()   // what the servers want to know of the fields above
 	over      chan struct{} // closed when the loop answers no more
 	last      loopState     // what it would answer then
+	patches   patches
+	ended     *session.Ended   // the run is over; a record may still be on its way
+	patience  <-chan time.Time // for that
 }
 
 // watch is how often the monitor looks at the ledger, where somebody wants to know (watches). It touches nothing of the
@@ -68,7 +71,7 @@ func Run(w session.Wire, ledgerFD, guest int) int { return watchVM(w, ledgerFD, 
 
 // watchVM is either; alone says that the process has nothing else in it.
 func watchVM(w session.Wire, ledgerFD, guest int, alone bool) int {
-	m := &monitor{alone: alone, wire: w, guest: guest, ask: make(chan func()), over: make(chan struct{})}
+	m := &monitor{alone: alone, wire: w, guest: guest, ask: make(chan func()), over: make(chan struct{}), patches: newPatches()}
 	if err := m.run(ledgerFD); err != nil {
 		return session.Failf("monitor: %v", err)
 	}
@@ -94,18 +97,25 @@ func (m *monitor) run(ledgerFD int) error {
 	for {
 		select {
 		case err := <-fail:
-			if errors.Is(err, io.EOF) {
+			switch {
+			case m.ended != nil:
+				return m.end()
+			case errors.Is(err, io.EOF):
 				return m.orphaned()
 			}
 			return err
 		case msg := <-messages:
-			done, err := m.take(msg)
-			if done || err != nil {
+			if err := m.take(msg); err != nil {
 				return err
 			}
 			if msg.Plan != nil && m.watches() {
 				tick.Reset(watch)
 			}
+			if m.ended != nil && !m.patches.inEngine() {
+				return m.end()
+			}
+		case <-m.patience:
+			return m.end()
 		case f := <-m.ask:
 			f()
 		case <-tick.C:
@@ -142,31 +152,31 @@ func (m *monitor) read(out chan<- session.Message, fail chan<- error) {
 	}
 }
 
-// take serves one message; done is true after the last one.
-func (m *monitor) take(msg session.Message) (done bool, err error) {
+// take serves one message.
+func (m *monitor) take(msg session.Message) error {
 	switch {
 	case msg.Plan != nil:
 		m.plan = *msg.Plan
 		if m.plan.Budget != "" {
 			b, err := breaks.Parse(m.plan.Budget)
 			if err != nil {
-				return false, err
+				return err
 			}
 			b.Backend = string(kvm.DetectBackend("/"))
 			m.budget = &b
 		}
 		m.trace = newTracer(&m.plan)
-		return false, m.serve()
+		return m.serve()
 	case msg.Ready != nil:
 		m.ready = *msg.Ready
 		v := m.vcpus[0]
 		m.first(v)
 		if err := v.takeStats(msg.FDs); err != nil {
-			return false, err
+			return err
 		}
 		m.quiet()
 		m.untrimmed = m.alone // a collection in the engine is what the two processes are there to avoid
-		return false, m.steer()
+		return m.steer()
 	case msg.Thread != nil:
 		m.thread(*msg.Thread, msg.FDs)
 	case msg.Seal != nil:
@@ -175,18 +185,31 @@ func (m *monitor) take(msg session.Message) (done bool, err error) {
 		m.warn(msg.Warn)
 	case msg.Gap != nil:
 		m.gap = *msg.Gap
-	case msg.Ended != nil:
-		m.last = m.loopState()
-		close(m.over)
-		m.drift() // what happened since the last look
-		status := m.finish(*msg.Ended)
-		status = max(status, m.restoreHost())
-		if err := m.wire.Send(session.Message{Status: &status}); err != nil {
-			return true, m.orphaned() // the engine did not wait
+	case msg.Patchable != nil:
+		if err := m.patches.take(msg.Patchable, msg.FDs); err != nil {
+			m.warn(err.Error())
 		}
-		return true, nil
+	case msg.Patched != nil:
+		m.patches.patched(msg.Patched, msg.FDs)
+	case msg.Ended != nil:
+		m.ended, m.patience = msg.Ended, time.After(patchPatience)
+		m.patches.close()
 	}
-	return false, nil
+	return nil
+}
+
+// end makes the report.
+func (m *monitor) end() error {
+	m.patches.settle()
+	m.last = m.loopState()
+	close(m.over)
+	m.drift() // what happened since the last look
+	status := m.finish(*m.ended)
+	status = max(status, m.restoreHost())
+	if err := m.wire.Send(session.Message{Status: &status}); err != nil {
+		return m.orphaned() // the engine did not wait
+	}
+	return nil
 }
 
 // warn tells the user, and the report.
@@ -199,6 +222,7 @@ func (m *monitor) warn(text string) {
 
 // orphaned is the end of an engine that could not say how it ended.
 func (m *monitor) orphaned() error {
+	m.patches.settle()
 	m.restoreHost()
 	if m.plan.VMDir != "" {
 		if err := session.RemoveDead(m.plan.VMDir, m.plan.Engine); err != nil {
@@ -351,6 +375,7 @@ func (m *monitor) report(end session.Ended) *breaks.Report {
 	if s := m.clock.Load(); s != nil && s.Late > 0 { // ORDER(none): see steer
 		f.FailedClauses = append(f.FailedClauses, fmt.Sprintf("the guest's clock was updated late %d times: it may have stepped back", s.Late))
 	}
+	m.patchFacts(&f)
 	f.Drift, f.RefusedSeals = m.iso.drifts, m.iso.refused
 	f.FailedClauses = append(f.FailedClauses, m.driftClauses()...)
 	if m.strays > 0 {

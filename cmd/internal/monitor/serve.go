@@ -66,7 +66,7 @@ func (m *monitor) openControl(vm observe.VM, source observe.Source) error {
 		}
 		return m.wire.Send(session.Message{Stop: &session.Stop{Reason: reason, Signal: int(unix.SIGTERM)}})
 	}
-	go m.answer("control socket", func() error { return observe.Serve(l, observe.ControlHandler(vm, source, end)) })
+	go m.answer("control socket", func() error { return observe.Serve(l, m.control(observe.ControlHandler(vm, source, end))) })
 	return nil
 }
 
@@ -123,7 +123,7 @@ func (m *monitor) source() observe.Source {
 		if len(readers) > 0 {
 			time.Sleep(settle)
 		}
-		s := &observe.Snapshot{Strays: uint64(state.strays)}
+		s := &observe.Snapshot{Strays: uint64(state.strays), Patches: m.patches.snapshot()}
 		for _, v := range state.vcpus {
 			r := readers[v.id]
 			l := observe.Ledger{Thread: v.thread, NoStatistics: r == nil, EventsLost: v.eventsLost}
