@@ -364,7 +364,9 @@ func TestLayoutRust(t *testing.T) {
 	for _, c := range constants {
 		fmt.Fprintf(&b, "    assert_eq!(cloister::%s, %d);\n", c.name, c.value)
 	}
-	b.WriteString("    assert!(!cloister::available());\n    assert_eq!(cloister::isolate(true), Err(cloister::Errno(cloister::ENOSYS)));\n}\n")
+	b.WriteString("    assert!(!cloister::available());\n    assert_eq!(cloister::isolate(true), Err(cloister::Errno(cloister::ENOSYS)));\n")
+	b.WriteString("    cloister::safepoint();\n    cloister::safepoint();\n    assert_eq!(cloister::quiet(true), Err(cloister::Errno(cloister::ENOSYS)));\n")
+	b.WriteString("    assert_eq!(cloister::sync_cores(), Err(cloister::Errno(cloister::ENOSYS)));\n}\n")
 	src := write(t, "layout.rs", b.String())
 	dir := filepath.Dir(src)
 	rlib := rustLib(t, dir)

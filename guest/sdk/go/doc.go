@@ -18,6 +18,8 @@
 //  1. No call enters the Go scheduler: raw system calls only, so sealing costs one break and no more.
 //  2. The calls are made on the calling thread and speak of its vCPU only.
 //
+// [Safepoint] is for programs that are patched while they run; what a patch waits for is docs/ordering.md, O13.
+//
 // [Sealed] does all that a loop of Go code needs in a program whose other goroutines go on.
 //
 // Alternatives rejected: a type with Seal and Unseal methods (there is no state to hold).
