@@ -250,7 +250,7 @@ func TestPatchEngineKilled(t *testing.T) {
 	if err := json.Unmarshal(must(os.ReadFile(filepath.Join(p.state, "patch", p.name+".jsonl")))(t), &line); err != nil {
 		t.Fatal(err)
 	}
-	if x := line.Record; log.status != 0 || !strings.Contains(log.out, "dead") || x.Outcome != patching.Dead || x.TextBefore != x.TextAfter || len(x.Sites) != 1 || x.VM != p.name {
+	if x := line.Record; log.status != 0 || !strings.Contains(log.out, "dead") || x.Outcome != patching.Dead || x.TextBefore != x.TextAfter || len(x.Sites) != 2 || x.VM != p.name {
 		t.Errorf("%+v\n%+v", x, log)
 	}
 }
