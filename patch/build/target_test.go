@@ -64,9 +64,7 @@ func compile(t testing.TB, cc string, sources map[string]string, args ...string)
 			t.Fatal(err)
 		}
 	}
-	for _, name := range order(sources) {
-		argv = append(argv, name)
-	}
+	argv = append(argv, order(sources)...)
 	cmd := exec.Command(strings.Fields(cc)[0], argv...)
 	cmd.Dir = here
 	if msg, err := cmd.CombinedOutput(); err != nil {
