@@ -61,7 +61,7 @@ func TestBadOptions(t *testing.T) {
 		{"run --name a/b @spin", "a/b|slash"}, {"run --name .. @spin", "name"}, {"run --ro /no/such/dir @spin", "/no/such/dir"},
 		{"run --ring out @spin", "ring|NAME=SIZE"}, {"run --ring out=3000 @spin", "ring|power of two|4K"}, {"run --ring out=2G @spin", "1G"}, {"run --ring a/b=4K @spin", "letters"},
 		{"run --ring =4K @spin", "NAME=SIZE"}, {"run --ring a=4K --ring a=8K @spin", "already"}, {"run --ring out=lots @spin", "512M"}, {"run --ring out=4K --hugepages @spin", "--hugepages"},
-		{"run --cpu", "cpu"}, {"ps --nonsense", "nonsense"}, {"stats nobody", "nobody"}, {"stop nobody", "nobody"},
+		{"run --cpu", "cpu"}, {"ps --nonsense", "nonsense"}, {"patch", "say what to do"}, {"patch nobody --list", "nobody"}, {"patch nobody --verify-log", "nobody"}, {"stats nobody", "nobody"}, {"stop nobody", "nobody"},
 	} {
 		b.refused(125, strings.Split(c.words, "|"), strings.Fields(c.args)...)
 	}
