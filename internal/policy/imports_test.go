@@ -38,6 +38,7 @@ observe/...          !> vmm/... vcpu/... internal/kvm/... patch/...  : it reads 
 jitter/...           !> vmm/... vcpu/... internal/kvm/... observe/... : the same sampler and histogram serve the bare-metal side
 virtio/...           !> vmm/... vcpu/... internal/kvm/... observe/... : a device sees memory and interrupts as interfaces, and is fuzzed without a VM
 patch/...            !> observe/... jitter/...                       : patching needs a stop, not an audience
+patch/... except patch/running !> vmm/... vcpu/... internal/...      : plans are made, checked and logged without KVM; patch/running is the adapter
 vmm/...              !> observe/... jitter/... patch/...             : a machine does not know who looks at it
 lab/...              !> vmm/... vcpu/... internal/kvm/... guest/... : the lab runs what users run; what it linked would be something else
 ... except cmd/...   !> cmd/...                                      : only cmd composes
