@@ -61,6 +61,8 @@ static void row(int tid, const char *key)
 	*strchr(s, '\n') = 0;
 	if (strstr("Tgid Pid NStgid NSpid", key))
 		printf("  %s +%d\n", key, atoi(s) - base);
+	else if (!strcmp(key, "SigIgn")) /* 32 and 33 are the C library's own; a program started by one may find them ignored */
+		printf("  %s %016lx\n", key, strtoul(s, NULL, 16) & ~0x180000000ul);
 	else
 		printf("  %s%s\n", key, s);
 }
