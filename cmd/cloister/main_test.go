@@ -149,7 +149,26 @@ type background struct {
 	cmd      *exec.Cmd
 	ctx      context.Context
 	cancel   context.CancelFunc
-	out, err bytes.Buffer
+	out, err output
+}
+
+// output is what a process has written so far; it may be read while that goes on.
+type output struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.text = append(o.text, b...)
+	return len(b), nil
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return string(o.text)
 }
 
 func (b *box) started(args ...string) *background {
