@@ -37,6 +37,8 @@ cmd/cloister cmd/internal/engine !> isolation/host/... isolation/doctor/... : th
 observe/...          !> vmm/... vcpu/... internal/kvm/... patch/...  : it reads snapshots; what it cannot reach it cannot slow
 jitter/...           !> vmm/... vcpu/... internal/kvm/... observe/... : the same sampler and histogram serve the bare-metal side
 virtio/...           !> vmm/... vcpu/... internal/kvm/... observe/... : a device sees memory and interrupts as interfaces, and is fuzzed without a VM
+patch/build          !> ... but patch guest/abi                      : it reads hostile files for whoever asks, and needs no machine
+patch                !> patch/build                                  : what stands beside the sealed vCPUs decodes nothing (decision 0011)
 patch/...            !> observe/... jitter/...                       : patching needs a stop, not an audience
 patch/... except patch/running !> vmm/... vcpu/... internal/...      : plans are made, checked and logged without KVM; patch/running is the adapter
 vmm/...              !> observe/... jitter/... patch/...             : a machine does not know who looks at it

@@ -138,7 +138,7 @@ func (m *image) readSegments(h []byte) error {
 	for b := raw; len(b) > 0; b = b[phdrSize:] {
 		s := segment{elf.ProgType(le.Uint32(b)), elf.ProgFlag(le.Uint32(b[4:])), le.Uint64(b[8:]), le.Uint64(b[16:]), le.Uint64(b[32:]), le.Uint64(b[40:]), le.Uint64(b[48:])}
 		if (s.typ == elf.PT_LOAD || s.typ == elf.PT_NOTE) && (s.off > m.size || s.filesz > m.size-s.off || s.vaddr+s.filesz < s.vaddr || s.vaddr+s.filesz > 1<<47) {
-			return errShort
+			return fmt.Errorf("program headers: %w", errShort)
 		}
 		m.segments = append(m.segments, s)
 	}

@@ -180,6 +180,24 @@ func TestOpenRefused(t *testing.T) {
 	refused(t, open(newObject(t, "int x;", "-O2"), g.state, g), "is no program")
 	refused(t, open(nil, g.state, g), "not an ELF file")
 	refused(t, open(g.file[:1000], g.state, g), "cut short")
+	for _, c := range []struct {
+		what string
+		off  int // in the program header
+		v    uint64
+	}{{"offset", 8, 1 << 62}, {"address", 16, 1 << 62}, {"address that wraps", 16, ^uint64(0) - 8}, {"size", 32, 1 << 62}} {
+		b := bytes.Clone(g.file)
+		headers := b[binary.LittleEndian.Uint64(b[32:]):]
+		for i := range int(binary.LittleEndian.Uint16(b[56:])) {
+			if h := headers[i*phdrSize:]; elf.ProgType(binary.LittleEndian.Uint32(h)) == elf.PT_LOAD {
+				binary.LittleEndian.PutUint64(h[c.off:], c.v)
+			}
+		}
+		if _, _, err := AtRest(bytes.NewReader(b), int64(len(b)), "target"); err == nil {
+			t.Errorf("a program with a segment's %s of %#x is taken", c.what, c.v)
+		} else {
+			refused(t, err, "program headers", "cut short")
+		}
+	}
 	refused(t, open(g.file, g.state, bytes.NewReader(nil)), "read the running text")
 
 	// One byte of the text differs, in the file or where it runs.
@@ -443,4 +461,17 @@ func TestNotesAndCode(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestBranchElsewhere: a JMP at a declared branch that leads elsewhere than its note says is not the program's.
+func TestBranchElsewhere(t *testing.T) {
+	p := handMade(unhex(t, "e900000000c3"))
+	d := declared{name: "trace", kind: abi.SiteBranch, at: textAt + 5, length: 5, target: textAt + 10}
+	p.notes.sites = []declared{d}
+	if s := p.List().Sites[0]; s.Value != branchOn || s.Error != "" {
+		t.Errorf("listed as %+v", s)
+	}
+	p.notes.sites[0].target = textAt
+	_, err := p.Plan(setting("trace", "off"))
+	refused(t, err, "neither a NOP nor a JMP to 0x401000")
 }

@@ -394,6 +394,22 @@ func atRestProgram(t testing.TB, file []byte) *Program {
 	return p
 }
 
+// TestVectorLength: lengths by the rules of VEX and EVEX, which objdump agrees with, and what has none.
+func TestVectorLength(t *testing.T) {
+	for _, c := range []struct {
+		code string
+		want int
+	}{
+		{"c5f877", 3}, {"c4e17c77", 4}, {"c5f96f442408", 6}, {"c5f96f05aabbccdd", 8}, {"c5f96f0425aabbccdd", 9}, {"c5f970c01b", 5}, {"c4e37d39c101", 6}, {"c4e2719004fb", 6},
+		{"65c5f96f442408", 7}, {"62f17d486f4424017f", 8}, {"62f37d483ac101", 7}, {"62f17d486f05aabbccdd", 10}, {"4889e5", 0}, {"f30f1efa", 0},
+		{"c5f96f4424", -1}, {"c5f96f05aabbcc", -1}, {"c5f970c0", -1}, {"c4e07c77", -1}, {"c4e47c7700", -1}, {"62f57c485804", -1}, {"62f47c485804", -1},
+	} {
+		if got := vectorLength(unhex(t, c.code)); got != c.want {
+			t.Errorf("%s has %d bytes, want %d", c.code, got, c.want)
+		}
+	}
+}
+
 var objdumpLine = regexp.MustCompile(`^ *([0-9a-f]+):\t((?:[0-9a-f]{2} )+) *(?:\t(.*))?$`)
 
 // TestDecodesAsObjdump compares the boundaries of every function of a static glibc program, its hand-written ones included, with objdump's.
