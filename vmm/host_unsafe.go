@@ -56,8 +56,10 @@ func unmap(b []byte) error {
 	return unix.MunmapPtr(unsafe.Pointer(unsafe.SliceData(b)), uintptr(len(b)))
 }
 
-// word64 is the word at the beginning of b, which must be aligned.
 // word32 is the aligned word at b.
 func word32(b []byte) *uint32 { return (*uint32)(unsafe.Pointer(unsafe.SliceData(b))) }
 
-func word64(b []byte) *uint64 { return (*uint64)(unsafe.Pointer(unsafe.SliceData(b))) }
+// words64 are the words of a page, of which the first is aligned.
+func words64(b []byte) *[abi.Page / 8]uint64 {
+	return (*[abi.Page / 8]uint64)(unsafe.Pointer((*[abi.Page]byte)(b)))
+}

@@ -1,7 +1,6 @@
 package vmm
 
 import (
-	"encoding/binary"
 	"math/bits"
 	"runtime"
 	"sync/atomic"
@@ -20,11 +19,13 @@ import (
 // (docs/decisions/0010-ring-calls.md). One at a time is open on a vCPU, from its seal to its unseal.
 type ring struct {
 	p      *processor
-	page   []byte
+	page   *[abi.Page / 8]uint64 // its words
 	task   *linux.Task
 	byExit atomic.Bool // ORDER(none): advice; the next call is made by an exit, because somebody waits for the vCPU
 	closed chan struct{}
 	ended  chan struct{}
+
+	constant [stub.RingCalls]func() uint64 // calls with one answer for all of a run, which need no lock
 }
 
 // wantsRing says whether sealed calls of p shall go by the ring.
@@ -36,9 +37,14 @@ func (p *processor) openRing() error {
 	page, code := stub.RingPage(p.id), stub.RingCode(p.id)
 	words := m.sup[page : page+abi.Page]
 	clear(words)
+	r := &ring{p: p, page: words64(words), task: p.task, closed: make(chan struct{}), ended: make(chan struct{})}
 	for nr := range uint64(stub.RingCalls) {
-		if linux.Ringable(nr) {
-			words[stub.RingNumbers+nr/8] |= 1 << (nr % 8)
+		if !linux.Ringable(nr) {
+			continue
+		}
+		words[stub.RingNumbers+nr/8] |= 1 << (nr % 8)
+		if f, ok := m.kernel.ConstantOfAll(nr); ok {
+			r.constant[nr] = f
 		}
 	}
 	copy(m.sup[code:], stub.RingStubFor(p.id, user))
@@ -51,7 +57,7 @@ func (p *processor) openRing() error {
 	if err := p.x.SetMSR(msrLSTAR, abi.SupVA+code); err != nil {
 		return err
 	}
-	p.ring = &ring{p: p, page: words, task: p.task, closed: make(chan struct{}), ended: make(chan struct{})}
+	p.ring = r
 	m.ender.Add(1)
 	go p.ring.serve()
 	return nil
@@ -68,7 +74,7 @@ func (p *processor) closeRing() error {
 	return p.x.SetMSR(msrLSTAR, stub.SyscallEntry)
 }
 
-func (r *ring) word(off uint64) uint64 { return binary.LittleEndian.Uint64(r.page[off:]) }
+func (r *ring) word(off uint64) uint64 { return r.page[off/8] }
 
 // Spins of a server with nothing to do: between two looks whether the ring is closed, and until it lets others have the core
 // now and then.
@@ -84,16 +90,17 @@ func (r *ring) serve() {
 	defer close(r.ended)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	posted, done := word64(r.page[stub.RingPosted:]), word64(r.page[stub.RingDone:])
+	posted, done := &r.page[stub.RingPosted/8], &r.page[stub.RingDone/8]
 	served := uint64(0)
 	for spins := 0; ; spins++ {
 		// ORDER(O12): acquires number and arguments. Pairs with the stub's store of RingPosted behind them. Without it they
 		// could be an older call's.
 		if n := atomic.LoadUint64(posted); n != served {
-			r.answer()
+			nr, since, ok := r.answer()
 			// ORDER(O12): publishes the result. Pairs with the stub's loop on RingDone. Without it the program could go on
 			// with the result of the call before.
 			atomic.StoreUint64(done, n)
+			r.book(nr, since, ok) // nobody waits for that
 			served, spins = n, 0
 			continue
 		}
@@ -113,40 +120,44 @@ func (r *ring) serve() {
 	}
 }
 
-// answer makes one call.
-func (r *ring) answer() {
-	var a [6]uint64
-	for i := range a {
-		a[i] = r.word(stub.RingArgs + uint64(i)*8)
+// answer makes one call. It returns the call's number and stamp, which are the program's word, and whether it was made: if not, it
+// is made by an exit.
+func (r *ring) answer() (nr, since uint64, ok bool) {
+	w := r.page
+	nr, since = w[stub.RingNr/8], w[stub.RingTSC/8]
+	switch {
+	case r.byExit.Load(): // ORDER(none): advice
+	case nr < stub.RingCalls && r.constant[nr] != nil:
+		w[stub.RingResult/8], ok = r.constant[nr](), true
+	default:
+		w[stub.RingResult/8], ok = r.p.m.kernel.RingCall(r.task, nr, [6]uint64(w[stub.RingArgs/8:stub.RingArgs/8+6]))
 	}
-	nr, since := r.word(stub.RingNr), r.word(stub.RingTSC)
-	var ret uint64
-	ok := false
-	if !r.byExit.Load() { // ORDER(none): advice
-		ret, ok = r.p.m.kernel.RingCall(r.task, nr, a)
+	w[stub.RingByExit/8] = 1
+	if ok {
+		w[stub.RingByExit/8] = 0
+	}
+	return nr, since, ok
+}
+
+// book enters an answered call into the ledger, of which the server alone writes this part; closeRing and the end of the run wait
+// for it.
+func (r *ring) book(nr, since uint64, ok bool) {
+	if !ok {
+		atomic.AddUint64(&r.p.ledger.RingHanded, 1) // ORDER(none): a count
+		return
 	}
 	l := &r.p.ledger.Ring
-	calls, handed := &r.p.ledger.RingCalls, &r.p.ledger.RingHanded
-	by := uint64(1)
-	if ok {
-		by = 0
-		binary.LittleEndian.PutUint64(r.page[stub.RingResult:], ret)
-		// The stamp is the program's word, too.
-		waited := kvm.TSC() - since
-		if int64(waited) < 0 || waited > r.p.m.Info.TSCHz*60 {
-			waited = 0
-		}
-		l.Waited += waited
-		l.Longest = max(l.Longest, waited)
-		l.Hist[min(bits.Len64(waited), breaks.NHist-1)]++
-		y := &l.Syscall[min(nr, breaks.NSyscall-1)]
-		y.Count++
-		y.Lost += waited
-		atomic.AddUint64(calls, 1) // ORDER(none): a count
-	} else {
-		atomic.AddUint64(handed, 1) // ORDER(none): a count
+	waited := kvm.TSC() - since
+	if int64(waited) < 0 || waited > r.p.m.Info.TSCHz*60 {
+		waited = 0
 	}
-	binary.LittleEndian.PutUint64(r.page[stub.RingByExit:], by)
+	l.Waited += waited
+	l.Longest = max(l.Longest, waited)
+	l.Hist[min(bits.Len64(waited), breaks.NHist-1)]++
+	y := &l.Syscall[min(nr, breaks.NSyscall-1)]
+	y.Count++
+	y.Lost += waited
+	atomic.AddUint64(&r.p.ledger.RingCalls, 1) // ORDER(none): a count
 }
 
 // attendRing is attend for a vCPU that was taken out of the guest within its ring stub. It reports false when the vCPU has to go
@@ -162,7 +173,7 @@ func (p *processor) attendRing(rip uint64) bool {
 		return false
 	}
 	// Posted: the server, which is another thread, answers it or has.
-	posted, done := word64(r.page[stub.RingPosted:]), word64(r.page[stub.RingDone:])
+	posted, done := &r.page[stub.RingPosted/8], &r.page[stub.RingDone/8]
 	for atomic.LoadUint64(done) != atomic.LoadUint64(posted) { // ORDER(O12): as the stub's own loop; pairs with the server's store. Without it the result could be missing
 		select {
 		case <-r.ended:

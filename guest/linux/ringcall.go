@@ -1,10 +1,6 @@
 package linux
 
-import (
-	"time"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 // ringable are the calls that may come by the ring: those that end by themselves, touch no register and no mapping,
 // and leave the program's threads alone. Some only with some arguments, see ringFits; some may find that they have to
@@ -39,10 +35,9 @@ func (k *Kernel) RingCall(t *Task, nr uint64, a [6]uint64) (ret uint64, ok bool)
 	if !k.ringFits(nr, a) {
 		return 0, false
 	}
-	t.onRing = true
-	defer func() { t.onRing = false }()
-	t.deadline, t.hasEntered = time.Time{}, false
+	t.onRing, t.hasEntered = true, false
 	ret, errno := k.dispatch(t, nr, a)
+	t.onRing = false
 	switch {
 	case errno == eRestart:
 		return 0, false // it would have to wait; it has done nothing
