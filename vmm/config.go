@@ -5,6 +5,7 @@ import (
 
 	"github.com/cloister-vmm/cloister/guest/vfs"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
+	"golang.org/x/sys/unix"
 )
 
 // SealPolicy says when a program's isolation begins.
@@ -59,7 +60,11 @@ type Config struct {
 	Thread func(Thread)
 	Guest  int // memfd of guest memory, UserTop bytes, shared with the monitor
 	Warn   func(string)
-	Stamp  func(phase string) // marks the end of a phase of start-up
+	// Stop stops this process by a signal whose default action the program has asked for, and returns when it goes on. Dispose
+	// is told what the program does on a signal (linux.Config). Without Stop such signals do nothing.
+	Stop    func(sig unix.Signal)
+	Dispose func(sig unix.Signal, handled, ignored bool)
+	Stamp   func(phase string) // marks the end of a phase of start-up
 	// GapRecord is told where the program keeps its record (guest address); the monitor reads it there.
 	GapRecord func(addr uint64)
 	// Shared are files below /dev for the program: vfs.Options.Shared.

@@ -367,6 +367,7 @@ func (m *Machine) makeLinux() error {
 	m.kernel, err = linux.New(linux.Config{
 		Memory: m.space, FS: m.files, Hostname: host, CPUTime: m.cpuTime, Switches: switches, Args: m.cfg.Args, Env: m.cfg.Env, Exe: m.cfg.Program, CPUs: m.cpus(),
 		MemoryLimit: m.cfg.Memory, Net: m.cfg.Net, Warn: m.cfg.Warn, Interrupt: m.stopper,
+		Stop: m.cfg.Stop, Dispose: m.cfg.Dispose,
 		Isolate: m.isolate, GapRecord: m.gapRecord, Provoke: m.provoke, SafePoint: m.safePoint, Sync: m.sync, Landing: m.landing,
 		Kick: m.kick, Seen: m.seen, Spawn: m.spawn, Renamed: m.renamed, Move: m.move, CPUOf: m.cpuOf, Barrier: m.barrier,
 	})

@@ -1,8 +1,8 @@
 package main
 
 import (
+	"fmt"
 	"regexp"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -36,17 +36,22 @@ func TestSignalFromOutside(t *testing.T) {
 	b := newBox(t)
 	prog := compile(t, "gcc", "outside", "outside.c", "-static", "-O1")
 	for _, c := range []struct {
-		mode, out string
-		status    int
-	}{{"handles", "ready\ngot 15\n", 7}, {"spins", "ready\ngot 15\n", 7}, {"default", "ready\n", 143}} {
-		p := b.started("run", "--quiet", "--", prog, c.mode)
+		mode   string
+		signal unix.Signal
+		got    string
+		status int
+	}{
+		{"handles", unix.SIGTERM, "got 15\n", 7}, {"spins", unix.SIGTERM, "got 15\n", 7}, {"default", unix.SIGTERM, "", 143},
+		{"handles", unix.SIGUSR1, "got 10\n", 7}, {"default", unix.SIGUSR2, "", 140}, {"spins", unix.SIGWINCH, "got 28\n", 7}, {"handles", 50, "got 50\n", 7},
+	} {
+		p := b.started("run", "--quiet", "--", prog, c.mode, fmt.Sprint(int(c.signal)))
 		p.running()
-		if err := p.cmd.Process.Signal(unix.SIGTERM); err != nil {
+		if err := p.cmd.Process.Signal(c.signal); err != nil {
 			t.Fatal(err)
 		}
 		r := p.wait()
-		if r.status != c.status || !strings.HasPrefix(r.out, c.out) {
-			t.Errorf("%s: %+v, want status %d and %q", c.mode, r, c.status, c.out)
+		if r.status != c.status || r.out != "ready\n"+c.got {
+			t.Errorf("%s, signal %d: %+v, want status %d and %q", c.mode, c.signal, r, c.status, c.got)
 		}
 	}
 }

@@ -66,6 +66,13 @@ type Config struct {
 	CPUOf func(*Task) int
 	// Barrier returns when every other task has executed a serialising instruction; nil: there are no others.
 	Barrier func()
+	// Stop carries out a stop signal whose action is the default: it stops the process, and returns when that was continued, or
+	// at once where the host ignores the signal (an orphaned process group). It is called with the lock held, by whoever
+	// serves a task. nil: such signals are ignored, by name.
+	Stop func(sig unix.Signal)
+	// Dispose is told what the program does on a signal, whenever that changes, for those that others on the host may send.
+	// Neither handled nor ignored: the default action. It is called with the lock held. nil: nobody wants to know.
+	Dispose func(sig unix.Signal, handled, ignored bool)
 	// Isolate serves abi.SysIsolate, GapRecord abi.SysGapRecord and Provoke abi.SysProvoke. A nil
 	// hook answers 0 (Isolate), EINVAL (GapRecord) or EPERM (Provoke).
 	Isolate   func(on bool) unix.Errno

@@ -22,6 +22,7 @@ func sysRtSigaction(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	if a[1] != 0 {
 		act.mask &^= unblockable
 		act.flags &= saKnown
+		k.setHandler(sig, act.handler)
 		k.sig.action[sig] = act
 		// POSIX: setting "ignore" discards what is pending, blocked or not.
 		if k.ignores(sig) {

@@ -38,9 +38,11 @@ type sigaction struct {
 
 type signalState struct {
 	action [maxSignal + 1]sigaction
-	shared sigQueue       // of the process: whoever does not block it takes it
-	queued uint64         // entries in all queues, which RLIMIT_SIGPENDING bounds
-	fds    []*description // the signalfds
+	shared sigQueue // of the process: whoever does not block it takes it
+	queued uint64   // entries in all queues, which RLIMIT_SIGPENDING bounds
+	// SIGCONTs that were sent where the process went on, and that the host's signal still brings.
+	continued int
+	fds       []*description // the signalfds
 }
 
 func sigBit(sig uint64) uint64 { return 1 << (sig - 1) }
@@ -238,11 +240,36 @@ func (k *Kernel) signalled(t *Task) bool {
 			return true
 		}
 		e, _ := k.dequeue(t, idle)
-		if !k.ignores(e.sig) {
+		switch {
+		case k.ignores(e.sig):
+		case k.cfg.Stop != nil:
+			k.stop(unix.Signal(e.sig))
+		default:
 			k.warn(fmt.Sprintf("%s: stopping a guest by a signal is not served: ignored", unix.SignalName(unix.Signal(e.sig))))
 		}
 	}
 	return false
+}
+
+// stop stops the whole process. A handler of SIGCONT runs before the program goes on, so the signal is sent here; the one
+// that the host's brings (Raise) is the same.
+func (k *Kernel) stop(sig unix.Signal) {
+	k.cfg.Stop(sig)
+	if n := uint64(unix.SIGCONT); k.sig.action[n].handler > sigIGN {
+		k.sig.continued++
+		_ = k.post(sigEntry{sig: n, info: kernelInfo(n)}, k.leader(), true) // a standard signal of the kernel's can always be sent
+	}
+}
+
+// setHandler changes what the program does on sig.
+func (k *Kernel) setHandler(sig, handler uint64) {
+	a := &k.sig.action[sig]
+	kind := func(h uint64) uint64 { return min(h, sigIGN+1) }
+	changed := kind(a.handler) != kind(handler)
+	a.handler = handler
+	if changed && k.cfg.Dispose != nil {
+		k.cfg.Dispose(unix.Signal(sig), handler > sigIGN, handler == sigIGN)
+	}
 }
 
 // returning is a system call that is about to return.
@@ -272,7 +299,7 @@ func (k *Kernel) act(t *Task, r *returning) bool {
 			}
 			now := *action
 			if action.flags&saOneShot != 0 {
-				action.handler = sigDFL
+				k.setHandler(e.sig, sigDFL)
 			}
 			if r != nil {
 				r.settle(regs, now.flags&saRestart != 0)
@@ -313,7 +340,7 @@ func (r *returning) settle(regs *Registers, restart bool) {
 func (k *Kernel) force(t *Task, info siginfo, fatal bool) {
 	sig := uint64(info.signo)
 	if a := &k.sig.action[sig]; fatal || t.mask&sigBit(sig) != 0 || a.handler == sigIGN {
-		a.handler = sigDFL
+		k.setHandler(sig, sigDFL)
 		t.mask &^= sigBit(sig)
 	}
 	_ = k.post(sigEntry{sig: sig, info: info}, t, false) // a standard signal of the kernel's can always be sent
@@ -362,6 +389,10 @@ func (k *Kernel) Raise(sig int) bool {
 	n := uint64(sig)
 	if sig < 1 || sig > maxSignal || unblockable&sigBit(n) != 0 || k.over || len(k.tasks) == 0 {
 		return false
+	}
+	if unix.Signal(sig) == unix.SIGCONT && k.sig.continued > 0 {
+		k.sig.continued--
+		return true
 	}
 	if k.sig.action[n].handler == sigDFL && !defaultIgnored(n) {
 		for _, t := range k.tasks {

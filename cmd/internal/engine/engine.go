@@ -52,7 +52,9 @@ type engine struct {
 	partition map[int]string // the cgroup in which a thread has to be to run on a core of the run's; most have none
 	quiet     chan session.Quiet
 	seals     questions      // that vCPUs wait with
-	signals   chan os.Signal // that end the run
+	signals   chan os.Signal // that end the run, or are the program's
+	taken     uint64         // bit n-1: signal n was taken over for the program (dispose)
+	handlers  [65]sigaction  // by which the runtime hears of those of job control
 	heard     chan struct{}  // closed when they do
 	clock     string         // the kernel's clocksource, once it was asked for
 	gaveUp    bool           // the monitor's last word was not waited for
@@ -397,6 +399,8 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 		Lock: !o.noLock, OwnClock: e.ownClock(), Seal: vmm.SealPolicy(o.seal), RingCalls: o.syscalls == "ring", Ledgers: e.ledger, Guest: e.guest, Stamp: e.stamp,
 		CPUs: append(o.dedicated(), e.keep...), Housekeeping: e.keep, Place: o.placeOf, Thread: e.thread, Admit: e.admit, MaySeal: maySeal,
 		Warn:      func(s string) { e.tell(session.Message{Warn: s}) },
+		Stop:      e.stopSelf,
+		Dispose:   e.dispose,
 		GapRecord: func(a uint64) { e.tell(session.Message{Gap: &a}) },
 	})
 	if err != nil {
@@ -492,6 +496,7 @@ func (e *engine) wait() {
 	for {
 		select {
 		case <-e.machine.Done():
+			e.quietJobs()
 			return
 		case <-limit:
 			e.stop(over, 0)
@@ -499,6 +504,10 @@ func (e *engine) wait() {
 			sig := s.(unix.Signal)
 			if e.machine.Raise(int(sig)) {
 				continue // the program's: it handles, blocks or ignores it
+			}
+			if jobSignal(sig) {
+				e.stopSelf(sig) // it had a handler until just now
+				continue
 			}
 			e.stop(unix.SignalName(sig), int(sig))
 		}

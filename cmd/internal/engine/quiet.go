@@ -25,6 +25,6 @@ func hold() {
 // one, so this runs beside the building of the machine; guestLife waits for it.
 func (e *engine) hearSignals() {
 	signal.Ignore(unix.SIGXFSZ, unix.SIGPIPE) // the program's, not ours: its writes get EFBIG and EPIPE
-	signal.Notify(e.signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGABRT)
+	signal.Notify(e.signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGABRT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM)
 	close(e.heard)
 }

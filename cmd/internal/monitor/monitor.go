@@ -58,8 +58,8 @@ const watch = 10 * time.Millisecond
 
 // Process is the whole of the monitor's process; it returns the exit status.
 func Process() int {
-	// The engine ends the run on these; the monitor stays to report it.
-	signal.Ignore(unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGPIPE)
+	// The engine ends the run on these, or stops on them; the monitor stays to report it.
+	signal.Ignore(unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGPIPE, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU)
 	if kind, err := unix.GetsockoptInt(session.FDSocket, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || kind != unix.SOCK_SEQPACKET {
 		return session.Failf("%s is started by `cloister run`, not by hand", session.MonitorCommand)
 	}
