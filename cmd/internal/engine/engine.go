@@ -484,36 +484,6 @@ func environ() []string {
 	return strings.Split(s, "\x00")
 }
 
-// wait returns when the guest has ended; signals and --for end it.
-func (e *engine) wait() {
-	var limit <-chan time.Time
-	if e.o.limit > 0 {
-		limit = time.After(e.o.limit)
-	}
-	// Formatted now: the first use of an interface makes the runtime write to pages of its own, and that would be
-	// a flush of the sealed guest's core just before it is stopped.
-	over := fmt.Sprintf("--for %v is over", e.o.limit)
-	for {
-		select {
-		case <-e.machine.Done():
-			e.quietJobs()
-			return
-		case <-limit:
-			e.stop(over, 0)
-		case s := <-e.signals:
-			sig := s.(unix.Signal)
-			if e.machine.Raise(int(sig)) {
-				continue // the program's: it handles, blocks or ignores it
-			}
-			if jobSignal(sig) {
-				e.stopSelf(sig) // it had a handler until just now
-				continue
-			}
-			e.stop(unix.SignalName(sig), int(sig))
-		}
-	}
-}
-
 // buildStatus tells a program that cannot run from a machine that cannot be built.
 func buildStatus(err error) int {
 	if vmm.IsProgramError(err) {
