@@ -22,7 +22,7 @@ TEST_NEEDS := gcc=gcc g++=g++ musl-gcc=musl-tools rustc=rustc spin=spin \
 	/usr/lib/x86_64-linux-gnu/libsqlite3.a=libsqlite3-dev /usr/lib/x86_64-linux-gnu/libz.a=zlib1g-dev \
 	/usr/lib/x86_64-linux-gnu/libcrypto.a=libssl-dev /usr/lib/x86_64-linux-gnu/liblua5.4.a=liblua5.4-dev
 
-.PHONY: build demo test test-unit test-kvm table check fmt vet lint policy bench model fuzz cover deps codeowners notice clean help FORCE
+.PHONY: build demo test test-unit test-kvm table check fmt vet lint policy bench tear model fuzz cover deps codeowners notice clean help FORCE
 
 build: ## build bin/cloister and bin/cloister-monitor (the default)
 	@command -v go >/dev/null || { echo "make: no go in PATH: install Go 1.26 or later" >&2; exit 1; }
@@ -77,6 +77,10 @@ bench: build ## measure the ratios of SPECIFICATION.md in one run, print the tab
 	@tools/need --must gcc=gcc
 	@tools/machine --kvm
 	go run ./bench $(BENCH)
+
+tear: ## patch a running guest 100,000 times, and show that the deferred way tears and stopping does not (needs /dev/kvm)
+	@tools/machine --kvm
+	go test -count=1 -v -timeout 60m -run '^(TestDeferredTears|TestTear|TestVersions)$$' ./patch/running
 
 model: ## check the models of the concurrent protocols and demand the counter-examples of the wrong ones
 	@tools/need --must spin=spin gcc=gcc
