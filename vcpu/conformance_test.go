@@ -424,9 +424,14 @@ func TestConformance(t *testing.T) {
 	if testing.Short() {
 		n = 5000
 	}
-	all := map[string]int{}
+	all, ran, begin := map[string]int{}, uint64(0), time.Now()
 	for i, f := range []faults{{}, {handler: true}, {giveUp: true}, {handler: true, giveUp: true, misread: true, stuck: true}} {
 		for seed := range n / 4 {
+			// An emulated processor is some hundred times slower: -short takes what it gets in ten seconds of each kind.
+			if testing.Short() && seed >= 10 && time.Since(begin) > time.Duration(i+1)*10*time.Second {
+				break
+			}
+			ran++
 			failed, outcomes := schedule(t, seed+uint64(i)<<32, f)
 			if failed != "" {
 				t.Fatalf("%+v, seed %d: %s", f, seed, failed)
@@ -437,11 +442,11 @@ func TestConformance(t *testing.T) {
 		}
 	}
 	for _, o := range []string{patch.Committed, patch.Aborted, patch.RolledBack, patch.Dead} {
-		if all[o] == 0 {
+		if all[o] == 0 && ran == n {
 			t.Errorf("no schedule in which a patch was %s: %v", o, all)
 		}
 	}
-	t.Logf("%d schedules: %v", n, all)
+	t.Logf("%d schedules: %v", ran, all)
 }
 
 // TestConformanceCanFail: each mistake is found, and as what it is.
