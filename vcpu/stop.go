@@ -96,6 +96,7 @@ func (s *Set) Attend(t *Thread) error {
 	}
 	// ORDER(O10): attn, then the request. Pairs with load64(&c.attn) in loop, behind E1's look at req. Without it the
 	// vCPU could park for the request, find nothing to attend to, and enter the guest.
+	t.raceSays()
 	atomic.StoreUint64(&t.c.attn, 1)
 	s.gen++
 	atomic.StoreUint64(&t.c.blame, 0) // ORDER(O1): before req, as in StopFor: pairs with parkRead's loads; without it an older purpose would name this break
@@ -113,6 +114,7 @@ func (s *Set) abandon() error {
 			continue
 		}
 		// ORDER(O1): quit before rel: pairs with load64(&c.quit) behind V8. Without it the guest would be entered.
+		t.raceSays()
 		atomic.StoreUint64(&t.c.quit, 1)
 		atomic.StoreUint64(&t.c.goG, s.gen)
 		atomic.StoreUint64(&t.c.rel, s.gen)
@@ -246,6 +248,7 @@ func (s *Set) await(t *Thread, label string, word *uint64, g uint64, deadline ti
 		nap := unix.NsecToTimespec(int64(min(every, deadline.Sub(now))))
 		sleep(&t.c.doorAck, &t.c.sleepAck, done, &nap)
 	}
+	t.raceSaw()
 	return false, nil
 }
 
@@ -274,6 +277,7 @@ func (s *Set) release() {
 func (t *Thread) letGo(g uint64) {
 	// ORDER(O1): both pair with V4 and V8: pairs with the loads of goG and rel in park. Without them a vCPU
 	// that had stopped after all would wait for ever.
+	t.raceSays()
 	atomic.StoreUint64(&t.c.goG, g)
 	atomic.StoreUint64(&t.c.rel, g)
 	t.ring()
@@ -305,6 +309,7 @@ func (p *Stopped) resume(limit time.Duration, quit bool) error {
 		s.meanwhile("P6", t)
 		// ORDER(O1): P6 publishes what was changed while stopped; pairs with V4, before V5 serialises.
 		// Without it the vCPU could serialise before the last store.
+		t.raceSays()
 		atomic.StoreUint64(&t.c.goG, s.gen)
 		t.ring()
 	}
@@ -321,6 +326,7 @@ func (p *Stopped) resume(limit time.Duration, quit bool) error {
 	for _, t := range s.threads {
 		s.meanwhile("P8", t)
 		// ORDER(O1): P8; pairs with V8, load64(&c.rel). Without it a vCPU could enter before all have serialised.
+		t.raceSays()
 		atomic.StoreUint64(&t.c.rel, s.gen)
 		t.ring()
 	}
@@ -333,6 +339,7 @@ func (s *Set) condemn() {
 	for _, t := range s.threads {
 		// ORDER(O1): quit before rel, for who waits at V8 and for who has yet to serialise; pairs with load64(&c.quit) behind park. Without it one that has
 		// serialised would enter beside one that has not.
+		t.raceSays()
 		atomic.StoreUint64(&t.c.quit, 1)
 		atomic.StoreUint64(&t.c.rel, s.gen)
 		t.ring()

@@ -232,6 +232,7 @@ func (t *Thread) hand(state uint64) {
 	c := t.c
 	// ORDER(O3): publishes the answer. Pairs with load64(&c.hand) in handOver. Without it the vCPU could
 	// load ansRAX before it was written.
+	t.raceSays()
 	atomic.StoreUint64(&c.hand, state)
 	t.ring()
 }
@@ -263,6 +264,7 @@ func (t *Thread) waitDoor(want uint64) bool {
 		}
 		sleep(&c.doorReq, &c.sleepReq, done, nil)
 	}
+	t.raceSaw()
 	return !t.ended()
 }
 

@@ -27,6 +27,10 @@ func At(mapping []byte, i int) (*VCPU, error) {
 //
 // ORDER(O2) ledger, reader side. Pairs with the two increments of Seq by the writer (vcpu/book.go).
 // Without it a copy could hold a Total that already counts a break whose Cause does not.
+//
+// A copy that was written to meanwhile is thrown away: a race by design, of which the detector is not told.
+//
+//go:norace
 func (v *VCPU) Snapshot(dst *Counts) bool {
 	for try := 0; try < 1000; try++ {
 		s := atomic.LoadUint64(&v.Seq)
@@ -52,6 +56,8 @@ func (v *VCPU) SetCPU(host int) {
 
 // GuestTime is the cycles that the vCPU has executed the guest until now (a TSC), in both books, the stretch that it is
 // in included.
+//
+//go:norace
 func (v *VCPU) GuestTime(now uint64) uint64 {
 	for {
 		// ORDER(O2): a reader; pairs with the writer's two increments of Seq. Without it a return could be counted and its stretch, too.

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -195,6 +196,7 @@ func tearELF(n int, page bool, call [3]uint32) []byte {
 type guest struct {
 	*vmm.Machine
 	*patch.Patcher
+	mu      sync.Mutex // ledgers: vCPUs come while the test runs
 	ledgers []*breaks.VCPU
 	mem     []byte // data
 	text    []byte // text, writable: what the deferred variant uses
@@ -240,6 +242,8 @@ func startCalling(t testing.TB, n int, page bool, call [3]uint32) *guest {
 		Housekeeping: list, Memory: 64 << 20, PatchSpace: 64 << 10, Builtin: true, Seal: vmm.SealCall, Guest: fd, Stamp: func(string) {}, GapRecord: func(uint64) {},
 		Ledgers: func(int) (*breaks.VCPU, error) {
 			l := new(breaks.VCPU)
+			w.mu.Lock()
+			defer w.mu.Unlock()
 			w.ledgers = append(w.ledgers, l)
 			return l, nil
 		},
@@ -286,6 +290,12 @@ func startCalling(t testing.TB, n int, page bool, call [3]uint32) *guest {
 		}
 	}
 	return w
+}
+
+func (w *guest) ledger(i int) *breaks.VCPU {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.ledgers[i]
 }
 
 // moves waits until thread i makes passes.

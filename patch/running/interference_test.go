@@ -88,7 +88,26 @@ func TestBlocked(t *testing.T) {
 // startBlocked runs two threads; the first waits in pause(2) for ever.
 func startBlocked(t *testing.T) *guest {
 	t.Helper()
-	return startCalling(t, -2, false, [3]uint32{unix.SYS_PAUSE})
+	w := startCalling(t, -2, false, [3]uint32{unix.SYS_PAUSE})
+	for w.counts(t, 0).Book[0].Syscall[unix.SYS_CLONE].Count == 0 {
+		time.Sleep(100 * time.Microsecond)
+	}
+	// Its next call is the one. Patches without safe points say where they found it; an even number of them changes nothing.
+	for end := time.Now().Add(20 * time.Second); ; {
+		r := w.Apply(w.plan(valA, valB, false))
+		for _, r := range []patch.Record{r, w.Apply(w.plan(valB, valA, false))} {
+			if r.Outcome != patch.Committed {
+				t.Fatalf("%s: %s", r.Outcome, r.Reason)
+			}
+		}
+		if r.VCPUs[0].Where == "syscall" {
+			return w
+		}
+		if time.Now().After(end) {
+			t.Fatalf("vCPU 0 is in %q, not in pause(2)", r.VCPUs[0].Where)
+		}
+		w.moves(t, 1)
+	}
 }
 
 // killer is a guest whose process is killed between two stores.

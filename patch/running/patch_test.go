@@ -99,7 +99,7 @@ func TestOneBreakEach(t *testing.T) {
 				t.Errorf("safe points %v, vCPU %d: %d kicked, %d waiting for %d patches", safe, i, kicked, waited, n)
 			}
 			numbered := 0
-			for _, s := range w.ledgers[i].Sites {
+			for _, s := range w.ledger(i).Sites {
 				if c := breaks.Cause(s.Cause - 1); s.Cause != 0 && (c == breaks.Patch || c == breaks.SafePoint) {
 					if s.Nr == 0 || s.Nr > n {
 						t.Errorf("a planned break under the number %d", s.Nr)
@@ -121,7 +121,7 @@ func TestOneBreakEach(t *testing.T) {
 func (w *guest) counts(t *testing.T, i int) (c breaks.Counts) {
 	t.Helper()
 	for range 1000 {
-		if w.ledgers[i].Snapshot(&c) {
+		if w.ledger(i).Snapshot(&c) {
 			return c
 		}
 	}
