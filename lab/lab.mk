@@ -20,7 +20,7 @@ LAB_JSON := build/lane-lab$(if $(filter svm,$(BACKEND)),,-$(BACKEND)).json
 
 # What CI runs (docs/lab.md, "What CI runs"). Each machine may take so many seconds, whatever it does.
 LAB_SECONDS     ?= 600
-LAB_VMX_SECONDS ?= 1800
+LAB_VMX_SECONDS ?= 1200
 LAB_TABLES      := -only './cmd/cloister=TestEveryCauseIsCounted|TestEveryFaultIsReported'
 
 .PHONY: lab lab-ci lab-vmx-ci lab-shell lab-vmx lab-scenarios build/lab

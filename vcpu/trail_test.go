@@ -3,10 +3,10 @@ package vcpu
 import (
 	"bufio"
 	"fmt"
+	"io/fs"
 	"maps"
-	"os"
 	"os/exec"
-	"path/filepath"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -14,10 +14,9 @@ import (
 	"time"
 
 	"github.com/cloister-vmm/cloister/internal/testenv"
+	"github.com/cloister-vmm/cloister/model"
 	"github.com/cloister-vmm/cloister/patch"
 )
-
-const trailDir = "../model/trails"
 
 // replay is a world whose order of steps is a counter-example of model/patch.pml: one line, one step of the real code.
 type replay struct {
@@ -220,7 +219,7 @@ func plan(from, to byte) patch.Plan {
 // readTrail gives the variant that a trail is of, what it must end in, and its steps.
 func readTrail(t *testing.T, file string) (variant, want string, lines []string) {
 	t.Helper()
-	f, err := os.Open(file)
+	f, err := model.Files.Open(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -272,14 +271,14 @@ var modelOnly = map[string]string{
 }
 
 func TestTrails(t *testing.T) {
-	files, err := filepath.Glob(filepath.Join(trailDir, "*.txt"))
+	files, err := fs.Glob(model.Files, "trails/*.txt")
 	if err != nil {
 		t.Fatal(err)
 	}
 	seen := map[string]bool{}
 	variants := map[string]bool{}
 	for _, file := range files {
-		name := filepath.Base(file)
+		name := path.Base(file)
 		variant, must, lines := readTrail(t, file)
 		variants[must+" "+variant] = true
 		seen[name] = true
@@ -316,12 +315,12 @@ func TestTrails(t *testing.T) {
 	}
 
 	// Every wrong variant has its trail.
-	model, err := os.ReadFile("../model/patch.pml")
+	source, err := model.Files.ReadFile("patch.pml")
 	if err != nil {
 		t.Fatal(err)
 	}
 	n := 0
-	for _, m := range regexp.MustCompile(`(?m)^ \* run: ([a-z-]+) +((?:-[DO]\S+ ?)+)`).FindAllStringSubmatch(string(model), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^ \* run: ([a-z-]+) +((?:-[DO]\S+ ?)+)`).FindAllStringSubmatch(string(source), -1) {
 		if key := m[1] + " " + strings.TrimSpace(m[2]); m[1] != "pass" {
 			if n++; !variants[key] {
 				t.Errorf("no trail of %q: run model/trails/make", key)
