@@ -20,6 +20,7 @@ import (
 const (
 	engineCommand = "engine" // owns a VM made of packages vmm and vcpu, with the load inside if asked
 	loadCommand   = "load"   // the same load alone, beside the floor
+	layoutCommand = "layout" // layout.h for a floor that runs on another machine (package lab)
 )
 
 // settings of both subcommands.

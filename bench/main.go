@@ -52,6 +52,8 @@ func main() {
 		code, err = runEngine(os.Args[2:])
 	case len(os.Args) > 1 && os.Args[1] == loadCommand:
 		err = runLoad(os.Args[2:])
+	case len(os.Args) == 2 && os.Args[1] == layoutCommand:
+		_, err = os.Stdout.WriteString(layout(nil))
 	default:
 		code, err = runBench(os.Args[1:])
 	}

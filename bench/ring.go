@@ -26,7 +26,7 @@ const ringRunDir = "CLOISTER_RUN_DIR"
 
 // rings measures a sealed guest and a process of the host on both ends of a ring, against two processes.
 func (b *bench) rings() (err error) {
-	if err := b.compile("gcc", "ring.c", "ring", "-I", filepath.Join(b.root, "guest", "sdk", "c")); err != nil {
+	if err := b.compile("gcc", "ring.c", "ring", "-pthread", "-I", filepath.Join(b.root, "guest", "sdk", "c")); err != nil {
 		return err
 	}
 	restore, err := setenv(ringRunDir, b.path("run"))
@@ -55,7 +55,44 @@ func (b *bench) rings() (err error) {
 		return err
 	}
 	b.report("ring, sealed guest to process and back", p, limits{none, none, none})
-	b.rows = append(b.rows, Row{What: "ring, breaks of the sealed guest but host interrupts", Ours: breaks, Unit: "breaks", Limit: 0, N: b.rounds * (2*ringRecords + ringRounds)})
+	if err := b.ringThreads(&breaks); err != nil {
+		return err
+	}
+	b.rows = append(b.rows, Row{What: "ring, breaks of the sealed guest but host interrupts", Ours: breaks, Unit: "breaks", Limit: 0, N: b.rounds * (3*ringRecords + ringRounds)})
+	return nil
+}
+
+// ringThreads measures a ring between a sealed thread and another one of the same program.
+func (b *bench) ringThreads(breaks *float64) error {
+	const size = 64
+	two := []int{b.cpu, b.housekeeping()}
+	args := func(path string) []string {
+		return []string{"both", path, fmt.Sprint(size), fmt.Sprint(ringRecords)}
+	}
+	p, err := b.collect(
+		func() ([]byte, error) {
+			file := b.path("report.json")
+			out, err := b.cloisterAmong(two, patience, append([]string{"--quiet", "--name", ringVM, "--place", fmt.Sprintf("main=%d,*=housekeeping", b.cpu),
+				"--ring", fmt.Sprintf("out=%d", ringSize), "--report", file, "--", b.path("ring")}, args(ring.Path("out"))...)...)
+			if err != nil {
+				return nil, err
+			}
+			n, err := sealedBreaks(file)
+			*breaks += n
+			return out, err
+		},
+		func() (out []byte, err error) {
+			fds, err := memoryRings("out")
+			if err != nil {
+				return nil, err
+			}
+			defer func() { err = errors.Join(err, unix.Close(fds["out"])) }()
+			return b.runAmong(two, patience, b.path("ring"), append(args(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fds["out"])), fmt.Sprint(two[0]), fmt.Sprint(two[1]))...)
+		})
+	if err != nil {
+		return err
+	}
+	b.times(fmt.Sprintf("ring, sealed thread to another, a record of %d bytes", size), p, 1e9/float64(b.hz)/ringRecords, "ns", none)
 	return nil
 }
 

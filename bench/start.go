@@ -127,8 +127,8 @@ func readReport(name string) (r report, err error) {
 	if err := json.Unmarshal(data, &r); err != nil {
 		return r, fmt.Errorf("%s: %w", name, err)
 	}
-	if len(r.VCPUs) != 1 {
-		return r, fmt.Errorf("%s: %d vCPUs, want 1", name, len(r.VCPUs))
+	if len(r.VCPUs) == 0 {
+		return r, fmt.Errorf("%s: no vCPU", name)
 	}
 	return r, nil
 }

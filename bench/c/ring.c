@@ -6,7 +6,11 @@
  * take PATH              takes them and writes to standard output the cycles from the first to the last
  * ping OUT IN COUNT      sealed, sends a record and waits for its answer; writes the cycles of each round
  * pong IN OUT            answers
+ * both PATH BYTES COUNT [CPU CPU]  put in the first thread and take in a second one, on these CPUs if there are any
  */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <stdio.h>
 #include <time.h>
@@ -15,7 +19,7 @@
 
 enum { MOST = 1 << 16 };
 static uint64_t sample[MOST];
-static unsigned char record[1 << 16];
+static __thread unsigned char record[1 << 16]; /* of each thread: two sides share nothing but the ring */
 
 static uint64_t tsc(void)
 {
@@ -67,6 +71,44 @@ static void emit(uint64_t n)
 	if (fwrite(sample, sizeof *sample, n, stdout) != n || fflush(stdout) != 0) die("write", -errno);
 }
 
+static void take(struct cloister_ring *r)
+{
+	get(r);
+	get(r);
+	sample[0] = tsc();
+	while (get(r)) ;
+	sample[0] = tsc() - sample[0];
+}
+
+static void put_all(struct cloister_ring *r, uint64_t n, uint64_t count)
+{
+	put(r, n);
+	while (__atomic_load_n(&r->shared->tail, __ATOMIC_ACQUIRE) == 0) pause_();
+	seal(1);
+	while (count-- > 0) put(r, n);
+	cloister_ring_close(r);
+	seal(0);
+}
+
+static void place(const char *cpu)
+{
+	cpu_set_t one;
+	CPU_ZERO(&one);
+	CPU_SET(atoi(cpu), &one);
+	if (pthread_setaffinity_np(pthread_self(), sizeof one, &one)) die("affinity", -errno);
+}
+
+static void *taker(void *v)
+{
+	char **argv = v;
+	struct cloister_ring r;
+	memset(record, 1, sizeof record);
+	attach(&r, argv[2]);
+	if (argv[5]) place(argv[6]);
+	take(&r);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	struct cloister_ring a, b;
@@ -75,19 +117,16 @@ int main(int argc, char **argv)
 	memset(sample, 1, sizeof sample); /* first touches are not part of what is timed */
 	attach(&a, argv[2]);
 	if (strcmp(argv[1], "put") == 0 && argc == 5) {
-		uint64_t n = strtoul(argv[3], NULL, 10), count = strtoul(argv[4], NULL, 10);
-		put(&a, n);
-		while (__atomic_load_n(&a.shared->tail, __ATOMIC_ACQUIRE) == 0) pause_();
-		seal(1);
-		while (count-- > 0) put(&a, n);
-		cloister_ring_close(&a);
-		seal(0);
+		put_all(&a, strtoul(argv[3], NULL, 10), strtoul(argv[4], NULL, 10));
 	} else if (strcmp(argv[1], "take") == 0) {
-		get(&a);
-		get(&a);
-		sample[0] = tsc();
-		while (get(&a)) ;
-		sample[0] = tsc() - sample[0];
+		take(&a);
+		emit(1);
+	} else if (strcmp(argv[1], "both") == 0 && (argc == 5 || argc == 7)) {
+		pthread_t t;
+		if (argc == 7) place(argv[5]);
+		if (pthread_create(&t, NULL, taker, argv)) die("thread", -errno);
+		put_all(&a, strtoul(argv[3], NULL, 10), strtoul(argv[4], NULL, 10));
+		pthread_join(t, NULL);
 		emit(1);
 	} else if (strcmp(argv[1], "ping") == 0 && argc == 5) {
 		uint64_t n = strtoul(argv[4], NULL, 10);
