@@ -36,6 +36,7 @@ type Options struct {
 	Cover    string            // file for the coverage profile of all packages; empty: none
 	JSON     string            // file for the events; empty: none
 	Artefact string            // directory for what tests leave in $CLOISTER_LAB_OUT; empty: dropped
+	Carry    []string          // more programs for the machine's PATH: FILE, or FILE=NAME
 	Shell    bool              // a shell on the console, after the tests
 	Retries  int               // how often a boot may be tried again of which the emulator hung (ErrEmulator)
 	GDB      string            // HOST:PORT for QEMU's gdb stub, which holds the machine at its first instruction
@@ -141,7 +142,7 @@ func run(ctx context.Context, o Options) (status int, err error) {
 	b := boot{machine: o.Machine, kernel: kernel.Image(), dir: dir, shell: o.Shell, gdb: o.GDB, limit: limits[o.Machine.Backend],
 		initrd: filepath.Join(dir, "initrd"), disk: filepath.Join(dir, "disk")}
 	note("building for %s: %s, kernel %s", o.Machine.Name, o.Machine.Backend, kernel.Release)
-	size, err := image(ctx, o, cache, kernel, b.initrd, dir, r)
+	size, err := image(ctx, note, o, cache, kernel, b.initrd, dir, r)
 	if err != nil {
 		return 1, err
 	}
@@ -254,7 +255,7 @@ func mergeCover(dir, file string) error {
 
 // image builds everything and writes the initramfs; its size is in bytes.
 // Packages that do not build are recorded in r, and the others run.
-func image(ctx context.Context, o Options, cache *Cache, kernel *Kernel, file, dir string, r *results) (size int64, err error) {
+func image(ctx context.Context, note func(string, ...any), o Options, cache *Cache, kernel *Kernel, file, dir string, r *results) (size int64, err error) {
 	root, err := goOutput(ctx, "", "env", "GOMOD")
 	if err != nil {
 		return 0, err
@@ -348,7 +349,14 @@ func image(ctx context.Context, o Options, cache *Cache, kernel *Kernel, file, d
 		}
 		a.copy(wire.GuestKernel, guest.Image())
 	}
-	if err := tests(ctx, o, root, dir, a, &job, r); err != nil {
+	for _, c := range o.Carry {
+		file, name, named := strings.Cut(c, "=")
+		if !named {
+			name = filepath.Base(file)
+		}
+		a.copy(path.Join(wire.BinDir, name), file)
+	}
+	if err := tests(ctx, note, o, root, dir, a, &job, r); err != nil {
 		return 0, err
 	}
 	r.tasks = job.Tasks
@@ -369,7 +377,7 @@ func unique(s []string) []string {
 }
 
 // tests builds the test binaries of the wanted packages into the image.
-func tests(ctx context.Context, o Options, root, dir string, a *initramfs, job *wire.Job, r *results) error {
+func tests(ctx context.Context, note func(string, ...any), o Options, root, dir string, a *initramfs, job *wire.Job, r *results) error {
 	if len(o.Packages) == 0 {
 		return nil
 	}
@@ -414,6 +422,11 @@ func tests(ctx context.Context, o Options, root, dir string, a *initramfs, job *
 		a.copy(path.Join(wire.TestDir, name+".test"), bin)
 		if err := os.Remove(bin); err != nil {
 			return err
+		}
+		if o.Machine.Backend == SVM { // what needs them needs isolated CPUs
+			if err := carry(ctx, note, filepath.ToSlash(rel), root, dir, a); err != nil {
+				return err
+			}
 		}
 		work := path.Join(wire.SrcDir, filepath.ToSlash(rel))
 		a.tree(work, src, func(rel string, d fs.DirEntry) bool {

@@ -57,6 +57,10 @@ func run() int {
 	f.StringVar(&o.Cover, "cover", "", "write the coverage profile of all packages to `file`")
 	f.StringVar(&o.JSON, "json", "", "write the events for the table of lanes to `file`")
 	f.StringVar(&o.Artefact, "out", "", "put what tests leave in $"+lab.OutVar+" into `dir`")
+	f.Func("carry", "put a program into the machine's PATH: `file[=name]`; may be repeated", func(s string) error {
+		o.Carry = append(o.Carry, s)
+		return nil
+	})
 	f.BoolVar(&o.Shell, "shell", false, "open a shell on the console after the tests (svm machines)")
 	f.IntVar(&o.Retries, "retries", 2, "boot again up to `n` times if the emulator itself hangs")
 	f.StringVar(&o.GDB, "gdb", "", "hold the machine at its first instruction for gdb on `host:port` (svm machines)")

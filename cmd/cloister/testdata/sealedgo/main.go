@@ -1,18 +1,22 @@
-// Sealedgo seals one goroutine's thread, which computes, while others log and allocate.
+// Sealedgo seals one goroutine's thread, which computes, while others log and allocate: until they have done so 3000 times, or
+// for as long as its argument says.
 package main
 
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/cloister-vmm/cloister/guest/sdk/go"
 )
 
 var (
-	made atomic.Int64
-	kept [16][]string
+	made  atomic.Int64
+	began atomic.Int32
+	kept  [16][]string
 )
 
 func helper(n int, log *os.File) {
@@ -23,6 +27,9 @@ func helper(n int, log *os.File) {
 	}
 }
 
+// The first thread is the one that --cpu gives a core to.
+func init() { runtime.LockOSThread() }
+
 func main() {
 	log, err := os.OpenFile("/dev/null", os.O_WRONLY, 0)
 	if err != nil {
@@ -31,11 +38,30 @@ func main() {
 	for n := range 3 {
 		go helper(n, log)
 	}
+	var end atomic.Bool // a helper says when: a call of the sealed goroutine's could give way to the scheduler
+	least := int64(3000)
+	if len(os.Args) > 1 {
+		span, err := time.ParseDuration(os.Args[1])
+		if err != nil {
+			panic(err)
+		}
+		least = 3
+		go func() {
+			for began.Load() == 0 {
+				time.Sleep(time.Millisecond)
+			}
+			time.Sleep(span)
+			end.Store(true)
+		}()
+	} else {
+		end.Store(true)
+	}
 	x, before, after := 1.0, int64(0), int64(0)
 	err = cloister.Sealed(func() {
-		for before = made.Load(); after < before+3000; after = made.Load() {
+		began.Store(1)
+		for before = made.Load(); after < before+least || !end.Load(); after = made.Load() {
 			x = x*1.0000001 + 1e-9
 		}
 	})
-	fmt.Println(x > 1, after >= before+3000, err)
+	fmt.Println(x > 1, after >= before+least, err)
 }

@@ -1,0 +1,65 @@
+package lab
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"testing"
+
+	"github.com/cavaliergopher/cpio"
+
+	"github.com/cloister-vmm/cloister/internal/testenv"
+	"github.com/cloister-vmm/cloister/lab/wire"
+)
+
+// Every program that a package's tests start in a machine can be built, and lies in the machine's PATH.
+func TestPrograms(t *testing.T) {
+	testenv.Need(t, testenv.Tool("gcc"), testenv.Tool("go"))
+	dir := t.TempDir()
+	root, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "initrd")
+	a, err := newInitramfs(file, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]bool{}
+	for pkg, list := range programs {
+		if _, err := os.Stat(filepath.Join(root, pkg)); err != nil {
+			t.Error(err)
+		}
+		for _, p := range list {
+			want[path.Join(wire.BinDir, p.name)] = true
+		}
+		if err := carry(t.Context(), t.Logf, pkg, root, dir, a); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for r := cpio.NewReader(f); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name := "/" + h.Name; want[name] && h.Mode.Perm()&0o111 != 0 && h.Size > 0 {
+			delete(want, name)
+		}
+	}
+	for name := range want {
+		t.Errorf("%s is not in the machine, or cannot be executed", name)
+	}
+}
