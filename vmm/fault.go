@@ -101,7 +101,7 @@ func (p *processor) signalCode(vector int, f *Fault) (int32, uint64) {
 	case 6:
 		return illIllOpn, rip
 	case 14:
-		if p.m.space.Mapped(f.Address) {
+		if p.m.space.Mapped(f.Address, 1) {
 			return segvAccErr, f.Address
 		}
 		return segvMapErr, f.Address

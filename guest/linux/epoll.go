@@ -30,7 +30,7 @@ func (k *Kernel) epollCreate(flags int) (uint64, unix.Errno) {
 	if err != nil {
 		return 0, errnoOf(err)
 	}
-	return k.deliver(fd, unix.O_RDWR, waitNever, flags&unix.EPOLL_CLOEXEC != 0)
+	return k.deliverAs(fd, unix.O_RDWR, waitNever, flags&unix.EPOLL_CLOEXEC != 0, func(d *description) { d.mute, d.deaf = true, true })
 }
 
 // epollEvent is struct epoll_event, which is packed on x86-64 (include/uapi/linux/eventpoll.h).
@@ -59,7 +59,11 @@ func sysEpollCtl(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 		Events: binary.LittleEndian.Uint32(raw[:]),
 		Fd:     int32(binary.LittleEndian.Uint32(raw[4:])), Pad: int32(binary.LittleEndian.Uint32(raw[8:])),
 	}
-	return 0, errnoOf(unix.EpollCtl(ep.fd, op, d.fd, &ev))
+	fd, errno := d.watchAs(uint32(a[2]))
+	if errno != 0 {
+		return 0, errno
+	}
+	return 0, errnoOf(unix.EpollCtl(ep.fd, op, fd, &ev))
 }
 
 func sysEpollWait(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
@@ -167,13 +171,17 @@ func sysTimerfdCreate(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	if err != nil {
 		return 0, errnoOf(err)
 	}
-	return k.deliver(fd, unix.O_RDWR|flags&unix.O_NONBLOCK, waitAgain, flags&unix.TFD_CLOEXEC != 0)
+	return k.deliverAs(fd, unix.O_RDWR|flags&unix.O_NONBLOCK, waitAgain, flags&unix.TFD_CLOEXEC != 0, func(d *description) { d.deaf = true })
 }
 
 func sysTimerfdSettime(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	var set, old unix.ItimerSpec
 	if errno := get(k, a[2], &set); errno != 0 {
 		return 0, errno
+	}
+	const known = 1 | 2 // TFD_TIMER_ABSTIME, TFD_TIMER_CANCEL_ON_SET
+	if uint32(a[1])&^known != 0 || !timespecOK(&set.Interval) || !timespecOK(&set.Value) {
+		return 0, unix.EINVAL // before the descriptor is looked at (fs/timerfd.c)
 	}
 	d, errno := k.ownDescriptor(a[0])
 	if errno != 0 {

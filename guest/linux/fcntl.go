@@ -48,6 +48,9 @@ func sysFcntl(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 		if d.fd < 0 {
 			return 0, unix.EBADF
 		}
+		if cmd == unix.F_ADD_SEALS && !d.writable() {
+			return 0, unix.EPERM
+		}
 		if !d.made && cmd == unix.F_ADD_SEALS {
 			return 0, unix.EINVAL // only a memfd of the guest's own has seals to add
 		}
@@ -102,6 +105,7 @@ func (k *Kernel) lock(d *description, cmd int, addr uint64) unix.Errno {
 	defer d.pin().unpin()
 	for {
 		errno := fcntlBytes(d.fd, try, raw[:])
+		k.fds.locked = k.fds.locked || errno == 0 && try == unix.F_SETLK
 		switch {
 		case errno == 0 && (cmd == unix.F_GETLK || cmd == unix.F_OFD_GETLK):
 			// A lock of another process is named by its host number; the guest knows no other.

@@ -27,21 +27,28 @@ type description struct {
 	mode  uint32 // S_IFMT bits
 	wait  waiting
 	refs  int
+	// By guest descriptor, the host's by which an epoll knows it; nil: none does.
+	watched map[uint32]int
 	// fresh marks a FIFO opened for reading without O_NONBLOCK. The open that would wait for a writer
 	// is not made to wait (it could not be cut); the first read does.
 	fresh bool
 	sock  *socket // set when the guest may use it as one
+	// Has no read or write at all (FMODE_CAN_READ, FMODE_CAN_WRITE): EINVAL before the memory is looked at.
+	mute, deaf bool
 	// Of a signalfd: the signals that it shows, and whether its eventfd says that there is one.
 	signalfd, ready bool
 	signals         uint64
 }
 
 func (d *description) nonblock() bool { return d.flags&unix.O_NONBLOCK != 0 }
+
+// readable and writable: access mode 3 is neither (OPEN_FMODE, include/linux/fs.h).
 func (d *description) readable() bool {
-	return d.flags&unix.O_PATH == 0 && d.flags&unix.O_ACCMODE != unix.O_WRONLY
+	return d.flags&unix.O_PATH == 0 && (d.flags+1)&1 != 0
 }
+
 func (d *description) writable() bool {
-	return d.flags&unix.O_PATH == 0 && d.flags&unix.O_ACCMODE != unix.O_RDONLY
+	return d.flags&unix.O_PATH == 0 && (d.flags+1)&2 != 0
 }
 
 func (d *description) release() unix.Errno {
@@ -49,7 +56,42 @@ func (d *description) release() unix.Errno {
 	if d.refs > 0 {
 		return 0
 	}
+	for _, fd := range d.watched {
+		if fd != d.fd {
+			_ = unix.Close(fd) // a duplicate: the original reports what there is to report
+		}
+	}
 	return d.file.Close()
+}
+
+// closed is what the closing of one descriptor of d does, however many there are. locked: the process has, or had, record locks;
+// those on this file are gone, by whichever descriptor it got them (fs/locks.c: locks_remove_posix).
+func (d *description) closed(locked bool) unix.Errno {
+	if locked && d.flags&unix.O_PATH == 0 {
+		var all [32]byte // struct flock: from the beginning to the end
+		order.PutUint16(all[:], unix.F_UNLCK)
+		_ = fcntlBytes(d.fd, unix.F_SETLK, all[:]) // a file system without locks has none
+	}
+	return d.release()
+}
+
+// watchAs is the host descriptor by which an epoll watches d as guest descriptor fd: each number of one open file is watched by
+// itself, so each but the first has a duplicate.
+func (d *description) watchAs(fd uint32) (int, unix.Errno) {
+	if host, ok := d.watched[fd]; ok {
+		return host, 0
+	}
+	host := d.fd
+	if len(d.watched) > 0 {
+		var err error
+		if host, err = unix.FcntlInt(uintptr(d.fd), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+			return -1, errnoOf(err)
+		}
+	} else {
+		d.watched = map[uint32]int{}
+	}
+	d.watched[fd] = host
+	return host, 0
 }
 
 // pin keeps d open until unpin, through every wait: another task may close the guest's descriptor while the lock is given
@@ -67,7 +109,10 @@ type fdEntry struct {
 }
 
 // fdTable maps the guest's descriptors; its length never passes RLIMIT_NOFILE.
-type fdTable struct{ e []fdEntry }
+type fdTable struct {
+	e      []fdEntry
+	locked bool // the process has, or had, record locks
+}
 
 // get returns the description behind guest descriptor fd; Linux looks at the low 32 bits only.
 func (t *fdTable) get(fd uint64) (*description, unix.Errno) {
@@ -108,7 +153,7 @@ func (t *fdTable) set(fd uint64, d *description, cloexec bool) unix.Errno {
 	d.refs++
 	t.e[fd] = fdEntry{d, cloexec}
 	if old != nil {
-		return old.release()
+		return old.closed(t.locked)
 	}
 	return 0
 }
@@ -119,7 +164,7 @@ func (t *fdTable) close(fd uint64) unix.Errno {
 		return errno
 	}
 	t.e[uint32(fd)] = fdEntry{}
-	return d.release()
+	return d.closed(t.locked)
 }
 
 func (t *fdTable) closeAll() {
@@ -225,10 +270,16 @@ func (k *Kernel) adopt(fd int, name string, flags int, wait waiting) (*descripti
 
 // deliver adopts a host descriptor and gives it the lowest free number of the guest.
 func (k *Kernel) deliver(fd, flags int, wait waiting, cloexec bool) (uint64, unix.Errno) {
+	return k.deliverAs(fd, flags, wait, cloexec, func(*description) {})
+}
+
+// deliverAs is deliver of something that mark says more of.
+func (k *Kernel) deliverAs(fd, flags int, wait waiting, cloexec bool, mark func(*description)) (uint64, unix.Errno) {
 	d, errno := k.adopt(fd, "", flags, wait)
 	if errno != 0 {
 		return 0, errno
 	}
+	mark(d)
 	return k.install(d, cloexec)
 }
 
@@ -338,7 +389,7 @@ func sysPipe2(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	}
 	keep := flags & (unix.O_NONBLOCK | unix.O_DIRECT)
 	cloexec := flags&unix.O_CLOEXEC != 0
-	rfd, errno := k.deliver(p[0], unix.O_RDONLY|keep, waitAgain, cloexec)
+	rfd, errno := k.deliver(p[0], unix.O_RDONLY|flags&unix.O_NONBLOCK, waitAgain, cloexec) // packets are the writer's matter
 	if errno != 0 {
 		_ = unix.Close(p[1]) // nobody has seen it
 		return 0, errno

@@ -101,6 +101,14 @@ func sysOpenat2(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 
 func (k *Kernel) open(dirfd, addr uint64, flags int, mode uint32, resolve uint64) (uint64, unix.Errno) {
 	flags &= validOpen
+	if flags&unix.O_PATH != 0 {
+		flags &= unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	}
+	// The flags are judged before the path is read (fs/open.c: build_open_flags).
+	const tmpfile = unix.O_TMPFILE &^ unix.O_DIRECTORY
+	if flags&tmpfile != 0 && (flags&unix.O_DIRECTORY == 0 || flags&unix.O_ACCMODE == unix.O_RDONLY) || flags&unix.O_CREAT != 0 && flags&unix.O_DIRECTORY != 0 {
+		return 0, unix.EINVAL
+	}
 	dir, path, errno := k.place(dirfd, addr)
 	if errno == 0 && resolve&unix.RESOLVE_IN_ROOT != 0 {
 		dir, errno = k.at(dirfd, "") // an absolute path begins there, too

@@ -188,18 +188,29 @@ func one(p []byte) [][]byte { return [][]byte{p} }
 
 func (k *Kernel) reader(fd uint64) (*description, unix.Errno) {
 	d, errno := k.fds.io(fd)
-	if errno == 0 && !d.readable() {
-		return nil, unix.EBADF
+	if errno != 0 {
+		return nil, errno
 	}
-	return d, errno
+	return d, d.allows(false)
+}
+
+// allows is the look at the mode and at the operations of the open file that comes before everything else.
+func (d *description) allows(write bool) unix.Errno {
+	switch {
+	case write && !d.writable() || !write && !d.readable():
+		return unix.EBADF
+	case write && d.deaf || !write && d.mute:
+		return unix.EINVAL
+	}
+	return 0
 }
 
 func (k *Kernel) writer(fd uint64) (*description, unix.Errno) {
 	d, errno := k.fds.io(fd)
-	if errno == 0 && !d.writable() {
-		return nil, unix.EBADF
+	if errno != 0 {
+		return nil, errno
 	}
-	return d, errno
+	return d, d.allows(true)
 }
 
 func sysRead(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
@@ -207,11 +218,11 @@ func sysRead(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	if errno != 0 {
 		return 0, errno
 	}
-	p, errno := k.buffer(a[1], a[2], true)
+	vec, errno := k.buffer(a[1], a[2], true)
 	if errno != 0 {
 		return 0, errno
 	}
-	return k.read(t, d, one(p), current, 0)
+	return k.read(t, d, vec, current, 0)
 }
 
 func sysWrite(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
@@ -219,11 +230,11 @@ func sysWrite(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	if errno != 0 {
 		return 0, errno
 	}
-	p, errno := k.buffer(a[1], a[2], false)
+	vec, errno := k.buffer(a[1], a[2], false)
 	if errno != 0 {
 		return 0, errno
 	}
-	return k.write(t, d, one(p), current, 0)
+	return k.write(t, d, vec, current, 0)
 }
 
 // seekable is the ESPIPE check of the positional calls, which comes before the access check.
@@ -231,6 +242,14 @@ func (d *description) seekable() unix.Errno {
 	switch d.mode {
 	case unix.S_IFIFO, unix.S_IFSOCK:
 		return unix.ESPIPE
+	case 0:
+		if !d.made {
+			break
+		}
+		// What has no name (eventfd, timerfd): a read of nothing changes nothing, and the host knows.
+		if _, err := unix.Pread(d.fd, nil, 0); err == unix.ESPIPE {
+			return unix.ESPIPE
+		}
 	}
 	return 0
 }
@@ -246,14 +265,14 @@ func sysPread(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	if errno = d.seekable(); errno != 0 {
 		return 0, errno
 	}
-	if !d.readable() {
-		return 0, unix.EBADF
+	if errno = d.allows(false); errno != 0 {
+		return 0, errno
 	}
-	p, errno := k.buffer(a[1], a[2], true)
+	vec, errno := k.buffer(a[1], a[2], true)
 	if errno != 0 {
 		return 0, errno
 	}
-	return k.read(t, d, one(p), int64(a[3]), 0)
+	return k.read(t, d, vec, int64(a[3]), 0)
 }
 
 func sysPwrite(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
@@ -267,14 +286,14 @@ func sysPwrite(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	if errno = d.seekable(); errno != 0 {
 		return 0, errno
 	}
-	if !d.writable() {
-		return 0, unix.EBADF
+	if errno = d.allows(true); errno != 0 {
+		return 0, errno
 	}
-	p, errno := k.buffer(a[1], a[2], false)
+	vec, errno := k.buffer(a[1], a[2], false)
 	if errno != 0 {
 		return 0, errno
 	}
-	return k.write(t, d, one(p), int64(a[3]), 0)
+	return k.write(t, d, vec, int64(a[3]), 0)
 }
 
 func sysReadv(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
@@ -296,8 +315,8 @@ func (k *Kernel) vectored(t *Task, a args, off int64, flags int, write bool) (ui
 			return 0, errno
 		}
 	}
-	if write && !d.writable() || !write && !d.readable() {
-		return 0, unix.EBADF
+	if errno = d.allows(write); errno != 0 {
+		return 0, errno
 	}
 	vec, errno := k.vector(a[1], a[2], !write)
 	if errno != 0 {
@@ -306,6 +325,9 @@ func (k *Kernel) vectored(t *Task, a args, off int64, flags int, write bool) (ui
 	// Linux returns 0 for an empty transfer after its checks, without asking the file.
 	if len(vec) == 0 {
 		return 0, 0
+	}
+	if flags&^(unix.RWF_HIPRI|unix.RWF_DSYNC|unix.RWF_SYNC|unix.RWF_NOWAIT|unix.RWF_APPEND) != 0 {
+		return 0, unix.EOPNOTSUPP // after everything else, as kiocb_set_rw_flags (include/linux/fs.h)
 	}
 	if write {
 		return k.write(t, d, vec, off, flags)
@@ -331,9 +353,6 @@ func (k *Kernel) positioned2(t *Task, a args, write bool) (uint64, unix.Errno) {
 	off, flags := int64(a[3]), int(uint32(a[5]))
 	if off < current {
 		return 0, unix.EINVAL
-	}
-	if flags&^(unix.RWF_HIPRI|unix.RWF_DSYNC|unix.RWF_SYNC|unix.RWF_NOWAIT|unix.RWF_APPEND) != 0 {
-		return 0, unix.EOPNOTSUPP
 	}
 	return k.vectored(t, a, off, flags, write)
 }

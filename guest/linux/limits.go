@@ -163,10 +163,11 @@ func sysGetrandom(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 		flags&(unix.GRND_INSECURE|unix.GRND_RANDOM) == unix.GRND_INSECURE|unix.GRND_RANDOM {
 		return 0, unix.EINVAL
 	}
-	p, errno := k.buffer(a[0], a[1], true)
+	vec, errno := k.buffer(a[0], a[1], true)
 	if errno != 0 {
 		return 0, errno
 	}
+	p := vec[0]          // what comes behind it would be a fault, after so many bytes
 	const step = 4 << 20 // some milliseconds of the host's generator
 	done := 0
 	for done < len(p) {

@@ -28,7 +28,12 @@ func sysMmap(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	if length > taskSize {
 		return 0, unix.ENOMEM
 	}
-	if int64(off) < 0 || off+length < off || int64(off+length) < 0 {
+	if fd < 0 {
+		off = 0 // means nothing
+		if kind := flags & unix.MAP_TYPE; kind != unix.MAP_PRIVATE && kind != unix.MAP_SHARED {
+			return 0, unix.EINVAL
+		}
+	} else if int64(off) < 0 || off+length < off || int64(off+length) < 0 {
 		return 0, unix.EOVERFLOW
 	}
 	return k.mem.Map(addr, length, prot, flags, fd, int64(off))
@@ -42,7 +47,8 @@ func sysMunmap(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 }
 
 func sysMprotect(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	const growsDown, growsUp = 0x01000000, 0x02000000 // PROT_GROWSDOWN, PROT_GROWSUP
+	const growsDown, growsUp, semaphores = 0x01000000, 0x02000000, 8 // PROT_GROWSDOWN, PROT_GROWSUP, PROT_SEM
+	const access = unix.PROT_READ | unix.PROT_WRITE | unix.PROT_EXEC
 	prot := int(uint32(a[2]))
 	if a[0]&pageMask != 0 || prot&(growsDown|growsUp) == growsDown|growsUp {
 		return 0, unix.EINVAL
@@ -50,13 +56,18 @@ func sysMprotect(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	if a[1] == 0 {
 		return 0, 0
 	}
-	if !accessOK(a[0], a[1]) {
+	end := a[0] + pageUp(a[1])
+	switch {
+	case end <= a[0]:
 		return 0, unix.ENOMEM
-	}
-	if prot&^(unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC|growsDown|growsUp) != 0 {
+	case prot&^(access|growsDown|growsUp|semaphores) != 0:
 		return 0, unix.EINVAL
+	case !accessOK(a[0], a[1]) || !k.mem.Mapped(a[0], 1):
+		return 0, unix.ENOMEM
+	case prot&(growsDown|growsUp) != 0:
+		return 0, unix.EINVAL // nothing grows here
 	}
-	return 0, k.mem.Protect(a[0], a[1], prot)
+	return 0, k.mem.Protect(a[0], a[1], prot&access)
 }
 
 func sysPkeyMprotect(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
@@ -87,13 +98,8 @@ func sysMremap(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 func sysBrk(k *Kernel, _ *Task, a args) (uint64, unix.Errno) { return k.mem.Brk(a[0]), 0 }
 
 func sysMadvise(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	if a[0]&pageMask != 0 {
-		return 0, unix.EINVAL
-	}
-	if a[1] == 0 {
-		return 0, 0
-	}
-	if a[1] > taskSize {
+	length := pageUp(a[1])
+	if a[0]&pageMask != 0 || a[1] != 0 && length == 0 || a[0]+length < a[0] {
 		return 0, unix.EINVAL
 	}
 	if !accessOK(a[0], a[1]) {
@@ -108,39 +114,55 @@ func sysMsync(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 		flags&(unix.MS_ASYNC|unix.MS_SYNC) == unix.MS_ASYNC|unix.MS_SYNC {
 		return 0, unix.EINVAL
 	}
+	if pageUp(a[1]) == 0 {
+		return 0, 0 // also of a length that is rounded up to none
+	}
 	if !accessOK(a[0], a[1]) {
 		return 0, unix.ENOMEM
-	}
-	if a[1] == 0 {
-		return 0, 0
 	}
 	return 0, k.mem.Sync(a[0], a[1], flags)
 }
 
-// mapped says whether every page of the range is at least readable; the Memory interface cannot tell
-// an inaccessible page from one that is not there.
-func (k *Kernel) mapped(addr, length uint64) bool {
-	from := addr &^ pageMask
-	n := (addr + length + pageMask) &^ pageMask
-	return uint64(len(k.mem.Prefix(from, n-from, false))) == n-from
+// pageUp rounds up to whole pages, and round to 0 at the end.
+func pageUp(n uint64) uint64 { return (n + pageMask) &^ pageMask }
+
+// lockable is the range of mlock and munlock: an empty one is done, one that wraps round is refused.
+func (k *Kernel) lockable(addr, length uint64) (from, n uint64, done bool, errno unix.Errno) {
+	from = addr &^ pageMask
+	n = pageUp(length + addr&pageMask)
+	switch {
+	case from+n < from:
+		return 0, 0, true, unix.EINVAL
+	case n == 0:
+		return 0, 0, true, 0
+	case !accessOK(from, n) || !k.mem.Mapped(from, n):
+		return 0, 0, true, unix.ENOMEM
+	}
+	return from, n, false, 0
 }
 
 // sysMlock succeeds for memory that is there: guest memory is locked when the run asks for it, and is
 // never swapped page by page at the guest's wish.
 func sysMlock(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
-	if !accessOK(a[0]&^pageMask, a[1]) || !accessOK(a[0], a[1]+pageMask) {
-		return 0, unix.ENOMEM
+	from, n, done, errno := k.lockable(a[0], a[1])
+	if !done && uint64(len(k.mem.Prefix(from, n, false))) < n {
+		return 0, unix.ENOMEM // what cannot be touched cannot be made resident
 	}
-	if a[1] > 0 && !k.mapped(a[0], a[1]) {
-		return 0, unix.ENOMEM
-	}
-	return 0, 0
+	return 0, errno
+}
+
+func sysMunlock(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
+	_, _, _, errno := k.lockable(a[0], a[1])
+	return 0, errno
 }
 
 func sysMlock2(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	const onFault = 1 // MLOCK_ONFAULT
 	if a[2]&^onFault != 0 {
 		return 0, unix.EINVAL
+	}
+	if a[2] == onFault {
+		return sysMunlock(k, t, a) // nothing is touched now
 	}
 	return sysMlock(k, t, a)
 }
@@ -172,7 +194,7 @@ func sysMincore(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	}
 	for done := uint64(0); done < pages; {
 		n := min(pages-done, uint64(len(ones)))
-		if !k.mapped(a[0]+done*4096, n*4096) {
+		if !k.mem.Mapped(a[0]+done*4096, n*4096) {
 			return 0, unix.ENOMEM
 		}
 		if errno := k.copyOut(a[2]+done, ones[:n]); errno != 0 {

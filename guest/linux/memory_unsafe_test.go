@@ -14,7 +14,8 @@ type arena struct {
 	all   []byte // guard, pages, guard
 	base  uint64
 	pages int
-	prot  []uint8 // PROT_ bits; 0 is not mapped
+	prot  []uint8 // PROT_ bits
+	gone  []bool  // nothing is mapped
 }
 
 const (
@@ -28,7 +29,7 @@ func newArena(t testing.TB, pages int) *arena {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &arena{t: t, all: all, pages: pages, prot: make([]uint8, pages)}
+	m := &arena{t: t, all: all, pages: pages, prot: make([]uint8, pages), gone: make([]bool, pages)}
 	m.base = uint64(uintptr(unsafe.Pointer(&all[0]))) + guardPages*page
 	for i := range guardPages * page {
 		all[i] = guardByte
@@ -76,6 +77,14 @@ func (m *arena) Prefix(addr, n uint64, write bool) []byte {
 	return m.all[start : start+min(end-off, n)]
 }
 
+func (m *arena) Mapped(addr, n uint64) bool {
+	i, ok := m.index(addr, n)
+	for end := int((addr - m.base + n + page - 1) / page); ok && i < end; i++ {
+		ok = !m.gone[i]
+	}
+	return ok
+}
+
 func (m *arena) Object(uint64) ([2]uint64, uint64, bool) { return [2]uint64{}, 0, false }
 
 func (m *arena) access(addr, n uint64, write bool) ([]byte, unix.Errno) {
@@ -111,7 +120,7 @@ func (m *arena) Map(addr, length uint64, prot, flags, fd int, off int64) (uint64
 		return 0, e
 	}
 	for j := i; j < i+n; j++ {
-		m.prot[j] = uint8(prot)
+		m.prot[j], m.gone[j] = uint8(prot), false
 	}
 	return m.base + uint64(i)*page, 0
 }
@@ -119,7 +128,7 @@ func (m *arena) Map(addr, length uint64, prot, flags, fd int, off int64) (uint64
 func (m *arena) hole(n int) (int, bool) {
 	run := 0
 	for i := m.pages - 1; i >= 0; i-- {
-		if m.prot[i] != 0 {
+		if !m.gone[i] {
 			run = 0
 		} else if run++; run >= n && n > 0 {
 			return i, true
@@ -154,7 +163,7 @@ func (m *arena) Unmap(addr, length uint64) unix.Errno {
 	}
 	e := m.host(unix.SYS_MMAP, i, n, 0, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED, ^uintptr(0), 0)
 	for j := i; e == 0 && j < i+n; j++ {
-		m.prot[j] = 0
+		m.prot[j], m.gone[j] = 0, true
 	}
 	return e
 }

@@ -84,6 +84,7 @@ func (m *tracee) Brk(uint64) uint64                                          { r
 func (m *tracee) Advise(_, _ uint64, _ int) unix.Errno                       { return 0 }
 func (m *tracee) Sync(_, _ uint64, _ int) unix.Errno                         { return 0 }
 func (m *tracee) Object(uint64) ([2]uint64, uint64, bool)                    { return [2]uint64{}, 0, false }
+func (m *tracee) Mapped(addr, n uint64) bool                                 { return uint64(len(m.Prefix(addr, n, false))) == n }
 func (m *tracee) Usage() (uint64, uint64)                                    { return 1 << 20, 1 << 30 }
 func (m *tracee) Maps() string {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", m.pid))

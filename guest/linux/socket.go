@@ -43,6 +43,7 @@ const (
 	sunPath     = 2   // offsetof(struct sockaddr_un, sun_path)
 	sunMax      = 110 // sizeof(struct sockaddr_un)
 	ipMPTCP     = 262 // IPPROTO_MPTCP (include/uapi/linux/in.h)
+	ipMax       = 263 // IPPROTO_MAX
 )
 
 // socketOf is the pinned socket behind a guest descriptor.
@@ -131,15 +132,15 @@ func (k *Kernel) socketKind(nr uint64, a args) (family, kind, protocol int, errn
 		return 0, 0, 0, k.refuseSocket(nr, what, unix.EAFNOSUPPORT)
 	case kind == unix.SOCK_RAW || kind == unix.SOCK_PACKET:
 		return 0, 0, 0, k.refuseSocket(nr, "raw and packet sockets are not served: use streams or datagrams", unix.EPERM)
-	case kind > unix.SOCK_PACKET:
+	case kind > unix.SOCK_PACKET, family != unix.AF_UNIX && (protocol < 0 || protocol >= ipMax):
 		return 0, 0, 0, unix.EINVAL
+	case family == unix.AF_UNIX && protocol != 0 && protocol != unix.AF_UNIX: // before the kind (net/unix/af_unix.c: unix_create)
+		return 0, 0, 0, k.refuseSocket(nr, fmt.Sprintf("protocol %d of Unix sockets is not served: use 0", protocol), unix.EPROTONOSUPPORT)
 	case kind != unix.SOCK_STREAM && kind != unix.SOCK_DGRAM && (kind != unix.SOCK_SEQPACKET || family != unix.AF_UNIX):
 		return 0, 0, 0, unix.ESOCKTNOSUPPORT
 	}
-	served := protocol == 0
+	served := protocol == 0 || family == unix.AF_UNIX
 	switch {
-	case family == unix.AF_UNIX:
-		served = served || protocol == unix.AF_UNIX
 	case kind == unix.SOCK_STREAM:
 		served = served || protocol == unix.IPPROTO_TCP || protocol == ipMPTCP
 	default:
@@ -173,6 +174,13 @@ func (k *Kernel) installSocket(fd, flags int, s *socket) (uint64, unix.Errno) {
 }
 
 func sysSocketpair(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
+	const known = 0xf | unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
+	if k.cfg.Net && uint32(a[1])&^known == 0 {
+		// Where the numbers go is written to before anything else is looked at (net/socket.c: __sys_socketpair).
+		if _, errno := k.mem.Out(a[3], 8); errno != 0 {
+			return 0, errno
+		}
+	}
 	family, kind, protocol, errno := k.socketKind(unix.SYS_SOCKETPAIR, a)
 	if errno != 0 {
 		return 0, errno
@@ -434,6 +442,9 @@ func sysAccept(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 
 func sysAccept4(k *Kernel, t *Task, a args) (uint64, unix.Errno) {
 	flags := int(uint32(a[3]))
+	if _, errno := k.fds.io(a[0]); errno != 0 {
+		return 0, errno // before the flags, and those before what it is a descriptor of (net/socket.c: do_accept)
+	}
 	if flags&^(unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK) != 0 {
 		return 0, unix.EINVAL
 	}

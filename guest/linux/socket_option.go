@@ -83,6 +83,9 @@ func sysSetsockopt(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 		return 0, errno
 	}
 	defer d.unpin()
+	if o.level == unix.SOL_SOCKET && o.name != unix.SO_BINDTODEVICE && n < 4 {
+		return 0, unix.EINVAL // an int, known or not (net/core/sock.c: sk_setsockopt)
+	}
 	value := make([]byte, min(n, optionMax))
 	if errno := k.copyIn(a[3], value); errno != 0 {
 		return 0, errno
@@ -144,6 +147,9 @@ func sysGetsockopt(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 		return 0, errno
 	}
 	defer d.unpin()
+	if s.family == unix.AF_UNIX && o.level != unix.SOL_SOCKET {
+		return 0, unix.EOPNOTSUPP // these have none, wherever the answer would go
+	}
 	room, errno := k.load32(a[4])
 	if errno != 0 {
 		return 0, errno

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"runtime/debug"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,6 +28,8 @@ type Memory interface {
 	Brk(addr uint64) uint64
 	Advise(addr, length uint64, advice int) unix.Errno
 	Sync(addr, length uint64, flags int) unix.Errno
+	// Mapped says whether something is mapped, accessible or not, at every page of the range; n is not 0.
+	Mapped(addr, n uint64) bool
 	// Object is the file behind the page at addr, by its device and inode, and where in it addr lies, in bytes; false where
 	// that page is the guest's own memory.
 	Object(addr uint64) (file [2]uint64, off uint64, ok bool)
@@ -163,25 +166,50 @@ func (k *Kernel) path(addr uint64) (string, unix.Errno) {
 	return k.text(addr, pathMax, unix.ENAMETOOLONG)
 }
 
-// buffer is the memory of a bulk transfer: the accessible beginning of the range, at most maxRW bytes.
-// The host kernel moves the data, so it may fault half-way and report a short count.
-func (k *Kernel) buffer(addr, n uint64, write bool) ([]byte, unix.Errno) {
+// buffer is the memory of a bulk transfer, at most maxRW bytes, as a vector. The host kernel moves the data, and finds the end
+// of what is accessible where the guest's own would: behind it lies memory that nobody may touch.
+func (k *Kernel) buffer(addr, n uint64, write bool) ([][]byte, unix.Errno) {
 	if !accessOK(addr, n) {
 		return nil, unix.EFAULT
 	}
-	n = min(n, maxRW)
-	if n == 0 {
-		return nil, 0
+	vec, _ := k.part(nil, addr, min(n, maxRW), write)
+	if vec == nil {
+		vec = one(nil) // the host sees the call
 	}
-	p := k.mem.Prefix(addr, n, write)
-	if len(p) == 0 {
-		return nil, unix.EFAULT
-	}
-	return p, 0
+	return vec, 0
 }
 
-// vector is the memory of a readv or writev. It stops after the first element that is not wholly
-// accessible, as the transfer would; EFAULT only when nothing at all is accessible.
+// part appends n bytes at addr to vec: the accessible beginning, and then a hole, which stands for the rest whatever its
+// length. Whole says that there is none.
+func (k *Kernel) part(vec [][]byte, addr, n uint64, write bool) (_ [][]byte, whole bool) {
+	if n == 0 {
+		return vec, true
+	}
+	p := k.mem.Prefix(addr, n, write)
+	if len(p) > 0 {
+		vec = append(vec, p)
+	}
+	if uint64(len(p)) == n {
+		return vec, true
+	}
+	if len(vec) < iovMax {
+		rest := hole()
+		vec = append(vec, rest[:min(n-uint64(len(p)), uint64(len(rest)))])
+	}
+	return vec, false
+}
+
+// hole is a page that nobody may touch.
+var hole = sync.OnceValue(func() []byte {
+	p, err := unix.Mmap(-1, 0, pageMask+1, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		panic(err) // one page of address space: the run ends, with one line (vmm's Serve)
+	}
+	return p
+})
+
+// vector is the memory of a readv or writev. It ends with the first element that is not wholly accessible, as the transfer
+// would.
 func (k *Kernel) vector(addr, count uint64, write bool) ([][]byte, unix.Errno) {
 	if count > iovMax {
 		return nil, unix.EINVAL
@@ -190,15 +218,8 @@ func (k *Kernel) vector(addr, count uint64, write bool) ([][]byte, unix.Errno) {
 	if errno := k.copyIn(addr, raw); errno != 0 {
 		return nil, errno
 	}
-	// import_iovec (lib/iov_iter.c) checks every element before anything moves.
-	for i := range count {
-		base, n := iovec(raw, i)
-		if int64(n) < 0 {
-			return nil, unix.EINVAL
-		}
-		if !accessOK(base, n) {
-			return nil, unix.EFAULT
-		}
+	if errno := judge(raw, count); errno != 0 {
+		return nil, errno
 	}
 	var total uint64
 	vec := make([][]byte, 0, count)
@@ -208,19 +229,28 @@ func (k *Kernel) vector(addr, count uint64, write bool) ([][]byte, unix.Errno) {
 		if n == 0 {
 			continue
 		}
-		p := k.mem.Prefix(base, n, write)
-		if len(p) > 0 {
-			vec = append(vec, p)
-			total += uint64(len(p))
-		}
-		if uint64(len(p)) < n {
-			if total == 0 {
-				return nil, unix.EFAULT
-			}
+		whole := false
+		if vec, whole = k.part(vec, base, n, write); !whole {
 			break
 		}
+		total += n
 	}
 	return vec, 0
+}
+
+// judge checks every element before anything moves (lib/iov_iter.c: import_iovec): all lengths, then all places.
+func judge(raw []byte, count uint64) unix.Errno {
+	for i := range count {
+		if _, n := iovec(raw, i); int64(n) < 0 {
+			return unix.EINVAL
+		}
+	}
+	for i := range count {
+		if base, n := iovec(raw, i); !accessOK(base, n) {
+			return unix.EFAULT
+		}
+	}
+	return 0
 }
 
 func iovec(raw []byte, i uint64) (base, n uint64) {

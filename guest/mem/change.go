@@ -320,18 +320,21 @@ func (s *Space) Remap(old, oldLen, newLen uint64, flags int, newAddr uint64) (ui
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	i := s.find(old)
-	if i == len(s.regions) || s.regions[i].start > old || s.regions[i].end < old+oldLen {
+	if i == len(s.regions) || s.regions[i].start > old {
 		return 0, unix.EFAULT
 	}
 	r := s.regions[i]
 	if r.text || r.fd == -2 || r.foreign() {
 		return 0, unix.EINVAL
 	}
-	if flags&fixed == 0 && newLen <= oldLen {
+	if flags&fixed == 0 && newLen <= oldLen { // whatever lies in what is given up
 		if newLen < oldLen {
 			return old, s.remove(old+newLen, old+oldLen)
 		}
 		return old, 0
+	}
+	if r.end < old+oldLen {
+		return 0, unix.EFAULT
 	}
 	r.start, r.end = old, old+oldLen
 	grown := r
@@ -413,7 +416,7 @@ func (s *Space) Brk(a uint64) uint64 {
 // Advise is madvise(2). DONTNEED drops private memory; what only concerns performance changes nothing.
 func (s *Space) Advise(addr, length uint64, advice int) unix.Errno {
 	end := addr + up(length)
-	if addr%abi.Page != 0 || end < addr || end > abi.UserTop {
+	if addr%abi.Page != 0 || end < addr {
 		return unix.EINVAL
 	}
 	switch advice {
@@ -423,6 +426,9 @@ func (s *Space) Advise(addr, length uint64, advice int) unix.Errno {
 		unix.MADV_DODUMP, unix.MADV_COLD, unix.MADV_PAGEOUT, unix.MADV_POPULATE_READ, unix.MADV_POPULATE_WRITE, unix.MADV_COLLAPSE:
 	default:
 		return unix.EINVAL
+	}
+	if end > abi.UserTop {
+		return unix.ENOMEM
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -436,15 +442,43 @@ func (s *Space) Advise(addr, length uint64, advice int) unix.Errno {
 		r := s.regions[i]
 		hole = hole || r.start > at
 		a, b := max(r.start, addr), min(r.end, end)
-		if (advice == unix.MADV_DONTNEED || advice == unix.MADV_REMOVE) && r.fd == -1 && !r.text && !r.foreign() {
-			if e := s.punch(a, b); e != 0 {
-				return e
-			}
+		if e := s.advise(&r, a, b, advice); e != 0 {
+			return e
 		}
 		at = b
 	}
 	if hole {
 		return unix.ENOMEM
+	}
+	return 0
+}
+
+// advise is madvise of [a,b), which lies in r.
+func (s *Space) advise(r *region, a, b uint64, advice int) unix.Errno {
+	own := r.fd == -1 && !r.text && !r.foreign()
+	switch advice {
+	case unix.MADV_DONTNEED:
+		if own && !r.shared {
+			return s.punch(a, b)
+		}
+	case unix.MADV_REMOVE: // what is shared, out of the file that it is of (mm/madvise.c: madvise_remove)
+		switch {
+		case !r.shared || r.foreign():
+			return unix.EINVAL
+		case r.prot&Write == 0:
+			return unix.EACCES
+		case own:
+			return s.punch(a, b)
+		}
+		return errno(unix.Madvise(s.cfg.Window[a:b], unix.MADV_REMOVE))
+	case unix.MADV_FREE:
+		if r.shared || r.foreign() {
+			return unix.EINVAL
+		}
+	case unix.MADV_POPULATE_READ, unix.MADV_POPULATE_WRITE:
+		if advice == unix.MADV_POPULATE_READ && r.prot&Read == 0 || advice == unix.MADV_POPULATE_WRITE && r.prot&Write == 0 {
+			return unix.EINVAL
+		}
 	}
 	return 0
 }

@@ -306,12 +306,18 @@ func (s *Space) prefix(a, n uint64, any int) []byte {
 	return s.cfg.Window[a:min(end, a+n):min(end, a+n)]
 }
 
-// Mapped reports whether anything is mapped at a, accessible or not.
-func (s *Space) Mapped(a uint64) bool {
+// Mapped reports whether something is mapped, accessible or not, in all of [a, a+n); n is not 0.
+func (s *Space) Mapped(a, n uint64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	i := s.find(a)
-	return i < len(s.regions) && s.regions[i].start <= a
+	end := a + n
+	for i := s.find(a); a < end; i++ {
+		if i == len(s.regions) || s.regions[i].start > a {
+			return false
+		}
+		a = s.regions[i].end
+	}
+	return true
 }
 
 // Object is the file that is mapped at a, shared, by its device and inode, and where in it a lies, bytes; false where the

@@ -454,11 +454,19 @@ func (s *script) remap(a, oldLen, newLen uint64, how byte) error {
 		// Whatever it refused, nothing but the target of a fixed move may have changed.
 		return nil
 	}
-	if oldLen == 0 || newLen == 0 || s.m.any(a, a+up(oldLen), isHole) {
+	oldEnd, o, n := a+up(oldLen), up(oldLen), up(newLen)
+	first, there := before[a]
+	if flags&unix.MREMAP_FIXED == 0 && newLen > 0 && n <= o && there && !first.text {
+		// What shrinks, shrinks whatever lies there; text stays.
+		if got != a || s.m.any(a+n, oldEnd, func(p page, _ bool) bool { return p.text }) {
+			return fmt.Errorf("remap [%#x,+%#x) to %#x bytes gave %#x", a, oldLen, newLen, got)
+		}
+		s.m.clear(a+n, oldEnd)
+		return nil
+	}
+	if oldLen == 0 || newLen == 0 || s.m.any(a, oldEnd, isHole) {
 		return fmt.Errorf("remap [%#x,+%#x) to %#x bytes succeeded", a, oldLen, newLen)
 	}
-	oldEnd, o, n := a+up(oldLen), up(oldLen), up(newLen)
-	first := before[a]
 	if s.m.any(a, oldEnd, func(p page, _ bool) bool { return p.prot != first.prot || p.text || p.shared != first.shared }) {
 		return fmt.Errorf("remap across mappings or of text at %#x succeeded", a)
 	}
