@@ -498,23 +498,28 @@ func TestSocketWaits(t *testing.T) {
 		g.drain()
 		// With a time-out it ends in time, although it is cut all along.
 		g.want(0, unix.SYS_SETSOCKOPT, c.fd, unix.SOL_SOCKET, c.opt, g.words(0, 50000), 16)
-		start, cuts := time.Now(), 0
-		for {
-			timer := time.AfterFunc(8*time.Millisecond, g.interrupt)
-			out := g.out(c.nr, c.in...)
-			timer.Stop()
-			g.drain()
-			if out.Kind == Interrupted {
-				cuts++
-				continue
+		for try := 0; ; try++ {
+			start, cuts := time.Now(), 0
+			for {
+				timer := time.AfterFunc(8*time.Millisecond, g.interrupt)
+				out := g.out(c.nr, c.in...)
+				timer.Stop()
+				g.drain()
+				if out.Kind == Interrupted {
+					cuts++
+					continue
+				}
+				if int64(out.Ret) != e(c.end) {
+					t.Errorf("%s%x = %s, want %v", Name(c.nr), c.in, result64(int64(out.Ret)), c.end)
+				}
+				break
 			}
-			if int64(out.Ret) != e(c.end) {
-				t.Errorf("%s%x = %s, want %v", Name(c.nr), c.in, result64(int64(out.Ret)), c.end)
+			if d := time.Since(start); d < 50*time.Millisecond || d > 5*time.Second || cuts == 0 && try == 9 {
+				t.Errorf("%s: %d cuts, ended after %v", Name(c.nr), cuts, d)
 			}
-			break
-		}
-		if d := time.Since(start); d < 50*time.Millisecond || d > 5*time.Second || cuts == 0 {
-			t.Errorf("%s: %d cuts, ended after %v", Name(c.nr), cuts, d)
+			if cuts > 0 || try == 9 { // else a loaded machine cut it too late
+				break
+			}
 		}
 		g.want(0, unix.SYS_SETSOCKOPT, c.fd, unix.SOL_SOCKET, c.opt, g.words(0, 0), 16)
 	}
