@@ -137,11 +137,12 @@ func (a *Applier) steps(j *store, p *Plan, res *Result) (err error) {
 	lacking := map[string]bool{}
 	for _, step := range p.Steps {
 		before := len(res.Refused)
+		was := a.immovable(step, res)
 		why := error(nil)
 		if step.whole && lacking[step.part] {
 			why = fmt.Errorf("it is left out: the %s before it could not be made whole", step.part)
 		} else if step.off {
-			why = a.alone(step.Setting)
+			why = a.alone(step.Setting, res)
 		}
 		if why != nil {
 			err = a.refused(res, step.Setting, why)
@@ -149,6 +150,9 @@ func (a *Applier) steps(j *store, p *Plan, res *Result) (err error) {
 			err = a.step(j, p.Owner, step, res)
 		}
 		if err != nil {
+			return err
+		}
+		if err := a.pushed(was, res); err != nil {
 			return err
 		}
 		if len(res.Refused) > before && step.must {
@@ -277,5 +281,5 @@ func (a *Applier) unmovable(irq string, errno unix.Errno, cpus []int) string {
 	case Has(a.System, flags+irq):
 		return "its driver keeps it there"
 	}
-	return "the kernel manages it itself (isolcpus=managed_irq at boot, or fewer queues of the device), or its driver keeps it there: no /" + flags + irq + " tells"
+	return "the kernel refuses to move it: its driver keeps it there, as it seems (no /" + flags + irq + " tells)"
 }

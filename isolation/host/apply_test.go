@@ -273,7 +273,7 @@ func TestRestoreOfWhatIsGone(t *testing.T) {
 func TestRefused(t *testing.T) {
 	lie := map[string]string{part + "=isolated": "isolated invalid (Cpu list in cpuset.cpus not exclusive)"}
 	for _, strict := range []bool{false, true} {
-		s := unpack(t, "four.txtar", nil)
+		s := unpack(t, "four.txtar", map[string]string{"sys/kernel/irq/26/chip_name": "PCI-MSI"})
 		s.errno = map[string]error{"proc/irq/26/smp_affinity_list": unix.EIO}
 		s.lies = lie
 		before := snapshot(t, s.Root)

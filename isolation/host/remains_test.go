@@ -129,7 +129,7 @@ func TestComesMeanwhile(t *testing.T) {
 func TestRemainingInterrupts(t *testing.T) {
 	const irq26 = "proc/irq/26/smp_affinity_list"
 	for debug, want := range map[string]string{
-		"":                                "the kernel manages it itself (isolcpus=managed_irq at boot, or fewer queues of the device), or its driver keeps it there: no /sys/kernel/debug/irq/irqs/26 tells",
+		"":                                "the kernel refuses to move it: its driver keeps it there, as it seems (no /sys/kernel/debug/irq/irqs/26 tells)",
 		"IRQD_AFFINITY_MANAGED":           "the kernel manages it itself: isolcpus=managed_irq,3 at boot, or fewer queues of the device",
 		"IRQD_NO_BALANCING IRQD_PER_CPU":  "its driver keeps it there",
 		"IRQD_AFFINITY_MANAGED elsewhere": "the kernel manages it itself: isolcpus=managed_irq,3 at boot, or fewer queues of the device; now it goes to CPU 1",

@@ -148,12 +148,15 @@ func TestDrainOnlyWhatComesBack(t *testing.T) {
 		errno   error
 		drained bool
 	}{
-		"moved":         {map[string]string{irq26: "3"}, nil, true},
-		"refused":       {map[string]string{irq26: "3"}, unix.EIO, false},
-		"managed":       {map[string]string{irq26: "3", "sys/kernel/debug/irq/irqs/26": "dstate: 0x1\n IRQD_AFFINITY_MANAGED"}, unix.EIO, true},
-		"not the only":  {map[string]string{irq26: "2-3"}, unix.EIO, true},
-		"nobody's":      {map[string]string{irq26: "3", "-proc/irq/26/nvme0q4": "", "proc/irq/26/effective_affinity_list": ""}, unix.EIO, true},
-		"a v1 cpuset's": {with(v1, map[string]string{"sys/fs/cgroup/cpuset/a/cpuset.cpus": "3", "sys/fs/cgroup/cpuset/a/cpuset.cpu_exclusive": "0"}), nil, false},
+		"moved":           {map[string]string{irq26: "3"}, nil, true},
+		"refused":         {map[string]string{irq26: "3"}, unix.EIO, false},
+		"managed":         {map[string]string{irq26: "3", "sys/kernel/debug/irq/irqs/26": "dstate: 0x1\n IRQD_AFFINITY_MANAGED"}, unix.EIO, true},
+		"of a PCI device": {map[string]string{irq26: "3", "sys/kernel/irq/26/chip_name": "PCI-MSIX-0000:00:03.0"}, unix.EIO, true},
+		"not managed":     {map[string]string{irq26: "3", "sys/kernel/irq/26/chip_name": "PCI-MSI", "sys/kernel/debug/irq/irqs/26": "IRQD_NO_BALANCING"}, unix.EIO, false},
+		"back again":      {map[string]string{irq26: "3", "sys/kernel/irq/26/chip_name": "PCI-MSI"}, nil, false},
+		"not the only":    {map[string]string{irq26: "2-3"}, unix.EIO, true},
+		"nobody's":        {map[string]string{irq26: "3", "-proc/irq/26/nvme0q4": "", "proc/irq/26/effective_affinity_list": ""}, unix.EIO, true},
+		"a v1 cpuset's":   {with(v1, map[string]string{"sys/fs/cgroup/cpuset/a/cpuset.cpus": "3", "sys/fs/cgroup/cpuset/a/cpuset.cpu_exclusive": "0"}), nil, false},
 	} {
 		s := unpack(t, "four.txtar", c.overlay)
 		s.errno = map[string]error{}
@@ -161,6 +164,15 @@ func TestDrainOnlyWhatComesBack(t *testing.T) {
 			s.errno[irq26] = c.errno
 		}
 		before := snapshot(t, s.Root)
+		if name == "back again" {
+			s.hook = func(file string) {
+				if file == tunable {
+					if err := s.Live.Write(irq26, "3"); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		}
 		a := &Applier{System: s, Dir: memory(t)}
 		drained := false
 		a.point = func(where string) error {
@@ -178,6 +190,20 @@ func TestDrainOnlyWhatComesBack(t *testing.T) {
 		}
 		mustRestore(t, a)
 		same(t, name, before, snapshot(t, s.Root))
+	}
+}
+
+// An interrupt that was taken for managed and was not: what it was is said.
+func TestPushedAfterAll(t *testing.T) {
+	const irq26 = "proc/irq/26/smp_affinity_list"
+	s := unpack(t, "four.txtar", map[string]string{irq26: "3", "sys/kernel/irq/26/chip_name": "PCI-MSI"})
+	s.errno, s.pushes = map[string]error{irq26: unix.EIO}, true
+	a := &Applier{System: s, Dir: memory(t)}
+	res := mustApply(t, a, Request{CPUs: []int{3}, Level: Max})
+	if !slices.ContainsFunc(res.Refused, func(x Remark) bool {
+		return strings.Contains(x.String(), "/"+irq26+": its CPU went off line, and the kernel, which refuses to move it back, has made it 0-2; it was 3")
+	}) {
+		t.Errorf("it is not said: %v", res.Refused)
 	}
 }
 

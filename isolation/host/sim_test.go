@@ -25,6 +25,7 @@ type sim struct {
 	lies     map[string]string
 	noCgroup bool
 	made     int
+	pushes   bool              // interrupts too that look as if the kernel managed them
 	hook     func(name string) // called after a write to a file, or to "thread N"
 	asked    map[int][]int     // by threads, if the kernel remembers that
 }

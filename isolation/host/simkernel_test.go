@@ -134,7 +134,7 @@ func (s *sim) push(c int, online []int) error {
 	}
 	for _, n := range names {
 		name := "proc/irq/" + n + "/smp_affinity_list"
-		if list, e := CPUs(s, name); e == nil && slices.Contains(list, c) && len(cores.Common(list, online)) == 0 && !managed(s, n) && IRQName(s, n) != "" {
+		if list, e := CPUs(s, name); e == nil && slices.Contains(list, c) && len(cores.Common(list, online)) == 0 && (!managed(s, n) || s.pushes) && IRQName(s, n) != "" {
 			err = errors.Join(err, s.Live.Write(name, cores.Format(online)))
 		}
 	}

@@ -113,10 +113,14 @@ func effective(s System, irq string, cpus []int) bool {
 	return err == nil && meets(list, cpus)
 }
 
-// managed reports whether the kernel is known to manage an interrupt's affinity itself: then nobody can set it, and it
-// comes back to a CPU that was off line (Documentation/core-api/irq/managed_irq.rst). Only debugfs tells.
+// managed reports whether an interrupt that the kernel refuses to move is one whose affinity it manages itself: that
+// comes back by itself to a CPU that was off line (managed_irq in Documentation/admin-guide/kernel-parameters.rst). Only debugfs tells for
+// sure; where there is none, a message-signalled interrupt of a PCI device is taken for one, and looked at afterwards.
 func managed(s System, irq string) bool {
-	return strings.Contains(Text(s, "sys/kernel/debug/irq/irqs/"+irq), "IRQD_AFFINITY_MANAGED")
+	if flags := Text(s, "sys/kernel/debug/irq/irqs/"+irq); flags != "" {
+		return strings.Contains(flags, "IRQD_AFFINITY_MANAGED")
+	}
+	return strings.Contains(Text(s, "sys/kernel/irq/"+irq+"/chip_name"), "PCI-MSI")
 }
 
 // IRQName is who asked for an interrupt: the directories beside its files.

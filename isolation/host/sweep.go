@@ -2,6 +2,7 @@ package host
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -110,7 +111,7 @@ func (a *Applier) settle(j *store, owner string, res *Result) error {
 
 // alone says what keeps a CPU from being taken off line: what is on it and on no other would be moved by the kernel, and
 // could not be brought back.
-func (a *Applier) alone(x Setting) error {
+func (a *Applier) alone(x Setting, res *Result) error {
 	var cpu int
 	if _, err := fmt.Sscanf(x.Name, cpuDir+"/cpu%d/online", &cpu); err != nil {
 		return err
@@ -137,11 +138,42 @@ func (a *Applier) alone(x Setting) error {
 	}
 	for _, n := range irqs {
 		list, err := CPUs(a.System, "proc/irq/"+n+"/smp_affinity_list")
-		if _, e := strconv.Atoi(n); e != nil || err != nil || !only(list) || managed(a.System, n) {
+		if _, e := strconv.Atoi(n); e != nil || err != nil || !only(list) || managed(a.System, n) && res.refused[irqFile(n).key()] != "" {
 			continue
 		}
 		if who := IRQName(a.System, n); who != "" || effective(a.System, n, list) {
 			return fmt.Errorf("it is left on line: IRQ %s (%s) goes to no other CPU, and could not be brought back", n, orDash(who))
+		}
+	}
+	return nil
+}
+
+func irqFile(n string) Setting {
+	return Setting{Kind: File, Name: "proc/irq/" + n + "/smp_affinity_list", Format: List}
+}
+
+// immovable gives the affinities, before a CPU goes off line, of the interrupts that the kernel has refused to move.
+func (a *Applier) immovable(step Step, res *Result) map[string]string {
+	was := map[string]string{}
+	if !step.off {
+		return was
+	}
+	for key := range res.refused {
+		if n, ok := irqOf(strings.TrimSuffix(strings.TrimPrefix(key, "file:"), ":")); ok {
+			was[n] = Text(a.System, irqFile(n).Name)
+		}
+	}
+	return was
+}
+
+// pushed says which of them the kernel has moved by the way after all: nobody can move them back.
+func (a *Applier) pushed(was map[string]string, res *Result) error {
+	for _, n := range slices.Sorted(maps.Keys(was)) {
+		if now := Text(a.System, irqFile(n).Name); now != was[n] {
+			err := fmt.Errorf("its CPU went off line, and the kernel, which refuses to move it back, has made it %s; it was %s", short(now), short(was[n]))
+			if err := a.refused(res, irqFile(n), err); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -45,7 +45,7 @@ func after(s host.System, res *host.Result, level host.Level) (*applied, error) 
 	}
 	for _, f := range r.Findings {
 		if f.State != doctor.OK && f.Cap.Below(doctor.A) {
-			a.Remains = append(a.Remains, remains{f, because(f, level)})
+			a.Remains = append(a.Remains, remains{f, because(f, level, res)})
 		}
 	}
 	slices.SortStableFunc(a.Remains, func(x, y remains) int { return strings.Compare(string(y.Cap), string(x.Cap)) })
@@ -53,7 +53,7 @@ func after(s host.System, res *host.Result, level host.Level) (*applied, error) 
 }
 
 // because says why a finding is still there after an apply of this level.
-func because(f doctor.Finding, level host.Level) string {
+func because(f doctor.Finding, level host.Level, res *host.Result) string {
 	with := func(what string) string {
 		if f.Remedy == "" {
 			return what
@@ -67,7 +67,16 @@ func because(f doctor.Finding, level host.Level) string {
 		}
 		fallthrough
 	case doctor.RunTime:
-		return "it was refused, or came back, or was there before and has to run out"
+		why := reasons(f, res)
+		switch {
+		case len(why) > 2:
+			return fmt.Sprintf("%s; %s; and %d more, above", why[0], why[1], len(why)-2)
+		case len(why) > 0:
+			return strings.Join(why, "; ")
+		case f.ID == "timers" && level != host.Max:
+			return "what was armed before stays until it runs out, or until --level max drains the core"
+		}
+		return "it was changed, and somebody or something has undone that"
 	case doctor.ByHand:
 		return with("not Cloister's to change")
 	case doctor.Boot:
@@ -76,6 +85,22 @@ func because(f doctor.Finding, level host.Level) string {
 		return with("only when KVM is loaded")
 	}
 	return with("nothing on this machine changes it")
+}
+
+// reasons are the exceptions of an apply that concern a finding: by the files that show it, or by what they are about.
+func reasons(f doctor.Finding, res *host.Result) (list []string) {
+	about := map[string][]string{
+		"irq": {"IRQ "}, "tasks": {"thread "}, "sched-domain": {"a cpuset", "an isolated partition", "/sys/fs/cgroup"},
+		"timers": {"timers that were armed", "/sys/devices/system/cpu/cpu"}, "smt": {"the sibling CPU", "/sys/devices/system/cpu/cpu"},
+	}[f.ID]
+	for _, x := range slices.Concat(res.Cannot, res.Refused, res.Foreign) {
+		concerns := slices.ContainsFunc(f.Evidence, func(e doctor.Evidence) bool { return e.File == x.What }) ||
+			slices.ContainsFunc(about, func(p string) bool { return strings.HasPrefix(x.What, p) })
+		if concerns {
+			list = append(list, x.String())
+		}
+	}
+	return list
 }
 
 // WriteText prints the result, then a line for each thing that remains.
