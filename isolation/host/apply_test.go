@@ -397,7 +397,7 @@ func TestPlanForms(t *testing.T) {
 	if err := errors.Join(p.WriteText(&text, false), p.Encode(&js)); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"CPUs 3 quiet, 0-2 for the rest", "/" + irq24 + ": 0-3 -> 0-2", "interrupts of ahci", "affinity of 6 threads", "stays: the scheduler's tick", "ksoftirqd/3 migration/3"} {
+	for _, want := range []string{"CPUs 3 quiet, 0-2 for the rest", "/" + irq24 + ": 0-3 -> 0-2", "interrupts of ahci", "affinity of 6 threads", "stays: the scheduler's tick", "stays: calls to balance the load of others", "ksoftirqd/3 migration/3"} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("no %q in:\n%s", want, text.String())
 		}

@@ -315,5 +315,9 @@ func (p *planner) boot() {
 	if full, err := CPUs(p.s, cpuDir+"/nohz_full"); err != nil || len(minus(p.r.CPUs, full)) > 0 {
 		p.cannot("the scheduler's tick", "only nohz_full=%s on the kernel's command line takes it away", c)
 		p.cannot("RCU callbacks", "only rcu_nocbs=%s (or nohz_full) on the kernel's command line moves them", c)
+		if p.layout.V2 != "" || p.layout.V1 != "" {
+			// find_new_ilb and nohz_balance_enter_idle of the kernel's kernel/sched/fair.c: who was idle when his domain went stays in the mask.
+			p.cannot("calls to balance the load of others (CAL in /proc/interrupts)", "a core that was idle when it was isolated may be chosen for that whenever it idles; one that never sleeps is not")
+		}
 	}
 }
