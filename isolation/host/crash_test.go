@@ -29,6 +29,7 @@ func crashing() int {
 		return 2
 	}
 	a := &Applier{System: &sim{Live: Live{os.Getenv(crashRoot)}}, Dir: os.Getenv(crashDir)}
+	request := Request{CPUs: []int{3}, Level: Max, Cache: true}
 	a.point = func(string) error {
 		if n--; n == 0 {
 			return unix.Kill(os.Getpid(), unix.SIGKILL)
@@ -43,12 +44,12 @@ func crashing() int {
 		signal.Ignore(unix.SIGXFSZ)
 		err = unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: uint64(n), Max: unix.RLIM_INFINITY})
 		if err == nil {
-			_, err = a.Apply(Request{CPUs: []int{3}, Level: Max, Cache: true})
+			_, err = a.Apply(request)
 		}
 	case "room": // too little of it for one record, and then enough again
 		err = tooLong(a)
 	default:
-		_, err = a.Apply(Request{CPUs: []int{3}, Level: Max, Cache: true})
+		_, err = a.Apply(request)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -118,50 +119,45 @@ func limited(t *testing.T, s *sim, dir, do string, at int) string {
 // kill -9 at every point of Apply, and then at every point of Restore (a second one follows): the host is what it
 // was, byte for byte, with another owner there all the time.
 func TestCrashAtEveryStep(t *testing.T) {
-	points := 0
-	for at, killed := 1, true; killed; at++ {
-		s := unpack(t, "four.txtar", beside())
-		before := snapshot(t, s.Root)
-		a := &Applier{System: s, Dir: memory(t)}
-		mustApply(t, a, Request{CPUs: []int{2}})
-		beside := snapshot(t, s.Root)
-		killed = crash(t, s, a.Dir, "apply", at)
-		points++
-		// Before anything else: the same core is not to be had, unless nothing was claimed yet.
-		if claims, err := a.Claims(); err != nil || len(claims) > 2 {
-			t.Fatalf("killed at %d: %v (%v)", at, claims, err)
+	s := unpack(t, "four.txtar", beside())
+	before := snapshot(t, s.Root)
+	a := &Applier{System: s, Dir: memory(t)}
+	mustApply(t, a, Request{CPUs: []int{2}})
+	beside, journal := snapshot(t, s.Root), journalBytes(t, a)
+	mustApply(t, a, Request{CPUs: []int{3}, Level: Max, Cache: true})
+	both, journalOfBoth := snapshot(t, s.Root), journalBytes(t, a)
+	mustRestore(t, a)
+	step := 1
+	if testing.Short() {
+		step = 6
+	}
+	for _, do := range []string{"apply", "restore"} {
+		points := 0
+		for at, killed := 1, true; killed; at += step {
+			if do == "apply" {
+				lay(t, s.Root, before, beside, a.Dir, journal)
+			} else {
+				lay(t, s.Root, before, both, a.Dir, journalOfBoth)
+			}
+			killed = crash(t, s, a.Dir, do, at)
+			points++
+			// Before anything else: the same core is not to be had, unless nothing was claimed yet.
+			if claims, err := a.Claims(); err != nil || len(claims) > 2 {
+				t.Fatalf("killed at %d: %v (%v)", at, claims, err)
+			}
+			mustRestore(t, a, 3)
+			same(t, fmt.Sprintf("%s killed at %d, restored beside another owner", do, at), beside, snapshot(t, s.Root))
+			mustRestore(t, a)
+			same(t, fmt.Sprintf("%s killed at %d, all restored", do, at), before, snapshot(t, s.Root))
+			if t.Failed() {
+				return
+			}
 		}
-		mustRestore(t, a, 3)
-		same(t, fmt.Sprintf("apply killed at %d, restored beside another owner", at), beside, snapshot(t, s.Root))
-		mustRestore(t, a)
-		same(t, fmt.Sprintf("apply killed at %d, all restored", at), before, snapshot(t, s.Root))
-		if t.Failed() {
-			return
-		}
-		if testing.Short() && at > 40 {
-			break
+		t.Logf("%s: killed at %d points", do, points-1)
+		if points < 90/step {
+			t.Errorf("%s: only %d points", do, points)
 		}
 	}
-	t.Logf("apply: killed at %d points", points-1)
-	points = 0
-	for at, killed := 1, true; killed; at++ {
-		s := unpack(t, "four.txtar", beside())
-		a := &Applier{System: s, Dir: memory(t)}
-		mustApply(t, a, Request{CPUs: []int{2}})
-		beside := snapshot(t, s.Root)
-		mustApply(t, a, Request{CPUs: []int{3}, Level: Max, Cache: true})
-		killed = crash(t, s, a.Dir, "restore", at)
-		points++
-		mustRestore(t, a, 3)
-		same(t, fmt.Sprintf("restore killed at %d", at), beside, snapshot(t, s.Root))
-		if t.Failed() {
-			return
-		}
-		if testing.Short() && at > 40 {
-			break
-		}
-	}
-	t.Logf("restore: killed at %d points", points-1)
 }
 
 // Without the record before the write the test above has to fail: here a write is made that is in no journal, and
