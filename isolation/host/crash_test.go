@@ -19,7 +19,12 @@ const (
 	crashDir  = "CLOISTER_TEST_CRASH_DIR"
 	crashAt   = "CLOISTER_TEST_CRASH_AT"
 	crashDo   = "CLOISTER_TEST_CRASH_DO"
+	// Of the machine itself only: Max is what the simulated ones are asked for.
+	crashLevel = "CLOISTER_TEST_CRASH_LEVEL"
 )
+
+// realRoot is the root of the machine itself, where there is nothing to simulate.
+const realRoot = "/"
 
 // crashing is a process that kills itself with SIGKILL at the n-th point: after each record that is on disk and
 // after each write, so between any two of them. It ends with 0 when it got through.
@@ -30,6 +35,9 @@ func crashing() int {
 	}
 	a := &Applier{System: &sim{Live: Live{os.Getenv(crashRoot)}}, Dir: os.Getenv(crashDir)}
 	request := Request{CPUs: []int{3}, Level: Max, Cache: true}
+	if os.Getenv(crashRoot) == realRoot {
+		a.System, request = Live{realRoot}, Request{CPUs: []int{3}, Level: Level(os.Getenv(crashLevel))}
+	}
 	a.point = func(string) error {
 		if n--; n == 0 {
 			return unix.Kill(os.Getpid(), unix.SIGKILL)
