@@ -282,6 +282,39 @@ func TestNohzMachine(t *testing.T) {
 	}
 }
 
+// The promise of a grade knows which interrupts the kernel will refuse to move, and where nothing tells it says both grades.
+func TestPromiseOfInterrupts(t *testing.T) {
+	const chip, flags = "sys/kernel/irq/24/chip_name", "sys/kernel/debug/irq/irqs/24"
+	here := map[string]string{"proc/irq/24/smp_affinity_list": "0-3"} // 8 came
+	never := map[string]string{"proc/interrupts": " CPU0 CPU1 CPU2 CPU3\n 24: 3 0 0 0 PCI-MSI ahci"}
+	boot := map[string]string{"proc/cmdline": "nohz_full=3 rcu_nocbs=3 tsc=reliable isolcpus=3"} // without managed_irq
+	for name, c := range map[string]struct {
+		set                 map[string]string
+		never               bool
+		grade, after, least Grade
+		id, end             string
+	}{
+		"of a pin":            {map[string]string{chip: "IR-IO-APIC"}, false, D, B, B, "irq", "level max: B\n"},
+		"of PCI":              {map[string]string{chip: "IR-PCI-MSI"}, false, D, B, D, "irq-perhaps", "level max: B, or D if irq-perhaps stays\n"},
+		"of PCI, none so far": {map[string]string{chip: "PCI-MSI"}, true, C, B, C, "irq-perhaps", "level max: B, or C if irq-perhaps stays\n"},
+		"known to move":       {map[string]string{chip: "PCI-MSI", flags: "dstate: 0x1"}, false, D, B, B, "irq", "level max: B\n"},
+		"known to stay":       {map[string]string{chip: "PCI-MSI", flags: "IRQD_AFFINITY_MANAGED"}, false, D, D, D, "irq-managed", "no write can better that\n"},
+	} {
+		also := map[string]string{}
+		if c.never {
+			also = never
+		}
+		r := examine(t, tree(t, "four.txtar", quiet, here, boot, c.set, also), 3)
+		var text bytes.Buffer
+		if err := r.WriteText(&text, false); err != nil {
+			t.Fatal(err)
+		}
+		if k := r.Cores[0]; k.Grade != c.grade || k.After != c.after || k.Least != c.least || r.find(c.id) == nil || r.find(c.id).State == OK || !strings.HasSuffix(text.String(), c.end) {
+			t.Errorf("%s: %+v, want %s, %s, %s and %s in\n%s", name, k, c.grade, c.after, c.least, c.id, text.String())
+		}
+	}
+}
+
 // inUse is a host on which programs have leased some CPUs; it remembers what was read.
 type inUse struct {
 	*host.Recorder

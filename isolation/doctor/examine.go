@@ -78,8 +78,9 @@ func Examine(s host.System, cpus []int, own ...int) (*Report, error) {
 	r := &Report{Schema: Schema, Kernel: host.Text(s, "proc/sys/kernel/osrelease"), Backend: e.backend(), Nested: e.nested(), HZ: e.hz(), Findings: e.list, Changes: changes(e.list)}
 	for _, c := range e.cpus {
 		k := Core{CPU: c}
-		k.Grade, k.Why = grade(e.list, c)
-		k.After, _ = grade(e.list, c, RunTime, Max)
+		k.Grade, k.Why = grade(e.list, c, nil)
+		k.After, _ = grade(e.list, c, func(f *Finding) bool { return !f.CanApply })
+		k.Least, k.mayStay = grade(e.list, c, func(f *Finding) bool { return !f.CanApply || f.unsure })
 		r.Cores = append(r.Cores, k)
 	}
 	return r, nil

@@ -89,14 +89,17 @@ type Finding struct {
 	Remedy   string     `json:"remedy"`    // a command, or what to add to the kernel's command line
 	CanApply bool       `json:"can_apply"` // Cloister does it at run time
 	apply    string     // the command by which
+	unsure   bool       // or tries to: the kernel may refuse it
 }
 
 // Core is one CPU that was asked about.
 type Core struct {
-	CPU   int      `json:"cpu"`
-	Grade Grade    `json:"grade"`
-	After Grade    `json:"after"` // with all that `cloister host apply --level max` can do
-	Why   []string `json:"why"`   // the findings that make the grade
+	CPU     int      `json:"cpu"`
+	Grade   Grade    `json:"grade"`
+	After   Grade    `json:"after"`          // with all that `cloister host apply --level max` can do
+	Least   Grade    `json:"after_at_least"` // the same, if the kernel refuses what it is not known to allow
+	Why     []string `json:"why"`            // the findings that make the grade
+	mayStay []string // the findings that make Least
 }
 
 // Reasons names the findings that make the grade, the first few.
@@ -130,12 +133,12 @@ type Report struct {
 
 func (f *Finding) concerns(cpu int) bool { return len(f.CPUs) == 0 || slices.Contains(f.CPUs, cpu) }
 
-// grade finds the worst; without are ways that are taken to have been gone.
-func grade(list []Finding, cpu int, without ...Way) (g Grade, why []string) {
+// grade finds the worst of those that count; all without such a condition.
+func grade(list []Finding, cpu int, counts func(*Finding) bool) (g Grade, why []string) {
 	g = A
 	for i := range list {
 		f := &list[i]
-		if f.State == OK || !f.concerns(cpu) || slices.Contains(without, f.Way) {
+		if f.State == OK || !f.concerns(cpu) || counts != nil && !counts(f) {
 			continue
 		}
 		switch {

@@ -55,6 +55,30 @@ func (c *irqCounts) of(row string, cpu int) uint64 {
 	return r[i]
 }
 
+// irqSet is interrupts that may come to a core, and how many did since the start.
+type irqSet struct {
+	names      []string
+	came, most uint64
+	worst      string
+}
+
+func (q *irqSet) add(irq string, counts *irqCounts, cpu int) {
+	q.names = append(q.names, irq)
+	k := counts.of(irq, cpu)
+	if q.came += k; k > q.most {
+		q.most, q.worst = k, fmt.Sprintf(", most IRQ %s (%s) %d", irq, counts.who[irq], k)
+	}
+}
+
+// finding is what they cost: where none came so far, nothing had a reason to.
+func (q *irqSet) finding(cpu int, what string, evidence ...Evidence) Finding {
+	f := Finding{CPUs: []int{cpu}, What: what, Evidence: append(evidence, Evidence{"/proc/interrupts", fmt.Sprintf("%d came%s", q.came, q.worst)}), Causes: append(slices.Clone(interrupt), "irq_exits"), Cost: OnDemand, Cap: D}
+	if q.came == 0 {
+		f.Cap = C
+	}
+	return f
+}
+
 // interrupts: devices' interrupts that may come to the core, and those that did.
 func (e *examiner) interrupts() {
 	v, ev := e.look("proc/irq/default_smp_affinity")
@@ -76,9 +100,7 @@ func (e *examiner) interrupts() {
 	_, managedAtBoot := e.look(cpuDir + "/isolated")
 	iso, _ := e.arg("isolcpus")
 	for _, c := range e.cpus {
-		var here, managed []string
-		var came, most uint64
-		worst := ""
+		var here, managed, perhaps irqSet
 		for _, n := range names {
 			if _, err := strconv.Atoi(n); err != nil {
 				continue
@@ -87,29 +109,31 @@ func (e *examiner) interrupts() {
 			if err != nil || !slices.Contains(list, c) {
 				continue
 			}
-			if strings.Contains(host.Text(e.s, "sys/kernel/debug/irq/irqs/"+n), "IRQD_AFFINITY_MANAGED") {
-				managed = append(managed, n)
-				if strings.Contains(iso, "managed_irq") {
-					continue
+			yes, known := host.Managed(e.s, n)
+			switch {
+			case yes && known:
+				if !strings.Contains(iso, "managed_irq") {
+					managed.add(n, &counts, c)
 				}
-			} else if host.IRQName(e.s, n) == "" && counts.rows[n] == nil {
-				continue // nobody has asked for it
-			}
-			here = append(here, n)
-			k := counts.of(n, c)
-			if came += k; k > most {
-				most, worst = k, fmt.Sprintf(", most IRQ %s (%s) %d", n, counts.who[n], k)
+			case host.IRQName(e.s, n) == "" && counts.rows[n] == nil: // nobody has asked for it
+			case yes:
+				perhaps.add(n, &counts, c)
+			default:
+				here.add(n, &counts, c)
 			}
 		}
-		f := Finding{ID: "irq", CPUs: []int{c}, State: verdict(len(here) > 0), What: "interrupts of devices may come to it", Causes: append(slices.Clone(interrupt), "irq_exits"), Cost: OnDemand, Cap: D, Way: RunTime,
-			Evidence: []Evidence{{"/proc/irq/*/smp_affinity_list", fmt.Sprintf("%d IRQs", len(here))}, {"/proc/interrupts", fmt.Sprintf("%d came%s", came, worst)}}}
-		if came == 0 { // so far nothing had a reason to
-			f.Cap = C
-		}
+		f := here.finding(c, "interrupts of devices may come to it", Evidence{"/proc/irq/*/smp_affinity_list", fmt.Sprintf("%d IRQs", len(here.names))})
+		f.ID, f.Way, f.State = "irq", RunTime, verdict(len(here.names) > 0)
 		e.add(f)
-		if len(managed) > 0 && !strings.Contains(iso, "managed_irq") {
-			e.add(Finding{ID: "irq-managed", CPUs: []int{c}, State: Wrong, What: "the kernel manages the affinity of some itself: it cannot be changed", Evidence: []Evidence{{"/sys/kernel/debug/irq/irqs", "IRQs " + strings.Join(managed, " ")}, managedAtBoot},
-				Causes: interrupt, Cost: OnDemand, Cap: C, Way: Boot, Remedy: "isolcpus=managed_irq," + spell(e.cpus) + ", or fewer queues (ethtool -L)"})
+		if len(managed.names) > 0 {
+			f := managed.finding(c, "the kernel manages the affinity of some itself: it cannot be changed", Evidence{"/sys/kernel/debug/irq/irqs", "IRQs " + strings.Join(managed.names, " ")}, managedAtBoot)
+			f.ID, f.Way, f.State, f.Remedy = "irq-managed", Boot, Wrong, "isolcpus=managed_irq,"+spell(e.cpus)+", or fewer queues (ethtool -L)"
+			e.add(f)
+		}
+		if len(perhaps.names) > 0 {
+			f := perhaps.finding(c, "some may come to it, and whether the kernel lets them be moved is not known", Evidence{"/sys/kernel/irq/*/chip_name", "IRQs " + strings.Join(perhaps.names, " ") + " are PCI-MSI; no debugfs tells which are managed"})
+			f.ID, f.Way, f.State, f.unsure = "irq-perhaps", RunTime, Unknown, true
+			e.add(f)
 		}
 		if n := counts.of("NMI", c) + counts.of("PMI", c); n > 0 {
 			e.add(Finding{ID: "nmi", CPUs: []int{c}, State: Wrong, What: "non-maskable interrupts have come to it", Evidence: []Evidence{{"/proc/interrupts", fmt.Sprintf("NMI %d, PMI %d", counts.of("NMI", c), counts.of("PMI", c))}},

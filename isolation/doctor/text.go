@@ -171,6 +171,9 @@ func (r *Report) WriteText(w io.Writer, all bool) error {
 		if c.After != c.Grade {
 			after = fmt.Sprintf("with host apply --cpu %d --level max: %s", c.CPU, c.After)
 		}
+		if c.Least != c.After {
+			after += fmt.Sprintf(", or %s if %s stays", c.Least, strings.Join(c.mayStay, ", "))
+		}
 		fmt.Fprintf(&b, "CPU %-3d grade %s   for %s; %s\n", c.CPU, c.Grade, clip(strings.Join(c.Why, ", "), 60), after)
 	}
 	_, err := io.WriteString(w, b.String())

@@ -113,14 +113,20 @@ func effective(s System, irq string, cpus []int) bool {
 	return err == nil && meets(list, cpus)
 }
 
-// managed reports whether an interrupt that the kernel refuses to move is one whose affinity it manages itself: that
-// comes back by itself to a CPU that was off line (managed_irq in Documentation/admin-guide/kernel-parameters.rst). Only debugfs tells for
-// sure; where there is none, a message-signalled interrupt of a PCI device is taken for one, and looked at afterwards.
-func managed(s System, irq string) bool {
+// Managed reports whether the kernel manages an interrupt's affinity itself, so that it refuses to move it, and whether that
+// is known: such a one comes back by itself to a CPU that was off line (managed_irq in Documentation/admin-guide/kernel-parameters.rst).
+// Only debugfs tells for sure; where there is none, each message-signalled interrupt of a PCI device is taken for one.
+func Managed(s System, irq string) (yes, known bool) {
 	if flags := Text(s, "sys/kernel/debug/irq/irqs/"+irq); flags != "" {
-		return strings.Contains(flags, "IRQD_AFFINITY_MANAGED")
+		return strings.Contains(flags, "IRQD_AFFINITY_MANAGED"), true
 	}
-	return strings.Contains(Text(s, "sys/kernel/irq/"+irq+"/chip_name"), "PCI-MSI")
+	return strings.Contains(Text(s, "sys/kernel/irq/"+irq+"/chip_name"), "PCI-MSI"), false
+}
+
+// managed is that of an interrupt that the kernel has refused to move; a wrong guess is looked at afterwards.
+func managed(s System, irq string) bool {
+	yes, _ := Managed(s, irq)
+	return yes
 }
 
 // IRQName is who asked for an interrupt: the directories beside its files.

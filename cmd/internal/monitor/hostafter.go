@@ -90,7 +90,7 @@ func because(f doctor.Finding, level host.Level, res *host.Result) string {
 // reasons are the exceptions of an apply that concern a finding: by the files that show it, or by what they are about.
 func reasons(f doctor.Finding, res *host.Result) (list []string) {
 	about := map[string][]string{
-		"irq": {"IRQ "}, "tasks": {"thread "}, "sched-domain": {"a cpuset", "an isolated partition", "/sys/fs/cgroup"},
+		"irq": {"IRQ "}, "irq-perhaps": {"IRQ "}, "tasks": {"thread "}, "sched-domain": {"a cpuset", "an isolated partition", "/sys/fs/cgroup"},
 		"timers": {"timers that were armed", "/sys/devices/system/cpu/cpu"}, "smt": {"the sibling CPU", "/sys/devices/system/cpu/cpu"},
 	}[f.ID]
 	for _, x := range slices.Concat(res.Cannot, res.Refused, res.Foreign) {

@@ -22,7 +22,7 @@ func TestAfterSaysWhatRemains(t *testing.T) {
 		t.Fatal(err)
 	}
 	root := t.TempDir()
-	for _, f := range a.Files {
+	for _, f := range append(a.Files, txtar.File{Name: "sys/kernel/irq/26/chip_name", Data: []byte("PCI-MSI\n")}) {
 		p := filepath.Join(root, f.Name)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, f.Data, 0o644)); err != nil {
 			t.Fatal(err)
@@ -41,6 +41,7 @@ func TestAfterSaysWhatRemains(t *testing.T) {
 	for _, want := range []string{
 		"stays: IRQ 26 (nvme0q4): the kernel manages it itself",
 		"remains, grade D: irq: interrupts of devices may come to it; IRQ 26 (nvme0q4): the kernel manages it itself; IRQ 27 (a): b; and 1 more, above",
+		"irq-perhaps (unknown): some may come to it, and whether the kernel lets them be moved is not known; IRQ 26 (nvme0q4): the kernel manages it itself",
 		"vmstat: memory statistics are folded on each core, every so many s; /proc/sys/vm/stat_interval: operation not permitted",
 		"tasks: other threads may run on it; thread 7 (e): it came back",
 		"; it was changed, and somebody or something has undone that",
