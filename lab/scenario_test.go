@@ -19,23 +19,23 @@ import (
 	"github.com/cloister-vmm/cloister/lab"
 )
 
-// header is the first line of a script: the machines it is for.
-var header = regexp.MustCompile(`^# machine: ([a-z0-9 -]+)\n`)
+// header is the first line of a script: the machines it is for, and whether it takes too long for -short, as CI runs it.
+var header = regexp.MustCompile(`^# machine: ([a-z0-9 -]+?)( \(not with -short\))?\n`)
 
-// scriptMachines reads which machines a script is for. A script without the line,
+// scriptMachines reads which machines a script is for, and whether -short leaves it out. A script without the line,
 // or for a machine that there is not, is an error: nothing would ever run it.
-func scriptMachines(text string) ([]string, error) {
+func scriptMachines(text string) (names []string, long bool, err error) {
 	m := header.FindStringSubmatch(text)
 	if m == nil {
-		return nil, errors.New("the first line must be `# machine: NAME…`")
+		return nil, false, errors.New("the first line must be `# machine: NAME…`")
 	}
-	names := strings.Fields(m[1])
+	names = strings.Fields(m[1])
 	for _, n := range names {
 		if _, err := lab.Lookup(n); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
-	return names, nil
+	return names, m[2] != "", nil
 }
 
 func scripts(t *testing.T) map[string][]string {
@@ -50,9 +50,13 @@ func scripts(t *testing.T) map[string][]string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		names, err := scriptMachines(string(b))
+		names, long, err := scriptMachines(string(b))
 		if err != nil {
 			t.Errorf("%s: %v", f, err)
+		}
+		if long && testing.Short() {
+			t.Logf("%s is left out: it is not run with -short", f)
+			continue
 		}
 		for _, n := range names {
 			byMachine[n] = append(byMachine[n], f)
@@ -65,13 +69,16 @@ func scripts(t *testing.T) map[string][]string {
 func TestScenarioHeaders(t *testing.T) {
 	scripts(t)
 	for text, ok := range map[string]bool{
-		"# machine: svm vmx\nexec x": true,
-		"# machine: nosuch\n":        false,
-		"exec x\n":                   false,
-		"":                           false,
+		"# machine: svm vmx\nexec x":         true,
+		"# machine: svm (not with -short)\n": true,
+		"# machine: svm (now and then)\n":    false,
+		"# machine: nosuch\n":                false,
+		"exec x\n":                           false,
+		"":                                   false,
 	} {
-		if _, err := scriptMachines(text); (err == nil) != ok {
-			t.Errorf("scriptMachines(%q): %v, want ok=%v", text, err, ok)
+		_, long, err := scriptMachines(text)
+		if (err == nil) != ok || long != strings.Contains(text, "(not") && ok {
+			t.Errorf("scriptMachines(%q): %v, long %v, want ok=%v", text, err, long, ok)
 		}
 	}
 }
