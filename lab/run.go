@@ -332,10 +332,11 @@ func image(ctx context.Context, note func(string, ...any), o Options, cache *Cac
 	}
 	a.copy("init", init)
 	if _, err := os.Stat(filepath.Join(root, "cmd", "cloister")); err == nil {
+		// And the examples: there is no compiler in a machine.
 		bin := filepath.Join(dir, "bin")
 		// If it does not build, that fails the run, but not the tests that do without it.
-		if _, err := goOutput(ctx, root, "build", "-trimpath", "-ldflags=-s -w", "-o", bin+"/", "./cmd/..."); err == nil {
-			for _, name := range []string{"cloister", "cloister-monitor"} {
+		if _, err := goOutput(ctx, root, "build", "-trimpath", "-ldflags=-s -w", "-o", bin+"/", "./cmd/...", "./guest/sdk/go/example", "./isolation/example/..."); err == nil {
+			for _, name := range []string{"cloister", "cloister-monitor", "example", "quietloop"} {
 				a.copy(path.Join(wire.BinDir, name), filepath.Join(bin, name))
 			}
 		} else if err := errors.Join(ctx.Err(), r.unbuilt("cmd/cloister", err.Error())); err != nil {

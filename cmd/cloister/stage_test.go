@@ -285,6 +285,41 @@ wait $e || cat /run/out
 same again`)
 }
 
+// A plain Go program does with the packages what run --isolate does: by itself, stopped by Ctrl-C, killed, and disturbed.
+func TestLibraryOnStage(t *testing.T) {
+	testenv.Need(t, testenv.KVM, testenv.Root, testenv.MultiCPU)
+	prog := filepath.Join(t.TempDir(), "quietloop")
+	c := exec.Command("go", "build", "-buildvcs=false", "-o", prog, "../../isolation/example/quietloop")
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	onStage(t, `loop() { `+prog+` -cpu 1 -leases /run "$@" >/run/out 2>&1; }
+loop -for 1s || cat /run/out
+grep -q '^CPU 1: grade D, and D with [1-9][0-9]* settings changed' /run/out && grep -q '^[1-9][0-9]* passes' /run/out && grep -q '^given back: [1-9]' /run/out || cat /run/out
+same end
+loop -for 60s & e=$!; applied
+p=$(pgrep -P $e quietloop || echo $e)
+[ "$(cat /proc/irq/36/smp_affinity_list)" = 0 ] || echo 'IRQ 36 was not moved'
+cloister run --cpu 1 --for 1s @spin 2>&1 | grep -q 'in use' || echo 'the core was given away twice'
+cloister host apply --cpu 1 >/dev/null 2>&1 && echo 'isolated twice'
+kill -INT $p; wait $e || cat /run/out
+same ctrl-c
+loop -for 60s & e=$!; applied
+p=$(pgrep -P $e quietloop || echo $e)
+kill -9 $p; wait $e 2>/dev/null
+cloister host status | grep -q 'quietloop (process .*it has ended' || echo 'no claim of the dead is shown'
+cloister host restore >/run/out 2>&1 || cat /run/out
+same killed
+loop -for 4s & e=$!; applied
+echo 7 >/proc/sys/vm/stat_interval
+wait $e && echo 'the host is not as it was, and nobody says so'
+grep -q 'drift: the statistics. interval: .* was 120, is 7' /run/out && grep -q 'quietloop: left alone: /proc/sys/vm/stat_interval' /run/out || cat /run/out
+echo 1 >/proc/sys/vm/stat_interval
+same disturbed
+loop -dry-run || cat /run/out
+same dry`)
+}
+
 // A core that host apply has made quiet is the one that --cpu auto takes, unless it is leased; --isolate, which makes one
 // quiet itself, does not.
 func TestCPUAutoTakesPreparedCore(t *testing.T) {

@@ -14,5 +14,7 @@
 //  5. A core has one owner. A journal of another boot is void.
 //  6. Where a tree that is needed cannot be written, nothing is.
 //
+// isolation/example/quietloop is a whole program that does it.
+//
 // Alternatives rejected: see docs/decisions/0006-host-isolation.md and 0015-host-settings.md.
 package host

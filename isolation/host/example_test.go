@@ -3,60 +3,56 @@ package host_test
 import (
 	"fmt"
 	"os"
-	"runtime"
+	"path/filepath"
+	"strings"
 
-	"github.com/cloister-vmm/cloister/isolation/cores"
 	"github.com/cloister-vmm/cloister/isolation/host"
-	"golang.org/x/sys/unix"
+	"golang.org/x/tools/txtar"
 )
 
-// A plain Go program gives one of its threads a core of its own: it leases the best one, pins the thread, makes the
-// core quiet, watches it, and gives everything back. No virtual machine is involved.
-func Example() {
-	if err := loop(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
+// A plan is made by reading alone, so it can be made of a recorded machine as well as of this one (host.Live{Root: "/"}). A
+// whole program that pins, isolates, watches and gives back is isolation/example/quietloop.
+func ExampleMake() {
+	root, err := recorded("four.txtar")
+	if err != nil {
+		fmt.Println(err)
+		return
 	}
+	defer os.RemoveAll(root)
+	plan, err := host.Make(host.Live{Root: root}, filepath.Join(root, "journal"), host.Request{CPUs: []int{3}})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println("quiet:", plan.CPUs, "for the rest:", plan.Housekeeping)
+	for _, step := range plan.Steps {
+		if name := step.Setting.Name; strings.HasSuffix(name, "stat_interval") || strings.Contains(name, "irq/24/") {
+			fmt.Println(step)
+		}
+	}
+	// Output:
+	// quiet: [3] for the rest: [0 1 2]
+	// /proc/irq/24/smp_affinity_list: 0-3 -> 0-2
+	// /proc/sys/vm/stat_interval: 1 -> 120
 }
 
-func loop() error {
-	allowed, err := cores.Allowed()
+// recorded lays a machine of testdata out in a directory.
+func recorded(name string) (root string, err error) {
+	a, err := txtar.ParseFile(filepath.Join("testdata", name))
 	if err != nil {
-		return err
+		return "", err
 	}
-	best, err := (cores.Host{Root: "/"}).Place(allowed, nil)
-	if err != nil {
-		return err
+	if root, err = os.MkdirTemp("", "machine"); err != nil {
+		return "", err
 	}
-	cpu := best[0].CPU
-	lease, err := cores.Take("/run", cpu, fmt.Sprintf("my loop (process %d)", os.Getpid()))
-	if err != nil {
-		return err
+	for _, f := range a.Files {
+		p := filepath.Join(root, f.Name)
+		if err = os.MkdirAll(filepath.Dir(p), 0o755); err == nil {
+			err = os.WriteFile(p, f.Data, 0o644)
+		}
+		if err != nil {
+			return root, err
+		}
 	}
-	defer lease.Release()
-
-	// The thread is pinned before the core becomes a partition: from outside none can be pinned to it any more.
-	runtime.LockOSThread()
-	if _, err := cores.KeepOff(os.Getpid(), cores.Without(allowed, cpu), unix.Gettid()); err != nil {
-		return err
-	}
-	if err := (host.Live{Root: "/"}).SetAffinity(unix.Gettid(), []int{cpu}); err != nil {
-		return err
-	}
-	a := &host.Applier{}
-	if _, err := a.Apply(host.Request{Owner: "my loop", PID: os.Getpid(), Threads: []int{unix.Gettid()}, CPUs: []int{cpu}}); err != nil {
-		return err
-	}
-	defer a.RestoreOwner("my loop")
-	watch, err := host.NewWatch(host.Live{Root: "/"}, []int{cpu}, []int{unix.Gettid()})
-	if err != nil {
-		return err
-	}
-
-	for range 1_000_000_000 {
-		// the real-time loop
-	}
-	for _, d := range watch.Check() {
-		fmt.Println("drift:", d)
-	}
-	return nil
+	return root, nil
 }
