@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -221,7 +222,7 @@ func TestCausesExist(t *testing.T) {
 // The recorded machine: nesting, the missing nohz_full, the tick and the throttling are named, with their evidence.
 func TestNestedMachine(t *testing.T) {
 	r := examine(t, tree(t, "nested.txtar"), 1)
-	for id, want := range map[string]string{"nested": "flags: hypervisor", "tick": "CONFIG_NO_HZ_FULL=n CONFIG_HZ=250", "rt-throttling": "sched_rt_runtime_us: 950000", "irq": "virtio1-req.0", "kvm": "Y"} {
+	for id, want := range map[string]string{"nested": "flags: hypervisor", "tick": "CONFIG_NO_HZ_FULL=n CONFIG_HZ=250", "rt-throttling": "sched_rt_runtime_us: 950000", "irq": "virtio3-tx", "irq-managed": "virtio1-req.0", "kvm": "Y"} {
 		if f := r.find(id); f == nil || f.State != Wrong || !strings.Contains(f.evidence(9999), want) {
 			t.Errorf("%s: %+v, want %q", id, f, want)
 		}
@@ -249,6 +250,39 @@ func TestNestedMachine(t *testing.T) {
 	var back Report
 	if err := json.Unmarshal(js.Bytes(), &back); err != nil || back.Schema != Schema || len(back.Findings) != len(r.Findings) {
 		t.Errorf("%v", err)
+	}
+}
+
+// README shows what the program prints of the recorded machine: every line but those of evidence, whose figures and threads are
+// of another hour.
+func TestREADMEShowsTheScreen(t *testing.T) {
+	b, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, shown, ok := strings.Cut(string(b), "<details><summary>one screen</summary>\n\n")
+	shown, _, ok2 := strings.Cut(shown, "\n</details>")
+	if !ok || !ok2 {
+		t.Fatal("README has no such block")
+	}
+	var text bytes.Buffer
+	if err := examine(t, tree(t, "nested.txtar"), 1).WriteText(&text, false); err != nil {
+		t.Fatal(err)
+	}
+	version := regexp.MustCompile(`^kernel [^,]*`)
+	lines := func(s, indent string) (list []string) {
+		for line := range strings.Lines(s) {
+			line = strings.TrimSuffix(strings.TrimPrefix(line, indent), "\n")
+			if evidence := strings.HasPrefix(line, strings.Repeat(" ", 22)); !evidence {
+				what, _, _ := strings.Cut(version.ReplaceAllString(line, "kernel"), " | /")
+				what, _, _ = strings.Cut(what, " | ...")
+				list = append(list, what)
+			}
+		}
+		return list
+	}
+	if got, want := lines(shown, "    "), lines(text.String(), ""); !slices.Equal(got, want) {
+		t.Errorf("README shows\n%s\nthe program says\n%s\nput the output of `cloister doctor --cpu 1` there", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
 
@@ -284,7 +318,7 @@ func TestNohzMachine(t *testing.T) {
 
 // The promise of a grade knows which interrupts the kernel will refuse to move, and where nothing tells it says both grades.
 func TestPromiseOfInterrupts(t *testing.T) {
-	const chip, flags = "sys/kernel/irq/24/chip_name", "sys/kernel/debug/irq/irqs/24"
+	const chip, flags, mode = "sys/kernel/irq/24/chip_name", "sys/kernel/debug/irq/irqs/24", "proc/irq/24/smp_affinity_list@mode"
 	here := map[string]string{"proc/irq/24/smp_affinity_list": "0-3"} // 8 came
 	never := map[string]string{"proc/interrupts": " CPU0 CPU1 CPU2 CPU3\n 24: 3 0 0 0 PCI-MSI ahci"}
 	boot := map[string]string{"proc/cmdline": "nohz_full=3 rcu_nocbs=3 tsc=reliable isolcpus=3"} // without managed_irq
@@ -297,6 +331,9 @@ func TestPromiseOfInterrupts(t *testing.T) {
 		"of a pin":            {map[string]string{chip: "IR-IO-APIC"}, false, D, B, B, "irq", "level max: B\n"},
 		"of PCI":              {map[string]string{chip: "IR-PCI-MSI"}, false, D, B, D, "irq-perhaps", "level max: B, or D if irq-perhaps stays\n"},
 		"of PCI, none so far": {map[string]string{chip: "PCI-MSI"}, true, C, B, C, "irq-perhaps", "level max: B, or C if irq-perhaps stays\n"},
+		"fixed by its mode":   {map[string]string{chip: "PCI-MSIX", mode: "444"}, false, D, D, D, "irq-managed", "no write can better that\n"},
+		"another is fixed":    {map[string]string{chip: "PCI-MSIX", mode: "644", "proc/irq/25/smp_affinity_list@mode": "444"}, false, D, B, B, "irq", "level max: B\n"},
+		"none is fixed":       {map[string]string{chip: "PCI-MSIX", mode: "644", "proc/irq/25/smp_affinity_list@mode": "644"}, false, D, B, D, "irq-perhaps", "level max: B, or D if irq-perhaps stays\n"},
 		"known to move":       {map[string]string{chip: "PCI-MSI", flags: "dstate: 0x1"}, false, D, B, B, "irq", "level max: B\n"},
 		"known to stay":       {map[string]string{chip: "PCI-MSI", flags: "IRQD_AFFINITY_MANAGED"}, false, D, D, D, "irq-managed", "no write can better that\n"},
 	} {

@@ -97,7 +97,7 @@ func (e *examiner) interrupts() {
 		e.add(Finding{ID: "irq", State: Unknown, What: "which interrupts come to it is not known", Evidence: []Evidence{{"/proc/irq", "not readable"}}, Causes: interrupt, Cost: OnDemand, Cap: C, Way: Never})
 		return
 	}
-	_, managedAtBoot := e.look(cpuDir + "/isolated")
+	_, managedAtBoot := e.listOf(cpuDir + "/isolated")
 	iso, _ := e.arg("isolcpus")
 	for _, c := range e.cpus {
 		var here, managed, perhaps irqSet
@@ -126,12 +126,12 @@ func (e *examiner) interrupts() {
 		f.ID, f.Way, f.State = "irq", RunTime, verdict(len(here.names) > 0)
 		e.add(f)
 		if len(managed.names) > 0 {
-			f := managed.finding(c, "the kernel manages the affinity of some itself: it cannot be changed", Evidence{"/sys/kernel/debug/irq/irqs", "IRQs " + strings.Join(managed.names, " ")}, managedAtBoot)
+			f := managed.finding(c, "the kernel manages the affinity of some itself: it cannot be changed", Evidence{"/proc/irq/*/smp_affinity_list", "IRQs " + strings.Join(managed.names, " ") + ", by debugfs or the mode"}, managedAtBoot)
 			f.ID, f.Way, f.State, f.Remedy = "irq-managed", Boot, Wrong, "isolcpus=managed_irq,"+spell(e.cpus)+", or fewer queues (ethtool -L)"
 			e.add(f)
 		}
 		if len(perhaps.names) > 0 {
-			f := perhaps.finding(c, "some may come to it, and whether the kernel lets them be moved is not known", Evidence{"/sys/kernel/irq/*/chip_name", "IRQs " + strings.Join(perhaps.names, " ") + " are PCI-MSI; no debugfs tells which are managed"})
+			f := perhaps.finding(c, "some may come to it, and whether the kernel lets them be moved is not known", Evidence{"/sys/kernel/irq/*/chip_name", "IRQs " + strings.Join(perhaps.names, " ") + " are PCI-MSI; neither debugfs nor a mode tells which are managed"})
 			f.ID, f.Way, f.State, f.unsure = "irq-perhaps", RunTime, Unknown, true
 			e.add(f)
 		}

@@ -1,7 +1,9 @@
 package host
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -152,5 +154,20 @@ func TestRemainingInterrupts(t *testing.T) {
 		if n := len(slices.DeleteFunc(slices.Clone(res.Cannot), func(r Remark) bool { return !strings.HasPrefix(r.What, "IRQ ") })); n != 1 {
 			t.Errorf("%q: %d interrupts stay: %v", debug, n, res.Cannot)
 		}
+	}
+}
+
+// Permissions are read from the machine itself, and from a recording by the name that they have there.
+func TestModeIsRead(t *testing.T) {
+	const name = "proc/sys/kernel/osrelease" + modeOf
+	r := &Recorder{System: Live{"/"}}
+	if got := Text(r, name); got != "444" || string(r.read[name]) != "444\n" {
+		t.Errorf("%q, recorded %q", got, r.read[name])
+	}
+	if got := Text(unpack(t, "four.txtar", map[string]string{name: "640"}), name); got != "640" {
+		t.Errorf("recorded as 640, it is %q", got)
+	}
+	if _, err := (Live{"/"}).Read("proc/nosuch" + modeOf); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of what is not there: %v", err)
 	}
 }

@@ -152,6 +152,8 @@ func TestDrainOnlyWhatComesBack(t *testing.T) {
 		"refused":         {map[string]string{irq26: "3"}, unix.EIO, false},
 		"managed":         {map[string]string{irq26: "3", "sys/kernel/debug/irq/irqs/26": "dstate: 0x1\n IRQD_AFFINITY_MANAGED"}, unix.EIO, true},
 		"of a PCI device": {map[string]string{irq26: "3", "sys/kernel/irq/26/chip_name": "PCI-MSIX-0000:00:03.0"}, unix.EIO, true},
+		"fixed":           {map[string]string{irq26: "3", "sys/kernel/irq/26/chip_name": "PCI-MSI", irq26 + modeOf: "444"}, unix.EPERM, true},
+		"another fixed":   {map[string]string{irq26: "3", "sys/kernel/irq/26/chip_name": "PCI-MSI", irq26 + modeOf: "644", "proc/irq/24/smp_affinity_list" + modeOf: "444"}, unix.EIO, false},
 		"not managed":     {map[string]string{irq26: "3", "sys/kernel/irq/26/chip_name": "PCI-MSI", "sys/kernel/debug/irq/irqs/26": "IRQD_NO_BALANCING"}, unix.EIO, false},
 		"back again":      {map[string]string{irq26: "3", "sys/kernel/irq/26/chip_name": "PCI-MSI"}, nil, false},
 		"not the only":    {map[string]string{irq26: "2-3"}, unix.EIO, true},

@@ -115,12 +115,27 @@ func effective(s System, irq string, cpus []int) bool {
 
 // Managed reports whether the kernel manages an interrupt's affinity itself, so that it refuses to move it, and whether that
 // is known: such a one comes back by itself to a CPU that was off line (managed_irq in Documentation/admin-guide/kernel-parameters.rst).
-// Only debugfs tells for sure; where there is none, each message-signalled interrupt of a PCI device is taken for one.
+// Debugfs tells, and newer kernels by the mode of the file that nobody may write (irq_can_set_affinity_usr in their
+// kernel/irq/proc.c); on others each message-signalled interrupt of a PCI device is taken for one.
 func Managed(s System, irq string) (yes, known bool) {
 	if flags := Text(s, "sys/kernel/debug/irq/irqs/"+irq); flags != "" {
 		return strings.Contains(flags, "IRQD_AFFINITY_MANAGED"), true
 	}
-	return strings.Contains(Text(s, "sys/kernel/irq/"+irq+"/chip_name"), "PCI-MSI"), false
+	if !strings.Contains(Text(s, "sys/kernel/irq/"+irq+"/chip_name"), "PCI-MSI") {
+		return false, false
+	}
+	if fixed(s, irq) {
+		return true, true
+	}
+	names, err := s.Names("proc/irq")
+	tells := err == nil && slices.ContainsFunc(names, func(n string) bool { return fixed(s, n) }) // of any, so it would of this one
+	return !tells, tells
+}
+
+// fixed reports whether nobody may write an interrupt's affinity. Kernels that do not tell say that of none.
+func fixed(s System, irq string) bool {
+	mode, err := strconv.ParseUint(Text(s, "proc/irq/"+irq+"/smp_affinity_list"+modeOf), 8, 32)
+	return err == nil && mode&0o222 == 0
 }
 
 // managed is that of an interrupt that the kernel has refused to move; a wrong guess is looked at afterwards.

@@ -41,8 +41,15 @@ type Live struct{ Root string }
 func (l Live) path(name string) string { return filepath.Join(l.Root, name) }
 
 // Read gives the bytes of a file. dev/cpu/N/msr@0x34 is one model-specific register, in decimal; to read it
-// interrupts CPU N (msr(4)). dev/cpu_dma_latency is decimal too, microseconds.
+// interrupts CPU N (msr(4)). dev/cpu_dma_latency is decimal too, microseconds. NAME@mode is the permissions of NAME, in octal.
 func (l Live) Read(name string) ([]byte, error) {
+	if file, ok := strings.CutSuffix(name, modeOf); ok && l.Root == "/" { // a recording has it by this name
+		info, err := os.Stat(l.path(file))
+		if err != nil {
+			return nil, err
+		}
+		return fmt.Appendf(nil, "%o\n", info.Mode().Perm()), nil
+	}
 	if dev, reg, ok := strings.Cut(name, "/msr@"); ok && l.Root == "/" { // a recording has it by this name
 		at, err := strconv.ParseInt(reg, 0, 64)
 		if err != nil {
@@ -65,6 +72,9 @@ func (l Live) Read(name string) ([]byte, error) {
 	}
 	return b, err
 }
+
+// modeOf, behind the name of a file, names its permissions.
+const modeOf = "@mode"
 
 // dmaLatency holds, while it is open, the latency of sleep states that its holders bear, and gives the lowest of all, in
 // binary (kernel/power/qos.c). To open it for a look asks for nothing and so changes nothing.
