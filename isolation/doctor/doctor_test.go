@@ -334,6 +334,8 @@ func TestPromiseOfInterrupts(t *testing.T) {
 		"fixed by its mode":   {map[string]string{chip: "PCI-MSIX", mode: "444"}, false, D, D, D, "irq-managed", "no write can better that\n"},
 		"another is fixed":    {map[string]string{chip: "PCI-MSIX", mode: "644", "proc/irq/25/smp_affinity_list@mode": "444"}, false, D, B, B, "irq", "level max: B\n"},
 		"none is fixed":       {map[string]string{chip: "PCI-MSIX", mode: "644", "proc/irq/25/smp_affinity_list@mode": "644"}, false, D, B, D, "irq-perhaps", "level max: B, or D if irq-perhaps stays\n"},
+		"of the boot's timer": {map[string]string{"-proc/irq/24/ahci": "", "proc/irq/24/effective_affinity_list": "0"}, false, B, B, B, "smi", "for smi; no write can better that\n"},
+		"routed here":         {map[string]string{"-proc/irq/24/ahci": "", "proc/irq/24/effective_affinity_list": "3"}, false, D, B, B, "irq", "level max: B\n"},
 		"known to move":       {map[string]string{chip: "PCI-MSI", flags: "dstate: 0x1"}, false, D, B, B, "irq", "level max: B\n"},
 		"known to stay":       {map[string]string{chip: "PCI-MSI", flags: "IRQD_AFFINITY_MANAGED"}, false, D, D, D, "irq-managed", "no write can better that\n"},
 	} {

@@ -115,7 +115,7 @@ func (e *examiner) interrupts() {
 				if !strings.Contains(iso, "managed_irq") {
 					managed.add(n, &counts, c)
 				}
-			case host.IRQName(e.s, n) == "" && counts.rows[n] == nil: // nobody has asked for it
+			case !host.MayCome(e.s, n, []int{c}):
 			case yes:
 				perhaps.add(n, &counts, c)
 			default:

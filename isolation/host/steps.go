@@ -93,8 +93,8 @@ func (p *planner) interrupts() {
 		if err != nil || !meets(list, p.r.CPUs) && !p.aloneOn(list) {
 			continue
 		}
-		if IRQName(p.s, n) == "" && !effective(p.s, n, p.ours) {
-			continue // nobody has asked for it: it cannot come
+		if !MayCome(p.s, n, p.ours) {
+			continue
 		}
 		p.set(Setting{Kind: File, Name: name, Format: List, Rule: Except}, "interrupts of "+orDash(IRQName(p.s, n)))
 	}
@@ -105,6 +105,12 @@ func orDash(s string) string {
 		return "-"
 	}
 	return s
+}
+
+// MayCome reports whether an interrupt can come to one of these CPUs, if its affinity has them: not where nobody has asked for it
+// that /proc/irq names, as the timer of the boot, and it is routed elsewhere.
+func MayCome(s System, irq string, cpus []int) bool {
+	return IRQName(s, irq) != "" || effective(s, irq, cpus)
 }
 
 // effective reports whether an interrupt is routed to one of these CPUs now.
