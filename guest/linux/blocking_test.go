@@ -187,6 +187,40 @@ func TestPollAndSelect(t *testing.T) {
 	g.want(0, unix.SYS_READ, r, ev, 1) // end of file, no wait
 }
 
+// An epoll knows an open file by each of its numbers, as long as there are not too many of them.
+func TestEpollOfDuplicates(t *testing.T) {
+	g := newGuest(t, nil)
+	ev := g.call(unix.SYS_EVENTFD2, 1, 0)
+	ep := uint64(g.call(unix.SYS_EPOLL_CREATE1, 0))
+	add := func(fd uint64) int64 {
+		return g.call(unix.SYS_EPOLL_CTL, ep, unix.EPOLL_CTL_ADD, fd, g.words(1, uint64(fd)))
+	}
+	if got := add(uint64(ev)); got != 0 {
+		t.Fatal(got)
+	}
+	two := uint64(g.call(unix.SYS_DUP, uint64(ev)))
+	if a, b := add(two), add(two); a != 0 || b != e(unix.EEXIST) {
+		t.Errorf("%d, and again %d", a, b)
+	}
+	g.want(2, unix.SYS_EPOLL_WAIT, ep, g.buf(24), 2, 0)
+	// Nobody may use up what the engine needs.
+	got, n := int64(0), 0
+	for ; got == 0 && n < 2*maxDuplicates; n++ {
+		file := uint64(g.call(unix.SYS_EVENTFD2, 1, 0))
+		keep := uint64(g.call(unix.SYS_DUP, file))
+		g.want(0, unix.SYS_EPOLL_CTL, ep, unix.EPOLL_CTL_ADD, file, g.words(1))
+		got = add(keep)
+		g.want(0, unix.SYS_CLOSE, file)
+	}
+	if got != e(unix.ENOSPC) || g.k.fds.duplicates != maxDuplicates {
+		t.Errorf("after %d: %d, %d duplicates", n, got, g.k.fds.duplicates)
+	}
+	g.k.fds.closeAll()
+	if g.k.fds.duplicates != 0 {
+		t.Errorf("%d duplicates are left", g.k.fds.duplicates)
+	}
+}
+
 // TestStreams runs a child of the host at the other end of shared pipes.
 func TestStreams(t *testing.T) {
 	for _, reopened := range []bool{true, false} {

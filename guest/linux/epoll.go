@@ -59,7 +59,7 @@ func sysEpollCtl(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 		Events: binary.LittleEndian.Uint32(raw[:]),
 		Fd:     int32(binary.LittleEndian.Uint32(raw[4:])), Pad: int32(binary.LittleEndian.Uint32(raw[8:])),
 	}
-	fd, errno := d.watchAs(uint32(a[2]))
+	fd, errno := k.fds.watchAs(d, uint32(a[2]))
 	if errno != 0 {
 		return 0, errno
 	}

@@ -27,8 +27,9 @@ type description struct {
 	mode  uint32 // S_IFMT bits
 	wait  waiting
 	refs  int
-	// By guest descriptor, the host's by which an epoll knows it; nil: none does.
-	watched map[uint32]int
+	// By guest descriptor, the host's by which an epoll knows it; nil: none does. duplicates is the fdTable's.
+	watched    map[uint32]int
+	duplicates *int
 	// fresh marks a FIFO opened for reading without O_NONBLOCK. The open that would wait for a writer
 	// is not made to wait (it could not be cut); the first read does.
 	fresh bool
@@ -58,7 +59,8 @@ func (d *description) release() unix.Errno {
 	}
 	for _, fd := range d.watched {
 		if fd != d.fd {
-			_ = unix.Close(fd) // a duplicate: the original reports what there is to report
+			*d.duplicates--
+			_ = unix.Close(fd) // the original reports what there is to report
 		}
 	}
 	return d.file.Close()
@@ -76,17 +78,22 @@ func (d *description) closed(locked bool) unix.Errno {
 }
 
 // watchAs is the host descriptor by which an epoll watches d as guest descriptor fd: each number of one open file is watched by
-// itself, so each but the first has a duplicate.
-func (d *description) watchAs(fd uint32) (int, unix.Errno) {
+// itself, so each but the first has a duplicate. ENOSPC as epoll's own limit (epoll(7), max_user_watches) where there are too many.
+func (t *fdTable) watchAs(d *description, fd uint32) (int, unix.Errno) {
 	if host, ok := d.watched[fd]; ok {
 		return host, 0
 	}
 	host := d.fd
 	if len(d.watched) > 0 {
+		if t.duplicates == maxDuplicates {
+			return -1, unix.ENOSPC
+		}
 		var err error
 		if host, err = unix.FcntlInt(uintptr(d.fd), unix.F_DUPFD_CLOEXEC, 0); err != nil {
 			return -1, errnoOf(err)
 		}
+		t.duplicates++
+		d.duplicates = &t.duplicates
 	} else {
 		d.watched = map[uint32]int{}
 	}
@@ -110,9 +117,13 @@ type fdEntry struct {
 
 // fdTable maps the guest's descriptors; its length never passes RLIMIT_NOFILE.
 type fdTable struct {
-	e      []fdEntry
-	locked bool // the process has, or had, record locks
+	e          []fdEntry
+	locked     bool // the process has, or had, record locks
+	duplicates int  // host descriptors that epolls know files by, besides the files' own
 }
+
+// maxDuplicates bounds them: descriptors that the engine needs itself are of the same limit.
+const maxDuplicates = 512
 
 // get returns the description behind guest descriptor fd; Linux looks at the low 32 bits only.
 func (t *fdTable) get(fd uint64) (*description, unix.Errno) {
