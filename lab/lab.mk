@@ -1,6 +1,6 @@
 # The lab: tests in emulated machines with hardware-style KVM (docs/lab.md).
 #
-#   make lab                      everything that states a need of the machine, on emulated SVM
+#   make lab                      everything that states a need of the machine, on emulated SVM, with -short
 #   make lab RUN=TestProbe        only what matches, line by line
 #   make lab BACKEND=vmx          on emulated VT-x, the core set
 #   make lab-ci                   what CI runs
@@ -26,7 +26,7 @@ LAB_TABLES      := -only './cmd/cloister=TestEveryCauseIsCounted|TestEveryFaultI
 .PHONY: lab lab-ci lab-vmx-ci lab-shell lab-vmx lab-scenarios build/lab
 
 lab: build/lab ## run the tests in an emulated machine with hardware-style KVM (BACKEND=svm|vmx, RUN=regexp)
-	@exec build/lab -machine $(BACKEND) -json $(LAB_JSON) -out build/lab-out/$(BACKEND) $(if $(RUN),-v -run '$(RUN)') $(if $(filter vmx%,$(BACKEND)),-short) $(LABFLAGS) $(LAB_PACKAGES)
+	@exec build/lab -machine $(BACKEND) -json $(LAB_JSON) -out build/lab-out/$(BACKEND) -timeout 60m $(if $(RUN),-v -run '$(RUN)',-short) $(if $(filter vmx%,$(BACKEND)),-short) $(LABFLAGS) $(LAB_PACKAGES)
 
 # lab_run MACHINE SECONDS ARGUMENTS…: one machine of CI. What this machine cannot have (status 4) is "not run" in the
 # table, and a failure where CI_LAB says that it must be there. --foreground: an outer time limit that

@@ -391,6 +391,8 @@ func tests(ctx context.Context, note func(string, ...any), o Options, root, dir 
 	if err != nil {
 		return err
 	}
+	// Whole, some 6 MB: tests hold documents and other packages' testdata against the code.
+	a.tree(wire.SrcDir, root, func(rel string, _ fs.DirEntry) bool { return rel != ".git" && rel != "bin" && rel != "build" })
 	timeout := cmp.Or(o.Timeout, timeouts[o.Machine.Backend])
 	unused := maps.Clone(o.Only)
 	for line := range strings.Lines(list) {
@@ -430,9 +432,6 @@ func tests(ctx context.Context, note func(string, ...any), o Options, root, dir 
 			}
 		}
 		work := path.Join(wire.SrcDir, filepath.ToSlash(rel))
-		a.tree(work, src, func(rel string, d fs.DirEntry) bool {
-			return !d.IsDir() || rel == "testdata" || strings.HasPrefix(rel, "testdata"+string(filepath.Separator))
-		})
 		argv := []string{path.Join(wire.TestDir, name+".test"), "-test.v=test2json", "-test.paniconexit0",
 			"-test.timeout=" + timeout.String(), "-test.count=" + strconv.Itoa(max(1, o.Count))}
 		delete(unused, filepath.ToSlash(rel))

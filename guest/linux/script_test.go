@@ -85,7 +85,9 @@ func script(r *runner) {
 	r.do(unix.SYS_MKNODAT, r.root, s("fifo"), unix.S_IFIFO|0o640, 0)
 	r.do(unix.SYS_MKNODAT, r.root, s("reg"), unix.S_IFREG|0o640, 0)
 	r.do(unix.SYS_FCHMODAT, r.root, s("soft"), 0o611)
-	r.do(unix.SYS_FCHMODAT2, r.root, s("reg"), 0o4755, 0)
+	if native(unix.SYS_FCHMODAT2, 0, 0, 0, 1) != e(unix.ENOSYS) { // since Linux 6.6
+		r.do(unix.SYS_FCHMODAT2, r.root, s("reg"), 0o4755, 0)
+	}
 	r.do(unix.SYS_FCHOWNAT, r.root, s("soft"), ^uint64(0), ^uint64(0), unix.AT_SYMLINK_NOFOLLOW)
 	r.do(unix.SYS_UTIMENSAT, r.root, s("soft"), r.words(7, 0, 8, 0), unix.AT_SYMLINK_NOFOLLOW)
 	r.do(unix.SYS_UTIMENSAT, r.root, s("d/a"), r.words(1, unix.UTIME_OMIT, 99, 0), 0)

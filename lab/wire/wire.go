@@ -5,7 +5,7 @@ import "time"
 // Where things are in the guest.
 const (
 	JobPath     = "/lab/job.json" // the Job
-	SrcDir      = "/lab/src"      // package directories, by path in the module
+	SrcDir      = "/lab/src"      // the repository
 	BinDir      = "/lab/bin"      // in PATH: cloister
 	TestDir     = "/lab/test"     // test binaries
 	ModuleDir   = "/lab/modules"  // kernel modules
