@@ -163,8 +163,8 @@ func ownTests(pkg, run, skip string) compatible {
 // compatExcluded is what the suite does without, and why. Each is looked at again when its reason goes.
 var compatExcluded = []struct{ what, why string }{
 	{"stress-ng", "each stressor is a process of its own (fork), and so is the first; Debian's is linked dynamically"},
-	{"LTP", "not in Debian; its cases fork, and their library wants a mounted test device"},
-	{"musl's libc-test", "not in Debian, also not in musl's source package; Go's tests of its system call packages stand in its place"},
+	{"LTP", "not in Debian 12 (`apt-cache showsrc ltp`: unable to locate package); its cases fork, and their library wants a mounted test device"},
+	{"musl's libc-test", "not in Debian 12 (`apt-cache showsrc libc-test`: unable to locate package), nor in the source package of musl 1.2.3, which holds no test; Go's tests of its system call packages stand in its place"},
 	{"glibc's tests", "they come with the whole library's build tree, and the driver of each forks"},
 	{"sqlite3, lua5.4, openssl, python3, perl as Debian ships them", "linked dynamically; the first three are here through their static libraries"},
 	{"busybox's and the shells' ways to start another program", "fork and exec are refused"},
