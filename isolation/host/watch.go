@@ -32,6 +32,8 @@ type Watch struct {
 	held   []watched
 	last   map[string]reading
 	rest   map[string]Task // the other threads that may run there
+	expect []int           // processes of which the owner learns of new threads later than they come
+	first  map[string]bool // threads of theirs that were there for the first time at the last look
 	public bool            // at the start the cores were everybody's
 	begun  bool            // everything was read once
 	writes *Writes
@@ -65,6 +67,10 @@ func NewWatch(s System, cpus, own []int) (*Watch, error) {
 
 // Own replaces the owner's threads: he makes and ends some while the watch goes on.
 func (w *Watch) Own(tids []int) { w.own = slices.Clone(tids) }
+
+// Expect names a process of the owner's of whose threads he learns later than they come: one that comes to the cores is told of
+// when it is still there, and not yet his, at the second look.
+func (w *Watch) Expect(pid int) { w.expect = append(w.expect, pid) }
 
 // Blind lists what is not watched, and why.
 func (w *Watch) Blind() []Remark { return w.blind }
@@ -257,13 +263,21 @@ func (w *Watch) arrivals() (list []Drift) {
 	}
 	bound := func(t Task) bool { return len(minus(t.Allowed, w.cpus)) == 0 }
 	more := 0
-	here := w.strangers(tasks)
+	here, first := w.strangers(tasks), map[string]bool{}
 	for _, t := range tasks {
-		if _, ok := here[threadName(t)]; !ok {
+		name := threadName(t)
+		if _, ok := here[name]; !ok {
 			continue
 		}
-		before, known := w.rest[threadName(t)]
+		before, known := w.rest[name]
 		if w.public && (!bound(t) || known && bound(before)) || !w.public && known {
+			continue
+		}
+		if slices.Contains(w.expect, t.PID) && !w.first[name] {
+			first[name] = true
+			if delete(here, name); known {
+				here[name] = before // as if it had not come
+			}
 			continue
 		}
 		was := notThere
@@ -277,6 +291,6 @@ func (w *Watch) arrivals() (list []Drift) {
 	if more > named {
 		list = append(list, Drift{fmt.Sprintf("%d more threads may run there", more-named), "/proc", notThere, "there"})
 	}
-	w.rest = here
+	w.rest, w.first = here, first
 	return list
 }

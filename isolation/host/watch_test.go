@@ -257,6 +257,39 @@ func TestWatchArrivals(t *testing.T) {
 			}
 		}
 	})
+	// A thread of the owner's process is told of at the second look, unless it has become his until then.
+	for name, apart := range map[string]bool{"the owner's": true, "the owner's, everybody's": false} {
+		t.Run(name, func(t *testing.T) {
+			s := unpack(t, "four.txtar", watchable)
+			if apart {
+				mustApply(t, &Applier{System: s, Dir: memory(t)}, Request{CPUs: []int{3}})
+			}
+			w, check := watching(t, s)
+			w.Expect(300)
+			for range 2 {
+				move(t, s, 300, 3)
+				if said := check(); said != "" {
+					t.Errorf("at the first look: %q", said)
+				}
+				if said := check(); strings.Count(said, "thread 300 (daemon (odd) name) may run there") != 1 {
+					t.Errorf("at the second look: %q", said)
+				}
+				if said := check(); said != "" {
+					t.Errorf("at the third look: %q", said)
+				}
+				move(t, s, 300, 2)
+				if said := check(); said != "" {
+					t.Errorf("it has left: %q", said)
+				}
+			}
+			move(t, s, 300, 3)
+			said := check()
+			w.Own([]int{300})
+			if said += check() + check(); said != "" {
+				t.Errorf("it is his: %q", said)
+			}
+		})
+	}
 	t.Run("many", func(t *testing.T) {
 		s := unpack(t, "four.txtar", watchable)
 		mustApply(t, &Applier{System: s, Dir: memory(t)}, Request{CPUs: []int{3}})

@@ -67,6 +67,7 @@ func (m *monitor) startWatch() {
 		m.warned = append(m.warned, fmt.Sprintf("drift of the host is not watched: %v", err))
 		return
 	}
+	w.Expect(m.plan.Engine) // of a vCPU that is made now the news may be on its way
 	m.iso.watch = w
 }
 
