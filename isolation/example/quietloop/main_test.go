@@ -1,11 +1,11 @@
 package main
 
 import (
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -42,16 +42,12 @@ func program(t *testing.T, args ...string) (string, error) {
 // A plain program leases a core, pins its thread there, and says what it would change and how often its loop went round.
 func TestDryRun(t *testing.T) {
 	testenv.Need(t, testenv.MultiCPU)
-	allowed, err := cores.Allowed()
-	if err != nil {
-		t.Fatal(err)
-	}
-	core, dir := allowed[len(allowed)-1], t.TempDir()
-	out, err := program(t, "-dry-run", "-for", "200ms", "-cpu", strconv.Itoa(core), "-leases", dir)
+	dir := t.TempDir()
+	out, err := program(t, "-dry-run", "-for", "200ms", "-leases", dir) // a core that is free: tests of other packages lease some
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	want := regexp.MustCompile(fmt.Sprintf(`^CPU %d: grade [A-F]; \d+ settings would be changed\n(\d+) passes\n`, core))
+	want := regexp.MustCompile(`^CPU \d+: grade [A-F]; \d+ settings would be changed\n(\d+) passes\n`)
 	m := want.FindStringSubmatch(out)
 	if m == nil {
 		t.Fatalf("it says:\n%swant %s", out, want)
@@ -71,8 +67,13 @@ func TestRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	core, dir := allowed[len(allowed)-1], t.TempDir()
-	lease, err := cores.Take(dir, core, "the test")
+	core, dir := -1, t.TempDir()
+	var lease *cores.Lease
+	for _, core = range slices.Backward(allowed) {
+		if lease, err = cores.Take(dir, core, "the test"); err == nil {
+			break
+		}
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
