@@ -122,7 +122,7 @@ inline sleep_unless(rung, flag, sleeping, cond, alone) {
 }
 
 proctype vcpu(byte i) {
-  byte done = 0, g; bool spins;
+  byte done = 0, g; bool spins, early;
 top:
   if :: req[i] != done -> goto park :: else fi;                /* E1 */
   if :: quit[i] -> goto over_ :: else fi;
@@ -194,6 +194,9 @@ again:
 #ifdef ACKEARLY
   done = g; goto kvmrun;
 #endif
+#ifndef DRAINLATE
+  if :: sig[i] = false; early = true :: skip fi;                /* V3: drained here if it was sent by now … */
+#endif
   do
   :: go_[i] >= g -> break                                       /* V4 */
   :: else -> sleep_unless(bell[i], sleepBell[i], asleep[i], (go_[i] >= g || req[i] != g), false)
@@ -206,7 +209,7 @@ again:
 #endif
   if :: req[i] != g -> goto again :: else fi;                   /* V2' */
 #ifndef DRAINLATE
-  sig[i] = false;                                               /* V7 */
+  if :: sig[i] = false :: early -> skip fi; early = false;      /* V7 … and then not again: free here, by a count in the code */
 #endif
   done = g; synced[i] = g; answer(i);
 #ifdef CLEARREQ

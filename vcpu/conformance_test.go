@@ -262,7 +262,7 @@ func (w *world) execute(v *fakeVCPU) {
 // park is one step of the real code, with the fault that the world makes.
 func (w *world) park(v *fakeVCPU) {
 	c, at := v.c, v.at
-	imm := c.run.ImmediateExit
+	imm, pending := c.run.ImmediateExit, load64(&c.sent) != c.clean
 	v.at = parkStep(c, at)
 	switch at {
 	case parkPending:
@@ -277,8 +277,12 @@ func (w *world) park(v *fakeVCPU) {
 		if w.f.lateClear {
 			c.run.ImmediateExit = imm
 		}
-	case parkDrain:
+	case parkEarly:
 		v.sig = false
+	case parkDrain:
+		if pending {
+			v.sig = false
+		}
 	}
 	if v.at == parked {
 		v.at = atTop
@@ -297,7 +301,7 @@ type fakeHalt struct {
 
 func (w *world) Stop(number uint64, limit time.Duration) (patch.Halt, error) {
 	w.waits = 0
-	p, err := w.set.StopFor(Purpose{Cause: breaks.Patch, Nr: number}, limit)
+	p, err := w.set.StopFor(Purpose{Cause: breaks.Patch, Nr: number, To: ^uint64(0)}, limit)
 	if err != nil {
 		return nil, err
 	}

@@ -12,42 +12,53 @@ import (
 // control is the memory through which the vCPU's thread and Go talk. It is mmapped, never on the Go
 // heap, so that the thread may use it at any moment of a garbage collection. The words of the stop
 // protocol have the names of model/stop.pml and docs/ordering.md (O1).
+//
+// It begins with three cache lines of 64 bytes, by writer: a stop moves each of them to the other core and back, and every vCPU waits meanwhile.
 type control struct {
 	// Written by the requester, read by the vCPU.
-	req       uint64 // generation of the latest stop request
-	goG       uint64 // "go": bytes are final for this generation, serialise
-	rel       uint64 // release: enter the guest again
-	quit      uint64 // 1: end the thread when it is next released
-	blame     uint64 // cause that a break of this request is booked under instead of breaks.Kick; 0: none. Written before req
-	blameNr   uint64 // … and its number
-	look      uint64 // 1: read what waits to be injected before ack. Written before req
+	req      uint64 // generation of the latest stop request
+	goG      uint64 // "go": bytes are final for this generation, serialise
+	rel      uint64 // release: enter the guest again
+	quit     uint64 // 1: end the thread when it is next released
+	blame    uint64 // cause that a break of this request is booked under instead of breaks.Kick; 0: none. Written before req
+	blameNr  uint64 // … and its number
+	lookFrom uint64 // read what waits to be injected before ack, of a vCPU that stands at an address from here …
+	lookTo   uint64 // … to below here; 0: of none. Written before req
+
 	attn      uint64 // 1: Go wants to look before the guest is entered again (O10)
+	sent      uint64 // how many kicks were sent, counted behind each
 	bell      uint32 // futex: rung after any of the words above, or hand, changed
 	sleepBell uint32 // the vCPU sleeps on bell
+	ended     uint64 // by the vCPU's thread, last of all: looked at while waiting, so not in a line that changes
+	_         [32]byte
 
 	// Written by the vCPU, read by the requester.
-	ack      uint64         // parked for this generation
-	ackTSC   uint64         // when
-	events   kvm.VCPUEvents // at ack, when looked is 1
-	looked   uint64         // 0: nobody asked; 2: KVM does not say
-	synced   uint64         // serialised for this generation
-	syncTSC  uint64         // when
-	doorAck  uint32         // futex: rung after ack or synced
-	sleepAck uint32         // a requester sleeps on doorAck
+	ack      uint64 // parked for this generation
+	ackTSC   uint64 // when
+	at       uint64 // where it stands at ack: at… and the cause of the open break
+	atNr     uint64 // … its number …
+	atRIP    uint64 // … and RIP
+	synced   uint64 // serialised for this generation
+	syncTSC  uint64 // when
+	doorAck  uint32 // futex: rung after ack or synced
+	sleepAck uint32 // a requester sleeps on doorAck
+
+	events kvm.VCPUEvents // at ack, with atLooked
 
 	// The hand-over of an exit to Go (O3).
 	hand     uint64 // hand…
 	doorReq  uint32 // futex: rung after hand = handPosted or handDone
 	sleepReq uint32 // the server sleeps on doorReq
 
-	tid     uint32 // cleared by the kernel when the thread has ended (CLONE_CHILD_CLEARTID)
-	spin    uint64 // PAUSE loops before a sleep
-	serial  uint64 // serialising instruction: 1 SERIALIZE, 2 CPUID, 3 IRET
-	sigset  uint64 // the kick signal
-	zero    [2]uint64
-	stepsOn uint64 // tests: record the numbered steps
-	stepN   uint64
-	steps   [1024]uint8
+	tid      uint32 // cleared by the kernel when the thread has ended (CLONE_CHILD_CLEARTID)
+	spin     uint64 // PAUSE loops before a sleep, while Go serves an exit
+	spinStop uint64 // TSC cycles before a sleep, while stopped
+	serial   uint64 // serialising instruction: 1 SERIALIZE, 2 CPUID, 3 IRET
+	sigset   uint64 // the kick signal
+	zero     [2]uint64
+	stepsOn  uint64 // tests: record the numbered steps
+	stepN    uint64
+	steps    [1024]uint8
 
 	// Fixed before the thread starts.
 	fd       uintptr
@@ -69,6 +80,8 @@ type control struct {
 	// Private to the vCPU's thread.
 	done   uint64 // generation that was served last
 	parkG  uint64 // generation that is being served
+	clean  uint64 // sent when the signal was last drained: what was sent up to then is not pending
+	looked uint64 // 1: events were read for parkG; 2: KVM did not say; 0: nobody asked for them
 	open   uint64 // 1: a break is open
 	out    uint64 // TSC of its start
 	book   uint64 // book it belongs to
@@ -81,7 +94,6 @@ type control struct {
 	kickG  uint64
 	pend   uint64 // the last exit has I/O that only the next KVM_RUN completes
 	stay   uint64 // 1: after SYSCALL the back end stays at CPL 3 (pvm); 2: it does not; 0: not known yet
-	ended  uint64
 	errno  uint64
 
 	// Written by Go while hand is handPosted.
@@ -100,6 +112,16 @@ type control struct {
 	constOK  [constants]uint8
 	constVal [constants]uint64
 }
+
+// Bits of control.at; from atCause on it holds the cause.
+const (
+	atOpen   = 1 << iota // a break is open
+	atKicked             // a kick took it out of the guest, of this generation or an earlier one …
+	atTaken              // … of this one
+	atNear               // it may go on within the requester's range
+	atLooked             // what waits to be injected is in events
+	atCause  = 8
+)
 
 // constants is the number of system call numbers that can have a constant answer.
 const constants = 512

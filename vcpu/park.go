@@ -11,9 +11,10 @@ import (
 // code in any order with the requester's (conformance_test.go); the labels are those of model/stop.pml and model/patch.pml.
 const (
 	parkPending uint8 = iota // V2 complete pending I/O
-	parkLook                 // V2 what waits to be injected, when the requester wants to know
 	parkRead                 // V3 g = req
+	parkLook                 // V3 what waits to be injected, where the requester wants to know
 	parkAck                  // V3 ack = g
+	parkEarly                // take the kick's signal, if it was sent by now: V7 has to be made only if not
 	parkGo                   // V4 wait for go >= g
 	parkSync                 // V5 serialise
 	parkClear                // V6 immediate_exit = 0
@@ -36,15 +37,6 @@ func parkStep(c *control, at uint8) uint8 {
 	case parkPending:
 		step(c, stepPark)
 		complete(c)
-		return parkLook
-	case parkLook:
-		c.looked = 0
-		if load64(&c.look) != 0 {
-			c.looked = 1
-			if kvm.IoctlRaw(c.fd, kvm.IoGetVCPUEvents, c.eventsAt) < 0 {
-				c.looked = 2
-			}
-		}
 		return parkRead
 	case parkRead:
 		c.parkG = load64(&c.req)
@@ -54,13 +46,26 @@ func parkStep(c *control, at uint8) uint8 {
 		if c.open != 0 && c.cause == uint64(breaks.Kick) && load64(&c.blame) != 0 {
 			c.cause, c.nr = load64(&c.blame), load64(&c.blameNr)
 		}
+		return parkLook
+	case parkLook:
+		c.looked = 0
+		if asked(c) {
+			c.looked = 1
+			if kvm.IoctlRaw(c.fd, kvm.IoGetVCPUEvents, c.eventsAt) < 0 {
+				c.looked = 2
+			}
+		}
 		return parkAck
 	case parkAck:
 		c.ledger.State = breaks.StateParked
+		publish(c)
 		c.ackTSC = kvm.TSC()
 		step(c, stepAck)
 		store64(&c.ack, c.parkG)
 		answerBell(c)
+		return parkEarly
+	case parkEarly:
+		takeKicks(c)
 		return parkGo
 	case parkGo:
 		if load64(&c.goG) < c.parkG {
@@ -80,7 +85,8 @@ func parkStep(c *control, at uint8) uint8 {
 		}
 		return parkDrain
 	case parkDrain:
-		for drain(&c.sigset, &c.zero) {
+		if load64(&c.sent) != c.clean {
+			takeKicks(c)
 		}
 		return parkSynced
 	case parkSynced:
@@ -115,21 +121,70 @@ func parkStep(c *control, at uint8) uint8 {
 //go:nocheckptr
 func park(c *control) {
 	was := c.ledger.State
-	spins := c.spin
+	until := uint64(0)
 	for at := parkPending; at != parked; {
 		next := parkStep(c, at)
 		switch {
 		case at == parkGo && next == parkGo:
-			spins = waitBell(c, &c.goG, c.parkG, spins)
+			until = waitBell(c, &c.goG, c.parkG, until)
 		case at == parkNew && next == parkRel:
-			spins = waitBell(c, &c.rel, c.parkG, spins)
+			until = waitBell(c, &c.rel, c.parkG, until)
 		case next != parkNew:
-			spins = c.spin
+			until = 0
 		}
 		at = next
 	}
 	c.ledger.State = was
 	step(c, stepRelease)
+}
+
+// publish tells where the vCPU stands, in the line of memory that ack lies in.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func publish(c *control) {
+	at := c.cause << atCause
+	if c.open != 0 {
+		at |= atOpen
+	}
+	if c.kicked != 0 {
+		at |= atKicked
+	}
+	if c.kicked == 2 && c.kickG == c.parkG {
+		at |= atTaken
+	}
+	if c.looked != 0 {
+		at |= atNear
+	}
+	if c.looked == 1 {
+		at |= atLooked
+	}
+	c.at, c.atNr, c.atRIP = at, c.nr, c.run.Regs.RIP
+}
+
+// takeKicks drains the kick's signal. sent is read first: a kick that is counted later may be pending still, and V7 drains again.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func takeKicks(c *control) {
+	sent := load64(&c.sent)
+	for drain(&c.sigset, &c.zero) {
+	}
+	c.clean = sent
+}
+
+// asked says whether the requester wants to know what waits to be injected: it does within a range of addresses. Who does not stand between two
+// instructions of the program may go on at several, so there it is always looked; it is a system call of microseconds, and all vCPUs wait for it.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func asked(c *control) bool {
+	from, to := load64(&c.lookFrom), load64(&c.lookTo)
+	rip := c.run.Regs.RIP
+	return from < to && (c.kicked == 0 || rip-from < to-from || rip-c.stubRIP < 4096 || rip-c.excRIP < 32*c.excStep)
 }
 
 // answerBell tells the requester of ack or synced.
@@ -144,15 +199,19 @@ func answerBell(c *control) {
 	}
 }
 
-// waitBell pauses, or sleeps when spins is used up, until *p reaches g or anything rings.
+// waitBell pauses, or sleeps when it is later than until, until *p reaches g or anything rings. It returns until; 0 begins a new wait.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func waitBell(c *control, p *uint64, g, spins uint64) uint64 {
-	if spins > 0 {
+func waitBell(c *control, p *uint64, g, until uint64) uint64 {
+	now := kvm.TSC()
+	if until == 0 {
+		until = now + c.spinStop
+	}
+	if now < until {
 		pause()
-		return spins - 1
+		return until
 	}
 	b := load32(&c.bell)
 	add32(&c.sleepBell, 1)
@@ -160,5 +219,5 @@ func waitBell(c *control, p *uint64, g, spins uint64) uint64 {
 		futexWait(&c.bell, b)
 	}
 	add32(&c.sleepBell, ^uint32(0))
-	return 0
+	return until
 }

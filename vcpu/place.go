@@ -17,7 +17,8 @@ type Place struct {
 	Nr      uint64 // system call number, port or exception vector
 	// RIPs are the addresses of the program at which the vCPU may go on: where it stands; in one of our stubs also where the stub returns to.
 	RIPs []uint64
-	// Events is what waits to be injected, for people; empty: nothing. Known with Purpose.Inspect only. Unknown: KVM did not say.
+	// Events is what waits to be injected, for people; empty: nothing. Unknown: nobody has looked, since the vCPU stands outside of Purpose's range, or
+	// KVM did not say.
 	Events  string
 	Unknown bool
 	AckTSC  uint64 // when it had left the guest, stamped on its own thread
@@ -25,6 +26,23 @@ type Place struct {
 
 // Generation is the number of this stop.
 func (p *Stopped) Generation() uint64 { return p.s.gen }
+
+// Begun is when the first vCPU was asked to stop (P1), Released, behind Resume, when the last one was let go (P8), 0 if Resume failed; TSC of the
+// caller's core.
+func (p *Stopped) Begun() uint64 { return p.begun }
+
+// Released: see Begun.
+func (p *Stopped) Released() uint64 { return p.released }
+
+// Near says whether some vCPU may go on at an address of Purpose's range: each has judged for itself. False where no range was given.
+func (p *Stopped) Near() bool {
+	for _, t := range p.s.threads {
+		if t.c.at&atNear != 0 && !t.ended() {
+			return true
+		}
+	}
+	return false
+}
 
 // VCPUs is how many vCPUs there are, those that have ended included.
 func (p *Stopped) VCPUs() int { return len(p.s.threads) }
@@ -36,7 +54,7 @@ func (p *Stopped) AckTSC(i int) uint64 { return p.s.threads[i].c.ackTSC }
 func (p *Stopped) SyncTSC(i int) uint64 { return p.s.threads[i].c.syncTSC }
 
 // Place tells where vCPU i stands. What is read was written by the vCPU's thread before it acknowledged, and changes
-// no more while it waits.
+// no more while it waits. With Purpose's range it allocates nothing, unless there is something to be injected: all vCPUs wait for it.
 func (p *Stopped) Place(i int) Place {
 	t := p.s.threads[i]
 	c := t.c
@@ -44,32 +62,37 @@ func (p *Stopped) Place(i int) Place {
 	if w.Ended {
 		return w
 	}
-	cause := breaks.Cause(c.cause)
-	w.Guest = c.open != 0 && c.kicked == 2 && c.kickG == p.s.gen
-	w.Between = c.open != 0 && c.kicked != 0
-	if c.open != 0 {
-		w.Cause, w.Nr = cause, c.nr
+	at := c.at
+	w.Guest = at&(atOpen|atTaken) == atOpen|atTaken
+	w.Between = at&(atOpen|atKicked) == atOpen|atKicked
+	if at&atOpen != 0 {
+		w.Cause, w.Nr = breaks.Cause(at>>atCause), c.atNr
 	}
-	r := &c.run.Regs
-	w.RIPs = []uint64{r.RIP}
-	switch rip := r.RIP; {
-	case rip-c.stubRIP < 4096:
-		w.RIPs = append(w.RIPs, r.RCX) // SYSCALL put it there
-	case rip-c.excRIP < 32*c.excStep:
+	if p.rips != nil {
+		w.RIPs = p.rips[mostRIPs*i : mostRIPs*i : mostRIPs*(i+1)]
+	}
+	w.RIPs = append(w.RIPs, c.atRIP)
+	switch rip := c.atRIP; { // t.cfg and not c: the vCPU's thread writes next to where c has them
+	case rip-t.cfg.SyscallStub < 4096:
+		w.RIPs = append(w.RIPs, c.run.Regs.RCX) // SYSCALL put it there
+	case rip-t.cfg.ExceptionStub < 32*t.cfg.ExceptionStep:
 		w.RIPs = append(w.RIPs, peek(c.frame-40)) // the CPU pushed it
 	}
-	if c.kicked == 0 && c.rip != 0 {
+	if at&atKicked == 0 && c.rip != 0 {
 		w.RIPs = append(w.RIPs, c.rip)
 	}
-	w.Events, w.Unknown = c.pending(), c.looked == 2
+	w.Unknown = at&atLooked == 0
+	if !w.Unknown {
+		w.Events = c.pending()
+	}
 	return w
 }
 
+// mostRIPs bounds Place.RIPs.
+const mostRIPs = 3
+
 // pending names what waits to be injected.
 func (c *control) pending() string {
-	if c.looked != 1 {
-		return ""
-	}
 	var list []string
 	e := &c.events
 	if e.Exception.Injected != 0 || e.Exception.Pending != 0 {

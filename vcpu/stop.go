@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/cloister-vmm/cloister/internal/block"
+	"github.com/cloister-vmm/cloister/internal/kvm"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
 	"golang.org/x/sys/unix"
 )
@@ -38,8 +39,9 @@ type Purpose struct {
 	// Cause books the break of a vCPU that the stop takes out of the guest, with Nr; breaks.Unknown (0) leaves it breaks.Kick.
 	Cause breaks.Cause
 	Nr    uint64
-	// Inspect has Stopped.Place tell what waits to be injected: one ioctl more on each vCPU's thread.
-	Inspect bool
+	// From and To have Stopped.Place tell what waits to be injected of a vCPU that may go on at a guest address from From to below To: one ioctl more
+	// on its thread. To 0: of none.
+	From, To uint64
 }
 
 // ErrStopTimeout says that a vCPU did not acknowledge in time; every vCPU runs on, nothing was changed.
@@ -60,7 +62,7 @@ func (s *Set) Start() (*Stopped, error) {
 			return nil, err
 		}
 	}
-	return s.wait(time.Now().Add(5 * time.Second))
+	return s.wait(&Stopped{s: s}, time.Now().Add(5*time.Second))
 }
 
 // ErrEnded says that the vCPUs were told to end.
@@ -132,23 +134,25 @@ func (s *Set) Stop(limit time.Duration) (*Stopped, error) { return s.StopFor(Pur
 func (s *Set) StopFor(why Purpose, limit time.Duration) (*Stopped, error) {
 	s.mu.Lock()
 	s.gen++
+	p := &Stopped{s: s}
+	if why.To != 0 { // room is made now: later, all vCPUs wait
+		p.rips = make([]uint64, mostRIPs*len(s.threads))
+	}
+	p.begun = kvm.TSC()
 	for _, t := range s.threads {
 		// ORDER(O1): before req, and so seen by who serves this generation: pairs with the loads behind parkRead's. Without it the
 		// break could be booked as a kick. One that serves an older, given-up request may book this one's purpose: it is this one's stop, too.
 		atomic.StoreUint64(&t.c.blame, uint64(why.Cause))
 		atomic.StoreUint64(&t.c.blameNr, why.Nr)
-		look := uint64(0)
-		if why.Inspect {
-			look = 1
-		}
-		atomic.StoreUint64(&t.c.look, look)
+		atomic.StoreUint64(&t.c.lookFrom, why.From)
+		atomic.StoreUint64(&t.c.lookTo, why.To)
 		s.request(t, s.gen)
 		if err := s.kick(t); err != nil {
 			s.release()
 			return nil, err
 		}
 	}
-	return s.wait(time.Now().Add(limit))
+	return s.wait(p, time.Now().Add(limit))
 }
 
 // meanwhile lets a test have its way.
@@ -172,6 +176,9 @@ func (s *Set) request(t *Thread, g uint64) {
 
 // kick sends the signal, again while the kernel is short of memory for it (K5).
 func (s *Set) kick(t *Thread) error {
+	// ORDER(O1): counted behind the signal, before goG. Pairs with takeKicks, and V7 behind V4: what is counted when the vCPU drains is not pending
+	// any more. Without the order one that is not there yet would be taken for drained, and be a spurious kick later.
+	defer atomic.AddUint64(&t.c.sent, 1)
 	if s.between != nil {
 		return nil // the test has done it at "P1 signal"
 	}
@@ -195,8 +202,8 @@ func (t *Thread) ended() bool {
 	return atomic.LoadUint64(&t.c.ended) != 0 // ORDER(O3): pairs with store64(&c.ended) in end; without it a dead vCPU's books could be read open
 }
 
-// wait is P2. It is entered with s.mu held; with an error it has let go of it.
-func (s *Set) wait(deadline time.Time) (*Stopped, error) {
+// wait is P2; it returns p. It is entered with s.mu held; with an error it has let go of it.
+func (s *Set) wait(p *Stopped, deadline time.Time) (*Stopped, error) {
 	for _, t := range s.threads {
 		again := func() error {
 			s.resends.Add(1) // ORDER(none): statistic
@@ -211,7 +218,7 @@ func (s *Set) wait(deadline time.Time) (*Stopped, error) {
 			return nil, err
 		}
 	}
-	return &Stopped{s: s}, nil
+	return p, nil
 }
 
 // await returns when *word (ack or synced) has reached g, or the thread has ended, or it is late. again is
@@ -223,16 +230,18 @@ func (s *Set) await(t *Thread, label string, word *uint64, g uint64, deadline ti
 		return atomic.LoadUint64(word) == g || t.ended()
 	}
 	last := time.Now()
-	for spins := 200; !done(); {
+	for spinning := true; !done(); {
 		if s.between != nil {
 			if s.between(label, t) {
 				return true, nil
 			}
 			continue
 		}
-		if spins > 0 {
-			spins--
-			pause()
+		if spinning {
+			for n := 0; n < 20 && !done(); n++ {
+				pause()
+			}
+			spinning = time.Since(last) < t.cfg.SpinStop
 			continue
 		}
 		now := time.Now()
@@ -287,17 +296,27 @@ func (t *Thread) letGo(g uint64) {
 func (s *Set) Resends() uint64 { return s.resends.Load() } // ORDER(none): statistic
 
 // Stopped is the time between Stop and Resume: no vCPU executes a guest instruction.
-type Stopped struct{ s *Set }
+type Stopped struct {
+	s    *Set
+	rips []uint64 // room for those of each vCPU's Place, if they are asked for
+
+	begun, released uint64
+}
 
 // Resume lets every vCPU execute a serialising instruction on its own core and enter the guest again. It
 // returns when all have done so. With an error some vCPU did not within limit; then every vCPU's thread ends instead, that one's when it
 // runs again: the VM is dead, and none of it enters the guest any more.
-func (p *Stopped) Resume(limit time.Duration) error { return p.resume(limit, false) }
+func (p *Stopped) Resume(limit time.Duration) error { return p.resume(limit, false, func() {}) }
+
+// ResumeWhile is Resume. meanwhile is called while the vCPUs serialise; Place can still be asked.
+func (p *Stopped) ResumeWhile(limit time.Duration, meanwhile func()) error {
+	return p.resume(limit, false, meanwhile)
+}
 
 // End lets every vCPU's thread end instead of entering the guest again.
-func (p *Stopped) End(limit time.Duration) error { return p.resume(limit, true) }
+func (p *Stopped) End(limit time.Duration) error { return p.resume(limit, true, func() {}) }
 
-func (p *Stopped) resume(limit time.Duration, quit bool) error {
+func (p *Stopped) resume(limit time.Duration, quit bool, meanwhile func()) error {
 	s := p.s
 	defer s.mu.Unlock()
 	s.over = s.over || quit
@@ -313,6 +332,7 @@ func (p *Stopped) resume(limit time.Duration, quit bool) error {
 		atomic.StoreUint64(&t.c.goG, s.gen)
 		t.ring()
 	}
+	meanwhile()
 	for _, t := range s.threads {
 		late, err := s.await(t, "P7", &t.c.synced, s.gen, deadline, limit, func() error { return nil })
 		if late {
@@ -330,6 +350,7 @@ func (p *Stopped) resume(limit time.Duration, quit bool) error {
 		atomic.StoreUint64(&t.c.rel, s.gen)
 		t.ring()
 	}
+	p.released = kvm.TSC()
 	return nil
 }
 

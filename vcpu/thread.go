@@ -45,6 +45,9 @@ type Config struct {
 	Constant              func(nr uint64) (func() uint64, bool)
 	Handler               Handler
 	SpinHost, SpinService int // PAUSE loops before the vCPU's, the server's thread sleeps
+	// SpinStop is how long the stopped vCPU, and who has stopped it, look at what they wait for before they sleep. Not a number of PAUSEs, each of which
+	// is 12 cycles on one processor and 140 on another: here a sleep is on the path of all vCPUs.
+	SpinStop time.Duration
 }
 
 // Handler serves the exits that the vCPU's thread does not answer itself. Serve runs on a housekeeping
@@ -108,6 +111,7 @@ func New(cfg Config) (*Thread, error) {
 	c.frame = cfg.Frame
 	c.serial = uint64(cfg.Serialise)
 	c.spin = uint64(cfg.SpinHost)
+	c.spinStop = uint64(cfg.SpinStop.Nanoseconds()) * (cfg.Ledger.TSCHz / 1e6) / 1000
 	c.sigset = 1 << (uint(KickSignal) - 1)
 	c.req = 1 // born stopped, by generation 1: see Set.Start
 	if cfg.Constant != nil {

@@ -29,7 +29,7 @@ type replay struct {
 
 // parkLabels are the trail's labels of parkStep's steps.
 var parkLabels = map[string][]uint8{
-	"V2": {parkPending, parkLook}, "V3 read": {parkRead}, "V3 ack": {parkAck}, "V4": {parkGo}, "V5": {parkSync}, "V6 clear": {parkClear},
+	"V2": {parkPending}, "V3 read": {parkRead, parkLook}, "V3 ack": {parkAck, parkEarly}, "V4": {parkGo}, "V5": {parkSync}, "V6 clear": {parkClear},
 	"V6 again": {parkAgain}, "V7 drain": {parkDrain}, "V7 synced": {parkSynced}, "V8": {parkRel, parkNew}, "V8 last": {parkLast},
 	"E1": {atTop}, "E3 run": {atRun}, "E3 enter": {atEntry}, "clear": {atClear},
 }

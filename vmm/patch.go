@@ -192,7 +192,7 @@ type Place struct {
 
 // StopToPatch stops every vCPU, to be patched under this number.
 func (m *Machine) StopToPatch(number uint64, limit time.Duration) (*Halt, error) {
-	p, err := m.set.StopFor(vcpu.Purpose{Cause: breaks.Patch, Nr: number, Inspect: true}, limit)
+	p, err := m.set.StopFor(vcpu.Purpose{Cause: breaks.Patch, Nr: number, To: ^uint64(0)}, limit)
 	if err != nil {
 		return nil, err
 	}

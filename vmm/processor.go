@@ -191,13 +191,19 @@ func (p *processor) makeThread() (err error) {
 	if p.host < 0 && (p.id > 0 || runtime.NumCPU() == 1) {
 		spin = 50 // whoever serves the exit, or another thread of the program, waits for this very CPU
 	}
+	// A kick is there within some 30 µs, a patch of one site made in some more. On a shared CPU whoever spins may keep
+	// away the one it waits for.
+	stop := 200 * time.Microsecond
+	if p.host < 0 || runtime.NumCPU() == 1 {
+		stop = time.Microsecond
+	}
 	c := vcpu.Config{
 		ID: p.id, VCPU: p.cpu, Ledger: l, CPU: p.host,
 		Window: addr(m.window), UserTop: abi.UserTop,
 		Supervisor: addr(m.sup), SupervisorGPA: abi.SupGPA, SupervisorSize: uint64(len(m.sup)), Root: m.space.Root(),
 		SyscallStub: stub.SyscallEntry, DoneStub: stub.Done, ExceptionStub: stub.Exception, ExceptionStep: stub.ExceptionStep,
 		Frame: addr(m.sup) + uintptr(stub.StackTop(p.id)), Serialise: kind, Handler: p,
-		SpinHost: spin, SpinService: 400,
+		SpinHost: spin, SpinService: 400, SpinStop: stop,
 	}
 	c.Admit = m.cfg.Admit
 	c.FIFO, c.Float = m.cfg.FIFO, p.host < 0 && p.id > 0

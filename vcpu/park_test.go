@@ -1,0 +1,138 @@
+package vcpu
+
+import (
+	"runtime"
+	"testing"
+
+	"github.com/cloister-vmm/cloister/internal/kvm"
+	"github.com/cloister-vmm/cloister/isolation/breaks"
+	"golang.org/x/sys/unix"
+)
+
+// stepped is a vCPU whose thread is this test, a step at a time; KVM_RUN is not in it, and its descriptor is none of KVM's.
+func stepped(t *testing.T) (*Set, *control) {
+	t.Helper()
+	c := &control{run: &kvm.Run{}, ledger: new(breaks.VCPU), serial: 2, sigset: 1 << (uint(KickSignal) - 1), req: 1, goG: 1, rel: 1, done: 1, fd: ^uintptr(0)}
+	s := NewSet(&Thread{c: c, cfg: Config{CPU: -1, SyscallStub: 0x80000000, ExceptionStub: 0x80001000, ExceptionStep: 16}})
+	c.stubRIP, c.excRIP, c.excStep = 0x80000000, 0x80001000, 16
+	return s, c
+}
+
+// steps makes steps until the next one would be last.
+func (c *control) until(t *testing.T, at, last uint8) uint8 {
+	t.Helper()
+	for range 20 {
+		if at == last {
+			return at
+		}
+		at = parkStep(c, at)
+	}
+	t.Fatalf("step %d does not come", last)
+	return at
+}
+
+// TestInspectedWhereItMatters: what waits to be injected is read where the vCPU may go on within the range that was asked for, and only
+// there; elsewhere it is unknown, not absent.
+func TestInspectedWhereItMatters(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		rip      uint64
+		kicked   uint64
+		from, to uint64
+		near     bool
+	}{
+		{"in front of it", 0xfff, 1, 0x1000, 0x1005, false},
+		{"at its start", 0x1000, 1, 0x1000, 0x1005, true},
+		{"at its last byte", 0x1004, 1, 0x1000, 0x1005, true},
+		{"behind it", 0x1005, 1, 0x1000, 0x1005, false},
+		{"in the stub of system calls", 0x80000002, 1, 0x1000, 0x1005, true},
+		{"in a stub of exceptions", 0x80001010, 1, 0x1000, 0x1005, true},
+		{"an exit is being served", 0x2000, 0, 0x1000, 0x1005, true},
+		{"nobody asks", 0x1000, 1, 0, 0, false},
+	} {
+		s, v := stepped(t)
+		v.open, v.kicked, v.cause, v.run.Regs.RIP = 1, c.kicked, uint64(breaks.Kick), c.rip
+		v.lookFrom, v.lookTo = c.from, c.to
+		v.req, s.gen = 2, 2
+		v.until(t, parkPending, parkGo)
+		p := &Stopped{s: s, rips: make([]uint64, mostRIPs)}
+		v.frame = 0
+		if p.Near() != c.near {
+			t.Errorf("%s: near is %v", c.name, p.Near())
+		}
+		if read := v.looked != 0; read != c.near {
+			t.Errorf("%s: it was read: %v", c.name, read)
+		}
+		if c.rip != 0x80001010 { // its frame is not there
+			if w := p.Place(0); !w.Unknown || w.Events != "" {
+				t.Errorf("%s: %+v; that descriptor tells nothing", c.name, w)
+			}
+		}
+	}
+}
+
+// TestInspectedAgain: a stop that comes while the vCPU still waits from an older one asks for itself.
+func TestInspectedAgain(t *testing.T) {
+	s, v := stepped(t)
+	v.open, v.kicked, v.cause, v.run.Regs.RIP = 1, 1, uint64(breaks.Kick), 0x1000
+	v.req, s.gen = 2, 2
+	at := v.until(t, parkPending, parkGo)
+	if v.looked != 0 || v.ack != 2 {
+		t.Fatalf("looked %d, acknowledged %d", v.looked, v.ack)
+	}
+	v.goG, v.rel = 2, 2 // given up
+	v.lookFrom, v.lookTo, v.req, s.gen = 0x1000, 0x1005, 3, 3
+	v.until(t, parkStep(v, at), parkGo)
+	p := &Stopped{s: s, rips: make([]uint64, mostRIPs)}
+	if v.ack != 3 || v.looked != 2 || !p.Near() {
+		t.Errorf("acknowledged %d, looked %d, near %v", v.ack, v.looked, p.Near())
+	}
+	if w := p.Place(0); w.Guest || !w.Between || w.RIPs[0] != 0x1000 {
+		t.Errorf("taken out of the guest by the stop before: %+v", w)
+	}
+}
+
+// TestKicksAreTaken: whenever the kick comes, it is not pending when the vCPU goes on; where it was taken early no system call is made for it at V7.
+func TestKicksAreTaken(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var set, old unix.Sigset_t
+	set.Val[0] = 1 << (uint(KickSignal) - 1)
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &set, &old); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil); err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, when := range []uint8{parkPending, parkAck, parkEarly, parkGo, parkDrain} {
+		s, v := stepped(t)
+		s.threads[0].tid = unix.Gettid()
+		v.req, v.goG, v.rel, s.gen = 2, 2, 2, 2
+		at := v.until(t, parkPending, when)
+		if err := s.kick(s.threads[0]); err != nil {
+			t.Fatal(err)
+		}
+		at = v.until(t, at, parkDrain)
+		if early := v.clean == v.sent; early != (when <= parkEarly) {
+			t.Errorf("sent before step %d: taken early: %v", when, early)
+		}
+		v.until(t, at, parked)
+		if drain(&v.sigset, &v.zero) {
+			t.Errorf("sent before step %d: still pending", when)
+		}
+	}
+	// One that is pending but not counted yet when V3 drains costs V7's system call and nothing else.
+	s, v := stepped(t)
+	v.req, v.goG, v.rel, s.gen = 2, 2, 2, 2
+	if err := unix.Tgkill(s.pid, unix.Gettid(), KickSignal); err != nil {
+		t.Fatal(err)
+	}
+	at := v.until(t, parkPending, parkGo)
+	v.sent++
+	v.until(t, at, parked)
+	if v.clean != 1 || drain(&v.sigset, &v.zero) {
+		t.Errorf("clean up to %d", v.clean)
+	}
+}
