@@ -5,11 +5,14 @@ import "time"
 // Guest is the VM as patching needs it. Its methods are called by one goroutine at a time.
 type Guest interface {
 	// Stop is P1 and P2: it returns when every vCPU is out of the guest with pending I/O completed, or with an error when one did not
-	// stop within limit; then all run on. Breaks that it makes are booked under number.
-	Stop(number uint64, limit time.Duration) (Halt, error)
+	// stop within limit; then all run on. Breaks that it makes are booked under number. What waits to be injected is known, at least, of vCPUs that
+	// may go on within sites.
+	Stop(number uint64, sites Range, limit time.Duration) (Halt, error)
 	// Look gives n bytes at addr as the guest sees them, Writable the same bytes through the private alias.
 	Look(addr uint64, n int) ([]byte, error)
 	Writable(addr uint64, n int) ([]byte, error)
+	// Prepare does what the first Writable of addr would have to, so that no vCPU waits for it.
+	Prepare(addr uint64, n int) error
 	// SafePoints says whether the program has declared any safe point.
 	SafePoints() bool
 	// Gather asks the program's threads to wait at their next safe point. Await returns empty when all who must have come, or at until
@@ -24,8 +27,8 @@ type Guest interface {
 	Entries(starts []uint64)
 	// Condemn ends the VM for this reason, once its vCPUs have been told to end.
 	Condemn(reason string)
-	// Exits is KVM's own count of a vCPU's exits, 0 where the kernel gives none.
-	Exits(vcpu int) uint64
+	// Exits is KVM's own count of the exits of each vCPU, by number; 0 where the kernel gives none.
+	Exits() []uint64
 	// TSC is the host's.
 	TSC() uint64
 }
@@ -33,9 +36,14 @@ type Guest interface {
 // Halt is the time in which every vCPU is stopped.
 type Halt interface {
 	Generation() uint64
+	// Begun is when the first vCPU was asked to stop, Released, behind Resume, when the last one was let go; TSC. 0: it was not.
+	Begun() uint64
+	Released() uint64
 	Places() []Place
-	// Resume is P6 to P8. With an error some vCPU did not serialise within limit; then none has entered the guest, and none ever will.
-	Resume(limit time.Duration) error
+	// Near says whether some vCPU may go on within the range that Stop was given: it costs less than Places, and all vCPUs wait.
+	Near() bool
+	// Resume is P6 to P8; meanwhile is called behind P6, when the vCPUs have something to do themselves. With an error some vCPU did not serialise within limit; then none has entered the guest, and none ever will.
+	Resume(limit time.Duration, meanwhile func()) error
 	// End has every vCPU's thread end instead.
 	End(limit time.Duration) error
 	// Synced is when a vCPU had serialised, behind Resume; TSC.
@@ -51,7 +59,7 @@ type Place struct {
 	Thread  string   // the guest's thread, for people
 	RIPs    []uint64 // addresses of the program at which it may go on
 	Events  string   // what waits to be injected; empty: nothing
-	Unknown bool     // whether anything does could not be read
+	Unknown bool     // whether anything does was not asked for here, or could not be read
 	Safe    bool     // at a declared safe point, quiet, or without a thread of the guest
 	AckTSC  uint64
 }

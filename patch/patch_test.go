@@ -23,6 +23,13 @@ type fake struct {
 	gather  int
 	slept   time.Duration
 	outside []uint64 // stores to text while nothing was stopped
+	waited  []string // what was done while the vCPUs waited, that need not be
+	counted int
+	far     bool // no vCPU is near the sites, whatever places say
+
+	asks     []bool // places were asked for, while the vCPUs resumed
+	resuming bool
+	asked    Range // of the stop
 }
 
 func newFake() (*fake, *Patcher) {
@@ -38,7 +45,8 @@ func newFake() (*fake, *Patcher) {
 	})
 }
 
-func (f *fake) Stop(uint64, time.Duration) (Halt, error) {
+func (f *fake) Stop(_ uint64, sites Range, _ time.Duration) (Halt, error) {
+	f.asked = sites
 	f.stops++
 	f.stopped = f.stopErr == nil
 	return f, f.stopErr
@@ -56,20 +64,41 @@ func (f *fake) Writable(addr uint64, n int) ([]byte, error) {
 	}
 	return f.bytes(addr, n)
 }
-func (f *fake) SafePoints() bool           { return f.gather >= 0 }
-func (f *fake) Gather(uint64)              { f.gather++ }
-func (f *fake) Await(time.Time) string     { return f.missing }
-func (f *fake) Scatter()                   {}
-func (f *fake) Sleep(d time.Duration)      { f.slept += d; time.Sleep(time.Millisecond) }
-func (f *fake) Entries(l []uint64)         { f.entries = l }
-func (f *fake) Condemn(why string)         { f.dead = why }
-func (f *fake) Exits(int) uint64           { return 7 }
-func (f *fake) TSC() uint64                { return 1 }
-func (f *fake) Generation() uint64         { return uint64(f.stops) }
-func (f *fake) Places() []Place            { return f.places(f.stops) }
-func (f *fake) Resume(time.Duration) error { f.stopped = false; return nil }
-func (f *fake) End(time.Duration) error    { return nil }
-func (f *fake) Synced(int) uint64          { return 2 }
+func (f *fake) SafePoints() bool       { return f.gather >= 0 }
+func (f *fake) Gather(uint64)          { f.gather++ }
+func (f *fake) Await(time.Time) string { return f.missing }
+func (f *fake) Scatter()               {}
+func (f *fake) Sleep(d time.Duration)  { f.slept += d; time.Sleep(time.Millisecond) }
+func (f *fake) Entries(l []uint64)     { f.entries = l }
+func (f *fake) Condemn(why string)     { f.dead = why }
+func (f *fake) Exits() []uint64 {
+	if f.stopped {
+		f.waited = append(f.waited, "Exits")
+	}
+	f.counted++
+	return []uint64{uint64(6 + f.counted)}
+}
+func (f *fake) Prepare(addr uint64, n int) error {
+	if f.stopped {
+		f.waited = append(f.waited, "Prepare")
+	}
+	_, err := f.bytes(addr, n)
+	return err
+}
+func (f *fake) TSC() uint64        { return 1 }
+func (f *fake) Generation() uint64 { return uint64(f.stops) }
+func (f *fake) Begun() uint64      { return 1 }
+func (f *fake) Released() uint64   { return 3 }
+func (f *fake) Places() []Place    { return f.places(f.stops) }
+func (f *fake) Near() bool         { return !f.far }
+func (f *fake) Resume(_ time.Duration, meanwhile func()) error {
+	f.resuming = true
+	meanwhile()
+	f.stopped, f.resuming = false, false
+	return nil
+}
+func (f *fake) End(time.Duration) error { return nil }
+func (f *fake) Synced(int) uint64       { return 2 }
 
 func site(name string, addr uint64, b ...byte) Site {
 	old := make([]byte, len(b))
@@ -81,6 +110,34 @@ func site(name string, addr uint64, b ...byte) Site {
 
 func simple(s ...Site) Plan {
 	return Plan{BuildID: "b1", Name: "t", Wait: 20 * time.Millisecond, Sites: s}
+}
+
+// TestNothingWaitsInVain: what can be done before or behind the stop is not done while every vCPU waits; and places that decide nothing are
+// asked for when the vCPUs have something to do.
+func TestNothingWaitsInVain(t *testing.T) {
+	f, p := newFake()
+	f.far = true
+	f.places = func(int) []Place {
+		f.asks = append(f.asks, f.resuming)
+		return []Place{{ID: 0, CPU: -1, Where: WhereGuest, Guest: true, RIPs: []uint64{0x1000}}}
+	}
+	r := p.Apply(simple(site("s", 0x1010, 1, 2)))
+	if r.Outcome != Committed || len(f.waited) != 0 || len(f.asks) != 1 || !f.asks[0] {
+		t.Errorf("%s: %s; while the vCPUs waited: %v; places were asked for while they resumed: %v", r.Outcome, r.Reason, f.waited, f.asks)
+	}
+	if v := r.VCPUs[0]; v.RIP != 0x1000 || v.Exits != 7 || v.ExitsAt != 8 || f.asked != (Range{0x1010, 0x1012}) {
+		t.Errorf("recorded %+v, asked about %#x", v, f.asked)
+	}
+	f.far, f.asks = false, nil
+	if r := p.Apply(simple(site("s", 0x1020, 1, 2), site("t", 0x1030, 1))); r.Outcome != Committed || len(f.asks) != 1 || f.asks[0] || f.asked != (Range{0x1020, 0x1031}) {
+		t.Errorf("near: %s: %s; places were asked for while they resumed: %v; asked about %#x", r.Outcome, r.Reason, f.asks, f.asked)
+	}
+	f.far, f.asks, f.gather = true, nil, 0
+	plan := simple(site("s", 0x1040, 1))
+	plan.SafePoint = true
+	if p.Apply(plan); len(f.asks) == 0 || f.asks[0] {
+		t.Errorf("safe points: places were asked for while they resumed: %v", f.asks)
+	}
 }
 
 // TestPlaces: a vCPU that stands where it must not is resumed and tried again, counted, up to the plan's limit; then nothing was changed.

@@ -117,6 +117,16 @@ func (p *Patcher) entries(a *attempt) (list []uint64) {
 	return list
 }
 
+// redirects says whether a changes which functions are redirected.
+func (a *attempt) redirects() bool {
+	for i := range a.sites {
+		if a.sites[i].Kind == Redirect {
+			return true
+		}
+	}
+	return false
+}
+
 // attempt is one patch on its way.
 type attempt struct {
 	p     *Patcher
@@ -125,6 +135,8 @@ type attempt struct {
 	r     Record
 
 	retries map[int]int // stops in vain, by vCPU
+	entries []uint64    // what Guest.Entries is told when the patch is committed
+	exits   []uint64    // before the stop, by vCPU
 }
 
 func (a *attempt) step(name string) error {
@@ -164,7 +176,18 @@ func (a *attempt) prepare() error {
 	if err := a.plan.check(&p.state); err != nil {
 		return err
 	}
-	return compare(p.g, a.sites) // again when stopped; here a wrong plan costs no stop
+	if err := compare(p.g, a.sites); err != nil { // again when stopped; here a wrong plan costs no stop
+		return err
+	}
+	for i := range a.sites {
+		if w := &a.sites[i]; !a.plan.DryRun {
+			if err := p.g.Prepare(w.Addr, len(w.New)); err != nil {
+				return fmt.Errorf("site %s at %#x: %w", w.Name, w.Addr, err)
+			}
+		}
+	}
+	a.entries = p.entries(a)
+	return nil
 }
 
 // run is P1 to P8, again while a vCPU stands where it must not, up to the plan's limit.
@@ -252,26 +275,30 @@ func (a *attempt) once() (again bool, why string) {
 		a.r.Outcome, a.r.Reason = Aborted, err.Error()
 		return false, ""
 	}
-	h, err := g.Stop(a.r.Number, a.stopLimit()) // P1, P2
+	a.exits = g.Exits()
+	last := &a.sites[len(a.sites)-1]
+	within := Range{a.sites[0].Addr, last.Addr + uint64(len(last.Old))}
+	h, err := g.Stop(a.r.Number, within, a.stopLimit()) // P1, P2. From here to P8 every vCPU waits: what can be done before or behind is not done here
 	a.r.Stops++
 	if err != nil {
 		a.r.Outcome, a.r.Reason = Aborted, err.Error()
 		return false, ""
 	}
-	a.r.Stopped, a.r.Generation = g.TSC(), h.Generation()
-	places := h.Places()
-	exits := make([]uint64, len(places))
-	for i, v := range places {
-		exits[i] = g.Exits(v.ID)
-		if b := bad(&v, a.sites, a.plan.SafePoint); b != "" && why == "" { // P3
+	a.r.Stopped, a.r.Begun, a.r.Generation = g.TSC(), h.Begun(), h.Generation()
+	// P3. Where none is near a site, and none must be at a safe point, no place decides anything: it is only recorded.
+	var places []Place
+	if a.plan.SafePoint || h.Near() {
+		places = h.Places()
+	}
+	for i := range places {
+		if b := bad(&places[i], a.sites, a.plan.SafePoint); b != "" && why == "" {
 			why = b
 			if a.retries == nil {
 				a.retries = map[int]int{}
 			}
-			a.retries[v.ID]++
+			a.retries[places[i].ID]++
 		}
 	}
-	a.where(places, exits)
 	outcome, reason := Refused, why
 	if why == "" {
 		if err := errors.Join(compare(g, a.sites), a.step("P4")); err != nil { // P4
@@ -281,23 +308,31 @@ func (a *attempt) once() (again bool, why string) {
 		}
 	}
 	if outcome == Dead {
-		a.die(h, reason)
+		if places == nil {
+			places = h.Places()
+		}
+		a.die(h, places, reason)
 		return false, ""
 	}
 	if outcome == Committed {
-		g.Entries(a.p.entries(a))
+		if a.redirects() {
+			g.Entries(a.entries)
+		}
 		if a.plan.SafePoint {
 			g.Scatter() // they wake when the vCPUs do
 		}
 	}
-	err = a.step("P6")
-	if err == nil {
-		err = h.Resume(ResumeLimit) // P6, P7, P8
+	if err = a.step("P6"); err == nil {
+		err = h.Resume(ResumeLimit, func() { // P6, P7, P8
+			if places == nil {
+				places = h.Places()
+			}
+		})
 	} else {
 		err = errors.Join(err, h.End(ResumeLimit))
 	}
-	a.r.Released = g.TSC()
-	a.after(h, places)
+	a.r.Released = h.Released()
+	a.where(h, places, g.Exits())
 	a.r.Outcome, a.r.Reason = outcome, reason
 	if err != nil {
 		a.p.dead = err.Error()
@@ -311,14 +346,14 @@ func (a *attempt) once() (again bool, why string) {
 // write is P5: every site, read back; on a difference every site back, and read back.
 func (a *attempt) write() (outcome, reason string) {
 	g := a.p.g
-	var journal []Site // what has been begun, in order: what must be taken back
+	begun := 0 // of the sites, in order: what must be taken back
 	var failed error
 	a.r.FirstStore = g.TSC()
 	for i := range a.sites {
-		w := a.sites[i]
+		w := &a.sites[i]
 		to, err := g.Writable(w.Addr, len(w.New))
 		if err == nil {
-			journal = append(journal, w)
+			begun++
 			store(to, w.Addr, w.New)
 			err = a.step("P5 store")
 		}
@@ -334,6 +369,7 @@ func (a *attempt) write() (outcome, reason string) {
 	if failed == nil {
 		return Committed, ""
 	}
+	journal := a.sites[:begun]
 	for _, w := range journal {
 		to, err := g.Writable(w.Addr, len(w.Old))
 		if err != nil {
@@ -348,32 +384,33 @@ func (a *attempt) write() (outcome, reason string) {
 }
 
 // die ends a VM whose text is in doubt: nobody executes it again.
-func (a *attempt) die(h Halt, reason string) {
+func (a *attempt) die(h Halt, places []Place, reason string) {
 	if err := h.End(ResumeLimit); err != nil {
 		reason += "; end: " + err.Error()
 	}
+	a.where(h, places, nil)
 	a.p.dead = reason
 	a.r.Outcome, a.r.Reason, a.r.Released = Dead, reason, a.p.g.TSC()
 	a.p.g.Condemn("patch " + a.plan.Name + ": " + reason)
 }
 
-// where records the vCPUs as they stand.
-func (a *attempt) where(places []Place, exits []uint64) {
+// where records the vCPUs as they stood, and behind the resume what they did since; exits are KVM's counts now.
+func (a *attempt) where(h Halt, places []Place, exits []uint64) {
 	a.r.VCPUs = make([]VCPU, len(places))
+	count := func(list []uint64, id int) uint64 {
+		if id >= len(list) {
+			return 0 // a vCPU that was made since then
+		}
+		return list[id]
+	}
 	for i, v := range places {
 		a.r.VCPUs[i] = VCPU{
 			ID: v.ID, CPU: v.CPU, RIP: first(v.RIPs), Where: v.Where, Thread: v.Thread, Events: v.Events, AckTSC: v.AckTSC,
-			Serialise: a.p.state.Serialise, Exits: exits[i], Break: v.Guest || v.Where == WhereSafePoint, Retries: a.retries[v.ID],
+			Serialise: a.p.state.Serialise, Exits: count(a.exits, v.ID), ExitsAt: count(exits, v.ID),
+			Break: v.Guest || v.Where == WhereSafePoint, Retries: a.retries[v.ID],
 		}
-	}
-}
-
-// after records what can be known behind the resume.
-func (a *attempt) after(h Halt, places []Place) {
-	for i, v := range places {
 		if !v.Ended {
 			a.r.VCPUs[i].SyncTSC = h.Synced(i)
 		}
-		a.r.VCPUs[i].ExitsAt = a.p.g.Exits(v.ID)
 	}
 }

@@ -32,6 +32,7 @@ type Record struct {
 	Stops      int    `json:"stops"`      // how often the vCPUs were stopped: more than 1 after retries
 	Generation uint64 `json:"generation"` // of the stop protocol, of the last of them
 	Requested  uint64 `json:"requested_tsc"`
+	Begun      uint64 `json:"begun_tsc"`       // of the last stop: before the first vCPU was asked to; 0: there was none
 	Stopped    uint64 `json:"stopped_tsc"`     // the last acknowledgement was seen
 	FirstStore uint64 `json:"first_store_tsc"` // 0: nothing was stored
 	LastStore  uint64 `json:"last_store_tsc"`
@@ -62,7 +63,7 @@ type VCPU struct {
 	RIP       uint64 `json:"rip"`
 	Where     string `json:"where"`            // "guest"; "safe-point"; or the cause of the exit that was being served; "ended"
 	Thread    string `json:"thread,omitempty"` // the guest's thread
-	Events    string `json:"events,omitempty"` // exception or interrupt that waits to be injected
+	Events    string `json:"events,omitempty"` // exception or interrupt that waits to be injected, at or between the sites, or while an exit was served
 	AckTSC    uint64 `json:"ack_tsc"`
 	SyncTSC   uint64 `json:"sync_tsc"`
 	Serialise string `json:"serialise"`    // instruction executed

@@ -299,9 +299,9 @@ type fakeHalt struct {
 	w *world
 }
 
-func (w *world) Stop(number uint64, limit time.Duration) (patch.Halt, error) {
+func (w *world) Stop(number uint64, sites patch.Range, limit time.Duration) (patch.Halt, error) {
 	w.waits = 0
-	p, err := w.set.StopFor(Purpose{Cause: breaks.Patch, Nr: number, To: ^uint64(0)}, limit)
+	p, err := w.set.StopFor(Purpose{Cause: breaks.Patch, Nr: number, From: sites.Start, To: sites.End}, limit)
 	if err != nil {
 		return nil, err
 	}
@@ -331,15 +331,16 @@ func (w *world) Writable(addr uint64, n int) ([]byte, error) {
 	return w.mem[addr-0x1000:][:n], nil
 }
 
-func (w *world) SafePoints() bool       { return true }
-func (w *world) Gather(uint64)          {}
-func (w *world) Await(time.Time) string { w.others(w.rng.IntN(20)); return "" }
-func (w *world) Scatter()               {}
-func (w *world) Sleep(time.Duration)    { w.others(1 + w.rng.IntN(30)) }
-func (w *world) Entries([]uint64)       {}
-func (w *world) Condemn(string)         { w.dead = true }
-func (w *world) Exits(int) uint64       { return 0 }
-func (w *world) TSC() uint64            { return 1 }
+func (w *world) SafePoints() bool          { return true }
+func (w *world) Gather(uint64)             {}
+func (w *world) Await(time.Time) string    { w.others(w.rng.IntN(20)); return "" }
+func (w *world) Scatter()                  {}
+func (w *world) Sleep(time.Duration)       { w.others(1 + w.rng.IntN(30)) }
+func (w *world) Entries([]uint64)          {}
+func (w *world) Condemn(string)            { w.dead = true }
+func (w *world) Exits() []uint64           { return nil }
+func (w *world) Prepare(uint64, int) error { return nil }
+func (w *world) TSC() uint64               { return 1 }
 
 func (h fakeHalt) Synced(i int) uint64 { return h.SyncTSC(i) }
 
@@ -351,9 +352,9 @@ func (h fakeHalt) Places() (list []patch.Place) {
 	return list
 }
 
-func (h fakeHalt) Resume(limit time.Duration) error {
+func (h fakeHalt) Resume(limit time.Duration, meanwhile func()) error {
 	h.w.writing, h.w.waits = false, 0
-	return h.Stopped.Resume(limit)
+	return h.Stopped.ResumeWhile(limit, meanwhile)
 }
 
 func (h fakeHalt) End(limit time.Duration) error {

@@ -324,8 +324,8 @@ func (m *Machine) Close() error {
 	if m.sys != nil {
 		errs = append(errs, m.sys.Close())
 	}
-	for _, b := range m.patching.aliases {
-		errs = append(errs, unix.Munmap(b))
+	for _, a := range m.patching.aliases {
+		errs = append(errs, unix.Munmap(a.b))
 	}
 	for _, b := range [][]byte{m.window, m.sup, m.vdso} {
 		if b != nil {

@@ -13,7 +13,6 @@ import (
 	"github.com/cloister-vmm/cloister/guest/abi"
 	"github.com/cloister-vmm/cloister/guest/elf"
 	"github.com/cloister-vmm/cloister/guest/mem"
-	"github.com/cloister-vmm/cloister/internal/kvm"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
 	"github.com/cloister-vmm/cloister/vcpu"
 	"golang.org/x/sys/unix"
@@ -33,8 +32,8 @@ type Patchable struct {
 // patching is the machine's side of a patch: spare memory, the alias, safe points.
 type patching struct {
 	what    Patchable
-	rips    []uint64        // declared safe instructions
-	aliases map[Span][]byte // writable views of text; made at the first patch, never unmapped while the guest runs
+	rips    []uint64 // declared safe instructions
+	aliases []alias  // writable views of text; made at the first patch, never unmapped while the guest runs
 
 	mu       sync.Mutex
 	words    []uint64 // addresses of safe words
@@ -43,6 +42,12 @@ type patching struct {
 	arrived  chan struct{}
 	released chan struct{}
 	entries  []uint64 // functions that are redirected
+}
+
+// alias is the writable view of one range of text.
+type alias struct {
+	Span
+	b []byte
 }
 
 // safe is a processor's part. Guarded by patching.mu.
@@ -115,6 +120,19 @@ func (m *Machine) mapPatching() error {
 
 func (s *patching) textSpans() []Span { return append(s.spare(), s.what.Text...) }
 
+// text is the range of text, the spare one included, that holds n bytes at addr.
+func (s *patching) text(addr uint64, n int) (Span, bool) {
+	if s.what.SpareText.holds(addr, n) {
+		return s.what.SpareText, true
+	}
+	for _, t := range s.what.Text {
+		if t.holds(addr, n) {
+			return t, true
+		}
+	}
+	return Span{}, false
+}
+
 // spare is the spare text, if there is any.
 func (s *patching) spare() []Span {
 	if s.what.SpareText.End == 0 {
@@ -135,10 +153,9 @@ func (m *Machine) Patchable() Patchable {
 
 // Look gives n bytes at addr, which must be text, spare text or spare data, as the guest sees them.
 func (m *Machine) Look(addr uint64, n int) ([]byte, error) {
-	for _, t := range append(m.patching.textSpans(), m.patching.what.SpareData) {
-		if t.holds(addr, n) {
-			return m.window[addr : addr+uint64(n)], nil
-		}
+	s := &m.patching
+	if _, ok := s.text(addr, n); ok || s.what.SpareData.holds(addr, n) {
+		return m.window[addr : addr+uint64(n)], nil
 	}
 	return nil, fmt.Errorf("guest address %#x, %d bytes: not within one range of text", addr, n)
 }
@@ -149,26 +166,22 @@ func (m *Machine) Writable(addr uint64, n int) ([]byte, error) {
 	if s.what.SpareData.holds(addr, n) {
 		return m.window[addr : addr+uint64(n)], nil
 	}
-	for _, t := range s.textSpans() {
-		if !t.holds(addr, n) {
-			continue
+	for i := range s.aliases {
+		if t := &s.aliases[i]; t.holds(addr, n) {
+			return t.b[addr-t.Start : addr-t.Start+uint64(n)], nil
 		}
-		alias := s.aliases[t]
-		if alias == nil {
-			// Shared pages of the guest's own memory file; populated, so that no store waits for a fault while the vCPUs do.
-			b, err := unix.Mmap(m.cfg.Guest, int64(t.Start), int(t.End-t.Start), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
-			if err != nil {
-				return nil, fmt.Errorf("map the text at %#x for writing: %w", t.Start, err)
-			}
-			alias = b
-			if s.aliases == nil {
-				s.aliases = map[Span][]byte{}
-			}
-			s.aliases[t] = alias
-		}
-		return alias[addr-t.Start : addr-t.Start+uint64(n)], nil
 	}
-	return nil, fmt.Errorf("guest address %#x, %d bytes: not within one range of text", addr, n)
+	t, ok := s.text(addr, n)
+	if !ok {
+		return nil, fmt.Errorf("guest address %#x, %d bytes: not within one range of text", addr, n)
+	}
+	// Shared pages of the guest's own memory file; populated, so that no store waits for a fault while the vCPUs do.
+	b, err := unix.Mmap(m.cfg.Guest, int64(t.Start), int(t.End-t.Start), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+	if err != nil {
+		return nil, fmt.Errorf("map the text at %#x for writing: %w", t.Start, err)
+	}
+	s.aliases = append(s.aliases, alias{t, b})
+	return b[addr-t.Start : addr-t.Start+uint64(n)], nil
 }
 
 func (t Span) holds(addr uint64, n int) bool {
@@ -178,7 +191,8 @@ func (t Span) holds(addr uint64, n int) bool {
 // Halt is the machine stopped for a patch.
 type Halt struct {
 	*vcpu.Stopped
-	m *Machine
+	m    *Machine
+	list []Place // room for Places
 }
 
 // Place is a vCPU's while it is stopped.
@@ -190,53 +204,55 @@ type Place struct {
 	Safe   bool   // Here, quiet, idle, or at a declared instruction
 }
 
-// StopToPatch stops every vCPU, to be patched under this number.
-func (m *Machine) StopToPatch(number uint64, limit time.Duration) (*Halt, error) {
-	p, err := m.set.StopFor(vcpu.Purpose{Cause: breaks.Patch, Nr: number, To: ^uint64(0)}, limit)
+// StopToPatch stops every vCPU, to be patched under this number. Of those that may go on within the span, Place tells what waits to be injected.
+func (m *Machine) StopToPatch(number uint64, within Span, limit time.Duration) (*Halt, error) {
+	m.mu.Lock()
+	n := len(m.vcpus)
+	m.mu.Unlock()
+	h := &Halt{m: m, list: make([]Place, 0, n+1)} // before the stop: then all vCPUs wait
+	p, err := m.set.StopFor(vcpu.Purpose{Cause: breaks.Patch, Nr: number, From: within.Start, To: within.End}, limit)
 	if err != nil {
 		return nil, err
 	}
-	return &Halt{p, m}, nil
+	h.Stopped = p
+	return h, nil
 }
 
 // Places tells where each vCPU stands.
 func (h *Halt) Places() []Place {
 	m := h.m
-	list := make([]Place, h.VCPUs())
+	list := h.list[:0]
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.patching.mu.Lock()
 	defer m.patching.mu.Unlock()
-	for i := range list {
+	for i := range h.VCPUs() {
 		v := Place{Place: h.Place(i)}
 		p := m.vcpus[v.ID]
 		v.Idle, v.Here = !p.busy, p.safe.here
 		v.Thread = p.name
 		v.Safe = v.Idle || v.Here || p.safe.quiet || v.Between && slices.Contains(m.patching.rips, v.RIPs[0])
-		list[i] = v
+		list = append(list, v)
 	}
 	return list
 }
 
-// Exits is KVM's count of vCPU i's exits; 0: it gives none.
-func (m *Machine) Exits(i int) uint64 {
+// Exits is KVM's count of the exits of each vCPU, by number; 0: it gives none. It touches no vCPU that runs.
+func (m *Machine) Exits() []uint64 {
 	m.mu.Lock()
-	p := m.vcpus[i]
-	m.mu.Unlock()
-	if p.statsFD == 0 {
-		return 0
+	defer m.mu.Unlock()
+	list := make([]uint64, len(m.vcpus))
+	for i, p := range m.vcpus {
+		if p.stats == nil || p.exitsAt < 0 {
+			continue
+		}
+		n, err := p.stats.One(p.exitsAt)
+		if err != nil {
+			m.cfg.Warn(err.Error())
+		}
+		list[i] = n
 	}
-	s, err := kvm.NewStats(p.statsFD) // the processor's own reader belongs to who serves it
-	if err != nil {
-		m.cfg.Warn(err.Error())
-		return 0
-	}
-	at := s.Index("exits")
-	values := make([]uint64, len(s.Names))
-	if err := s.Read(values); err != nil || at < 0 {
-		return 0
-	}
-	return values[at]
+	return list
 }
 
 // Gather asks every thread to wait at its next safe point for patch number.

@@ -47,6 +47,7 @@ type processor struct {
 	noStats error // why there are none
 	stats   *kvm.Stats
 	statAt  []uint64
+	exitsAt int // index of the count of all exits in stats, -1: there is none
 
 	ring       *ring // while sealed, with RingCalls
 	x          *vcpu.Exit
@@ -142,7 +143,7 @@ func (p *processor) openStats() error {
 	if p.stats, err = kvm.NewStats(fd); err != nil {
 		return err
 	}
-	p.statAt = make([]uint64, len(p.stats.Names))
+	p.statAt, p.exitsAt = make([]uint64, len(p.stats.Names)), p.stats.Index("exits")
 	return nil
 }
 

@@ -75,5 +75,17 @@ func (s *Stats) Read(dst []uint64) error {
 	return nil
 }
 
+// One reads the statistic at index i of Names alone, without allocating. Unlike Read it may be called by several goroutines at once.
+func (s *Stats) One(i int) (uint64, error) {
+	if i < 0 || i >= len(s.offset) {
+		return 0, fmt.Errorf("KVM statistics: no statistic %d of %d", i, len(s.offset))
+	}
+	var v [8]byte
+	if n, err := unix.Pread(s.fd, v[:], s.base+s.offset[i]); err != nil || n != len(v) {
+		return 0, fmt.Errorf("KVM statistics: read %s: %d bytes (%v)", s.Names[i], n, err)
+	}
+	return binary.LittleEndian.Uint64(v[:]), nil
+}
+
 // FD is the file descriptor that is read.
 func (s *Stats) FD() int { return s.fd }

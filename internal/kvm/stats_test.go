@@ -73,11 +73,22 @@ func TestStats(t *testing.T) {
 	}); n != 0 {
 		t.Errorf("a read allocates %v times", n)
 	}
+	if v, err := s.One(s.Index("irq_exits")); v != 9 || err != nil {
+		t.Errorf("one: %d, %v", v, err)
+	}
+	for _, i := range []int{-1, 2} {
+		if _, err := s.One(i); err == nil {
+			t.Errorf("statistic %d was read", i)
+		}
+	}
 	if err := unix.Ftruncate(fd, 100); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Read(dst); err == nil {
 		t.Error("a read of a truncated file succeeded")
+	}
+	if _, err := s.One(0); err == nil {
+		t.Error("a read of one value of a truncated file succeeded")
 	}
 }
 

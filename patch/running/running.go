@@ -32,12 +32,13 @@ func New(m *vmm.Machine, program string) *patch.Patcher {
 type Guest struct{ M *vmm.Machine }
 
 // Stop is patch.Guest's, as all that follow.
-func (g Guest) Stop(number uint64, limit time.Duration) (patch.Halt, error) {
-	h, err := g.M.StopToPatch(number, limit)
-	if err != nil {
+func (g Guest) Stop(number uint64, sites patch.Range, limit time.Duration) (patch.Halt, error) {
+	h := &halt{list: make([]patch.Place, 0, 8)} // before the stop: then all vCPUs wait
+	var err error
+	if h.Halt, err = g.M.StopToPatch(number, vmm.Span(sites), limit); err != nil {
 		return nil, err
 	}
-	return halt{h}, nil
+	return h, nil
 }
 
 // Look gives bytes as the guest sees them.
@@ -45,6 +46,12 @@ func (g Guest) Look(addr uint64, n int) ([]byte, error) { return g.M.Look(addr, 
 
 // Writable gives the same bytes through the alias.
 func (g Guest) Writable(addr uint64, n int) ([]byte, error) { return g.M.Writable(addr, n) }
+
+// Prepare makes the alias.
+func (g Guest) Prepare(addr uint64, n int) error {
+	_, err := g.M.Writable(addr, n)
+	return err
+}
 
 // SafePoints says whether the program has declared any by now.
 func (g Guest) SafePoints() bool { return g.M.Patchable().SafePoints }
@@ -68,17 +75,24 @@ func (g Guest) Entries(starts []uint64) { g.M.Entries(starts) }
 func (g Guest) Condemn(reason string) { g.M.Condemn(reason) }
 
 // Exits is KVM's count.
-func (g Guest) Exits(vcpu int) uint64 { return g.M.Exits(vcpu) }
+func (g Guest) Exits() []uint64 { return g.M.Exits() }
 
 // TSC is the host's.
 func (g Guest) TSC() uint64 { return kvm.TSC() }
 
-type halt struct{ *vmm.Halt }
+type halt struct {
+	*vmm.Halt
+	list []patch.Place
+}
 
-func (h halt) Synced(i int) uint64 { return h.SyncTSC(i) }
+func (h *halt) Resume(limit time.Duration, meanwhile func()) error {
+	return h.ResumeWhile(limit, meanwhile)
+}
 
-func (h halt) Places() []patch.Place {
-	var list []patch.Place
+func (h *halt) Synced(i int) uint64 { return h.SyncTSC(i) }
+
+func (h *halt) Places() []patch.Place {
+	list := h.list[:0]
 	for _, v := range h.Halt.Places() {
 		p := patch.Place{
 			ID: v.ID, CPU: v.CPU, Ended: v.Ended, Guest: v.Guest, Thread: v.Thread, RIPs: v.RIPs, Events: v.Events, Unknown: v.Unknown,
