@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -192,7 +193,8 @@ func (t Span) holds(addr uint64, n int) bool {
 type Halt struct {
 	*vcpu.Stopped
 	m    *Machine
-	list []Place // room for Places
+	list []Place         // room for Places
+	was  *unix.SchedAttr // scheduling class of the thread that patches, if it was changed
 }
 
 // Place is a vCPU's while it is stopped.
@@ -210,12 +212,58 @@ func (m *Machine) StopToPatch(number uint64, within Span, limit time.Duration) (
 	n := len(m.vcpus)
 	m.mu.Unlock()
 	h := &Halt{m: m, list: make([]Place, 0, n+1)} // before the stop: then all vCPUs wait
+	h.hurry()
 	p, err := m.set.StopFor(vcpu.Purpose{Cause: breaks.Patch, Nr: number, From: within.Start, To: within.End}, limit)
 	if err != nil {
+		h.calm()
 		return nil, err
 	}
 	h.Stopped = p
 	return h, nil
+}
+
+// ResumeWhile is vcpu.Stopped's.
+func (h *Halt) ResumeWhile(limit time.Duration, meanwhile func()) error {
+	defer h.calm()
+	return h.Stopped.ResumeWhile(limit, meanwhile)
+}
+
+// End is vcpu.Stopped's.
+func (h *Halt) End(limit time.Duration) error {
+	defer h.calm()
+	return h.Stopped.End(limit)
+}
+
+// hurry gives the calling thread the class of the vCPUs', up to calm: while they are stopped, what they wait for is this thread, and on its
+// CPU anybody may be busy. It never spins for long (vcpu.Config.SpinStop), so it keeps nobody away.
+func (h *Halt) hurry() {
+	if h.m.cfg.FIFO == 0 {
+		return
+	}
+	runtime.LockOSThread()
+	was, err := unix.SchedGetAttr(0, 0)
+	if err == nil {
+		err = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: uint32(h.m.cfg.FIFO)}, 0)
+	}
+	if err != nil {
+		h.m.cfg.Warn(fmt.Sprintf("the thread that patches stays in its scheduling class: %v", err))
+		runtime.UnlockOSThread()
+		return
+	}
+	h.was = was
+}
+
+func (h *Halt) calm() {
+	if h.was == nil {
+		return
+	}
+	if err := unix.SchedSetAttr(0, h.was, 0); err != nil {
+		// Locked for good: the thread, which is too important now, ends with the goroutine.
+		h.m.cfg.Warn(fmt.Sprintf("the thread that patched stays in SCHED_FIFO: %v", err))
+		return
+	}
+	h.was = nil
+	runtime.UnlockOSThread()
 }
 
 // Places tells where each vCPU stands.

@@ -211,6 +211,12 @@ func start(t testing.TB, n int, page bool) *guest { return startCalling(t, n, pa
 // startCalling is start with a system call in every pass of thread 0. n below 0: -n threads, the first of which does not come back from it.
 func startCalling(t testing.TB, n int, page bool, call [3]uint32) *guest {
 	t.Helper()
+	return startIn(t, n, page, call, 0)
+}
+
+// startIn is startCalling with the first vCPU in SCHED_FIFO, if fifo is not 0.
+func startIn(t testing.TB, n int, page bool, call [3]uint32, fifo int) *guest {
+	t.Helper()
 	testenv.Need(t, testenv.KVM)
 	code := tearELF(n, page, call)
 	name := filepath.Join(t.TempDir(), "guest")
@@ -238,7 +244,7 @@ func startCalling(t testing.TB, n int, page bool, call [3]uint32) *guest {
 		w.f, w.g = fPage, gPage
 	}
 	m, err := vmm.New(vmm.Config{
-		Program: name, ExecFn: name, ELF: int(file.Fd()), ELFSize: int64(len(code)), Args: []string{name}, Cwd: "/", CPU: core, CPUs: list,
+		Program: name, ExecFn: name, ELF: int(file.Fd()), ELFSize: int64(len(code)), Args: []string{name}, Cwd: "/", CPU: core, FIFO: fifo, CPUs: list,
 		Housekeeping: list, Memory: 64 << 20, PatchSpace: 64 << 10, Builtin: true, Seal: vmm.SealCall, Guest: fd, Stamp: func(string) {}, GapRecord: func(uint64) {},
 		Ledgers: func(int) (*breaks.VCPU, error) {
 			l := new(breaks.VCPU)

@@ -2,8 +2,10 @@ package running_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -202,5 +204,45 @@ func TestReadsBackWrong(t *testing.T) {
 	}
 	if r := p.Apply(w.plan(valA, valB, false)); r.Outcome != patch.Refused || !strings.Contains(r.Reason, "ended by a patch") {
 		t.Errorf("a patch of a dead VM: %s: %s", r.Outcome, r.Reason)
+	}
+}
+
+// TestPatcherHurries: while the vCPUs of a run in SCHED_FIFO are stopped, the thread they wait for is in their class, and afterwards in its own again.
+func TestPatcherHurries(t *testing.T) {
+	testenv.Need(t, testenv.KVM, testenv.Root)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	class := func() string {
+		a, err := unix.SchedGetAttr(0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("policy %d, priority %d, nice %d", a.Policy, a.Priority, a.Nice)
+	}
+	for _, fifo := range []int{0, 7} {
+		w := startIn(t, 1, false, [3]uint32{}, fifo)
+		before := class()
+		want := before
+		if fifo > 0 {
+			want = fmt.Sprintf("policy %d, priority %d, nice 0", unix.SCHED_FIFO, fifo)
+		}
+		for _, end := range []bool{false, true} {
+			h, err := running.Guest{M: w.Machine}.Stop(1, patch.Range{}, time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			during := class()
+			if end {
+				err = h.End(time.Second)
+			} else {
+				err = h.Resume(time.Second, func() {})
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if after := class(); during != want || after != before {
+				t.Errorf("--fifo %d: %s before, %s while the vCPU is stopped, %s after: want %s meanwhile", fifo, before, during, after, want)
+			}
+		}
 	}
 }
