@@ -106,7 +106,7 @@ type State struct {
 	Log         string // path of the audit log
 	LogHead     string // hash of its latest record
 	TSCHz       uint64
-	Serialise   string // SERIALIZE, CPUID
+	Serialise   string // SERIALIZE, CPUID, IRET
 	StopLimit   time.Duration
 	ResumeLimit time.Duration
 }

@@ -82,7 +82,7 @@ type Info struct {
 	Entry         uint64
 	BuildID       []byte
 	Clock         string // "host vDSO", "own vDSO"
-	Serialise     string
+	Serialise     string // what a stopped vCPU executes: SERIALIZE, CPUID or IRET
 	DisabledExits int
 	Locked        bool
 	TID           int

@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"bytes"
+	"encoding/binary"
 	"os"
 	"path/filepath"
 	"strings"
@@ -114,6 +115,46 @@ func TestBeginGivesBack(t *testing.T) {
 		}
 		if m.main == nil || m.entries == nil {
 			t.Fatal("Close did not wait for what Begin makes, or there was no vCPU: this test measures the wrong thing")
+		}
+	}
+}
+
+// TestSerialiseKind: which instruction serialises follows from CPUID alone, and a machine tells which one it is.
+func TestSerialiseKind(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		top        uint32
+		serialize  bool
+		hypervisor string
+		want       string
+	}{
+		{"new processor", 0x20, true, "", "SERIALIZE"},
+		{"new processor, of a hypervisor", 0x20, true, "KVMKVMKVM", "SERIALIZE"},
+		{"older processor", 0x16, false, "", "CPUID"},
+		{"older processor, of a hypervisor", 0x16, false, "KVMKVMKVM", "IRET"},
+		{"older processor, of one without a name", 0x16, false, "-", "IRET"},
+		{"emulator", 0x16, false, "TCGTCGTCGTCG", "CPUID"},
+		{"emulator of a new processor", 0x20, true, "TCGTCGTCGTCG", "SERIALIZE"},
+		{"no leaf 7", 6, true, "", "CPUID"},
+		{"no leaf 7, of a hypervisor", 6, true, "KVMKVMKVM", "IRET"},
+	} {
+		got := serialising[serialiseKind(func(leaf, sub uint32) (a, b, ecx, d uint32) {
+			switch {
+			case leaf == 0x40000000 && len(c.hypervisor) > 4:
+				return leaf, binary.LittleEndian.Uint32([]byte(c.hypervisor)), 0, 0
+			case leaf > c.top || sub != 0:
+				return ^uint32(0), ^uint32(0), ^uint32(0), ^uint32(0)
+			case leaf == 0:
+				return c.top, 0, 0, 0
+			case leaf == 1 && c.hypervisor != "":
+				return 0, 0, 1 << 31, 0
+			case leaf == 7 && c.serialize:
+				return 0, 0, 0, 1 << 14
+			}
+			return 0, 0, ^uint32(1 << 31), ^uint32(1 << 14)
+		})]
+		if got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
 		}
 	}
 }

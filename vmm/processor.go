@@ -185,8 +185,8 @@ func (p *processor) makeThread() (err error) {
 		l.CPU = uint32(p.host)
 	}
 	l.Magic = breaks.LedgerMagic
-	kind := serialiseKind()
-	m.Info.Serialise = [...]string{1: "SERIALIZE", 2: "CPUID"}[kind]
+	kind := serialiseKind(kvm.CPUID)
+	m.Info.Serialise = serialising[kind]
 	// Some 50 µs of PAUSE: less than two sleeps and wakes cost, and on a core of its own nothing else waits.
 	spin := 1000
 	if p.host < 0 && (p.id > 0 || runtime.NumCPU() == 1) {
