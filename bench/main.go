@@ -30,7 +30,7 @@ import (
 const statusBench = 1
 
 // order of the sections.
-var order = []string{"loop", "threads", "exits", "kicks", "futex", "start", "memory", "clock", "file", "calls", "ring"}
+var order = []string{"loop", "threads", "exits", "kicks", "futex", "start", "memory", "clock", "file", "calls", "ring", "patch"}
 
 // bench is one run of all measurements.
 type bench struct {
@@ -54,6 +54,8 @@ func main() {
 		err = runLoad(os.Args[2:])
 	case len(os.Args) == 2 && os.Args[1] == layoutCommand:
 		_, err = os.Stdout.WriteString(layout(nil))
+	case len(os.Args) > 1 && os.Args[1] == patchCommand:
+		err = runPatch(os.Args[2:])
 	default:
 		code, err = runBench(os.Args[1:])
 	}
@@ -96,7 +98,7 @@ func runBench(args []string) (code int, err error) {
 		os.Exit(128 + int(sig.(unix.Signal)))
 	}()
 	sections := map[string]func() error{"loop": b.hotLoop, "threads": b.threads, "exits": b.exits, "kicks": b.kicks, "futex": b.futex, "start": b.start,
-		"memory": b.memory, "clock": b.clocks, "file": b.file, "calls": b.ringCalls, "ring": b.rings}
+		"memory": b.memory, "clock": b.clocks, "file": b.file, "calls": b.ringCalls, "ring": b.rings, "patch": b.patches}
 	failed := 0
 	for _, name := range order {
 		if *only != "" && !strings.Contains(","+*only+",", ","+name+",") {
