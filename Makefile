@@ -78,9 +78,12 @@ bench: build ## measure the ratios of SPECIFICATION.md in one run, print the tab
 	@tools/machine --kvm
 	go run ./bench $(BENCH)
 
+# The test of the mission, on the host and in the lab (lab-tear).
+TEAR := ^(TestDeferredTears|TestTear|TestVersions)$$
+
 tear: ## patch a running guest 100,000 times, and show that the deferred way tears and stopping does not (needs /dev/kvm)
 	@tools/machine --kvm
-	go test -count=1 -v -timeout 60m -run '^(TestDeferredTears|TestTear|TestVersions)$$' ./patch/running
+	go test -count=1 -v -timeout 60m -run '$(TEAR)' ./patch/running
 
 model: ## check the models of the concurrent protocols and demand the counter-examples of the wrong ones
 	@tools/need --must spin=spin gcc=gcc

@@ -3,6 +3,7 @@
 #   make lab                      everything that states a need of the machine, on emulated SVM, with -short
 #   make lab RUN=TestProbe        only what matches, line by line
 #   make lab BACKEND=vmx          on emulated VT-x, the core set
+#   make lab-tear                 the test of patching, of thousands of patches
 #   make lab-ci                   what CI runs
 #   make lab BACKEND=svm-shadow   another machine of lab/machine.go
 #   make lab LABFLAGS='-append foo=1 -kernel linux-image-rt-amd64'
@@ -21,9 +22,10 @@ LAB_JSON := build/lane-lab$(if $(filter svm,$(BACKEND)),,-$(BACKEND)).json
 # What CI runs (docs/lab.md, "What CI runs"). Each machine may take so many seconds, whatever it does.
 LAB_SECONDS     ?= 600
 LAB_VMX_SECONDS ?= 1200
+LAB_TEAR        := -only './patch/running=$(TEAR)'
 LAB_TABLES      := -only './cmd/cloister=TestEveryCauseIsCounted|TestEveryFaultIsReported'
 
-.PHONY: lab lab-ci lab-vmx-ci lab-shell lab-vmx lab-scenarios build/lab
+.PHONY: lab lab-tear lab-ci lab-vmx-ci lab-shell lab-vmx lab-scenarios build/lab
 
 lab: build/lab ## run the tests in an emulated machine with hardware-style KVM (BACKEND=svm|vmx, RUN=regexp)
 	@exec build/lab -machine $(BACKEND) -json $(LAB_JSON) -out build/lab-out/$(BACKEND) -timeout 60m $(if $(RUN),-v -run '$(RUN)',-short) $(if $(filter vmx%,$(BACKEND)),-short) $(LABFLAGS) $(LAB_PACKAGES)
@@ -44,15 +46,18 @@ endef
 # One machine after the other: two emulators would share the CPUs and both be late.
 lab-ci: build/lab ## what CI runs on emulated SVM, in at most LAB_SECONDS for each of its machines
 	@$(lab_run); bad=0; \
-	lab_run svm $(LAB_SECONDS) $(LAB_TABLES) ./lab ./internal/testenv ./internal/kvm ./guest/mem ./cmd/cloister || bad=1; \
+	lab_run svm $(LAB_SECONDS) $(LAB_TABLES) $(LAB_TEAR) ./lab ./internal/testenv ./internal/kvm ./guest/mem ./patch/running ./cmd/cloister || bad=1; \
 	lab_run svm-parallel $(LAB_SECONDS) ./vcpu ./vmm || bad=1; \
 	exit $$bad
 
 lab-vmx-ci: build/lab ## what CI runs on emulated VT-x, in at most LAB_VMX_SECONDS
-	@$(lab_run); lab_run vmx $(LAB_VMX_SECONDS) $(LAB_TABLES) ./lab ./internal/testenv ./internal/kvm ./guest/mem ./vcpu ./cmd/cloister
+	@$(lab_run); lab_run vmx $(LAB_VMX_SECONDS) $(LAB_TABLES) $(LAB_TEAR) ./lab ./internal/testenv ./internal/kvm ./guest/mem ./vcpu ./patch/running ./cmd/cloister
 
 lab-vmx: ## the same on emulated VT-x, the core set (RUN=regexp)
 	@exec $(MAKE) lab BACKEND=vmx
+
+lab-tear: build/lab ## make tear in an emulated machine (BACKEND=svm|svm-parallel: 20,000 patches; vmx: 1000)
+	@exec build/lab -machine $(BACKEND) -timeout 60m -json $(LAB_JSON) -out build/lab-out/$(BACKEND) -v -run '$(TEAR)' $(LABFLAGS) ./patch/running
 
 lab-shell: build/lab ## a shell in an emulated machine (leave with exit; Ctrl-a c is QEMU's monitor)
 	@exec build/lab -machine $(BACKEND) -shell $(LABFLAGS)

@@ -39,32 +39,6 @@ func (w *guest) flip(t *testing.T, n int, safe bool) (stops, breaks int) {
 	return stops, breaks
 }
 
-// TestVersions: two sites change together only at a safe point. With safe points no pass is mixed; without, on the same guest, many are.
-func TestVersions(t *testing.T) {
-	const n = 1000
-	for _, threads := range []int{1, 3} {
-		w := start(t, threads, false)
-		stops, _ := w.flip(t, n, true)
-		for i := range threads {
-			w.moves(t, i)
-		}
-		if mixed, torn := w.sum(2), w.sum(1); mixed != 0 || torn != 0 {
-			t.Errorf("%d threads, safe points on: %d mixed and %d torn passes in %d patches", threads, mixed, torn, n)
-		}
-		if stops != n {
-			t.Errorf("%d threads: %d stops for %d patches: threads come to their safe points by themselves", threads, stops, n)
-		}
-		passes := w.sum(0)
-		for round := 0; w.sum(2) == 0; round++ {
-			if round == 20 {
-				t.Fatalf("%d threads, safe points off: no mixed pass in %d patches: the guest proves nothing", threads, round*n)
-			}
-			w.flip(t, n, false)
-		}
-		t.Logf("%d threads: safe points on: 0 mixed of %d passes in %d patches; off: %d mixed of %d", threads, passes, n, w.sum(2), w.sum(0)-passes)
-	}
-}
-
 // TestOneBreakEach: a patch is exactly one planned break of each vCPU, under its number, and nothing else.
 func TestOneBreakEach(t *testing.T) {
 	for _, safe := range []bool{false, true} {
