@@ -7,7 +7,7 @@ type Guest interface {
 	// Stop is P1 and P2: it returns when every vCPU is out of the guest with pending I/O completed, or with an error when one did not
 	// stop within limit; then all run on. Breaks that it makes are booked under number. What waits to be injected is known, at least, of vCPUs that
 	// may go on within sites.
-	Stop(number uint64, sites Range, limit time.Duration) (Halt, error)
+	Stop(number uint64, sites Range, limit time.Duration, meanwhile func()) (Halt, error)
 	// Look gives n bytes at addr as the guest sees them, Writable the same bytes through the private alias.
 	Look(addr uint64, n int) ([]byte, error)
 	Writable(addr uint64, n int) ([]byte, error)
@@ -42,8 +42,9 @@ type Halt interface {
 	Places() []Place
 	// Near says whether some vCPU may go on within the range that Stop was given: it costs less than Places, and all vCPUs wait.
 	Near() bool
-	// Resume is P6 to P8; meanwhile is called behind P6, when the vCPUs have something to do themselves. With an error some vCPU did not serialise within limit; then none has entered the guest, and none ever will.
-	Resume(limit time.Duration, meanwhile func()) error
+	// Resume is P6 to P8; then is called behind P8, before another stop can begin, and where no vCPU was Near its Places can still be asked. With an error some
+	// vCPU did not serialise within limit; then none has entered the guest, and none ever will.
+	Resume(limit time.Duration, then func()) error
 	// End has every vCPU's thread end instead.
 	End(limit time.Duration) error
 	// Synced is when a vCPU had serialised, behind Resume; TSC.

@@ -30,6 +30,9 @@ type fake struct {
 	asks     []bool // places were asked for, while the vCPUs resumed
 	resuming bool
 	asked    Range // of the stop
+
+	looks     int
+	rehearsed bool // Stop's meanwhile looked at text
 }
 
 func newFake() (*fake, *Patcher) {
@@ -45,7 +48,10 @@ func newFake() (*fake, *Patcher) {
 	})
 }
 
-func (f *fake) Stop(_ uint64, sites Range, _ time.Duration) (Halt, error) {
+func (f *fake) Stop(_ uint64, sites Range, _ time.Duration, meanwhile func()) (Halt, error) {
+	n := f.looks
+	meanwhile()
+	f.rehearsed = f.looks > n
 	f.asked = sites
 	f.stops++
 	f.stopped = f.stopErr == nil
@@ -57,7 +63,10 @@ func (f *fake) bytes(addr uint64, n int) ([]byte, error) {
 	}
 	return f.mem[addr-0x1000:][:n], nil
 }
-func (f *fake) Look(addr uint64, n int) ([]byte, error) { return f.bytes(addr, n) }
+func (f *fake) Look(addr uint64, n int) ([]byte, error) {
+	f.looks++
+	return f.bytes(addr, n)
+}
 func (f *fake) Writable(addr uint64, n int) ([]byte, error) {
 	if addr < 0x1100 && !f.stopped {
 		f.outside = append(f.outside, addr)
@@ -91,10 +100,10 @@ func (f *fake) Begun() uint64      { return 1 }
 func (f *fake) Released() uint64   { return 3 }
 func (f *fake) Places() []Place    { return f.places(f.stops) }
 func (f *fake) Near() bool         { return !f.far }
-func (f *fake) Resume(_ time.Duration, meanwhile func()) error {
-	f.resuming = true
-	meanwhile()
-	f.stopped, f.resuming = false, false
+func (f *fake) Resume(_ time.Duration, then func()) error {
+	f.stopped, f.resuming = false, true
+	then()
+	f.resuming = false
 	return nil
 }
 func (f *fake) End(time.Duration) error { return nil }
@@ -113,7 +122,7 @@ func simple(s ...Site) Plan {
 }
 
 // TestNothingWaitsInVain: what can be done before or behind the stop is not done while every vCPU waits; and places that decide nothing are
-// asked for when the vCPUs have something to do.
+// asked for when the vCPUs were let go.
 func TestNothingWaitsInVain(t *testing.T) {
 	f, p := newFake()
 	f.far = true
@@ -122,6 +131,9 @@ func TestNothingWaitsInVain(t *testing.T) {
 		return []Place{{ID: 0, CPU: -1, Where: WhereGuest, Guest: true, RIPs: []uint64{0x1000}}}
 	}
 	r := p.Apply(simple(site("s", 0x1010, 1, 2)))
+	if !f.rehearsed {
+		t.Error("nothing was looked at while the vCPUs came out")
+	}
 	if r.Outcome != Committed || len(f.waited) != 0 || len(f.asks) != 1 || !f.asks[0] {
 		t.Errorf("%s: %s; while the vCPUs waited: %v; places were asked for while they resumed: %v", r.Outcome, r.Reason, f.waited, f.asks)
 	}

@@ -299,9 +299,9 @@ type fakeHalt struct {
 	w *world
 }
 
-func (w *world) Stop(number uint64, sites patch.Range, limit time.Duration) (patch.Halt, error) {
+func (w *world) Stop(number uint64, sites patch.Range, limit time.Duration, meanwhile func()) (patch.Halt, error) {
 	w.waits = 0
-	p, err := w.set.StopFor(Purpose{Cause: breaks.Patch, Nr: number, From: sites.Start, To: sites.End}, limit)
+	p, err := w.set.StopFor(Purpose{Cause: breaks.Patch, Nr: number, From: sites.Start, To: sites.End, Meanwhile: meanwhile}, limit)
 	if err != nil {
 		return nil, err
 	}
@@ -352,9 +352,9 @@ func (h fakeHalt) Places() (list []patch.Place) {
 	return list
 }
 
-func (h fakeHalt) Resume(limit time.Duration, meanwhile func()) error {
+func (h fakeHalt) Resume(limit time.Duration, then func()) error {
 	h.w.writing, h.w.waits = false, 0
-	return h.Stopped.ResumeWhile(limit, meanwhile)
+	return h.Stopped.ResumeThen(limit, then)
 }
 
 func (h fakeHalt) End(limit time.Duration) error {

@@ -54,11 +54,12 @@ func (p *Stopped) AckTSC(i int) uint64 { return p.s.threads[i].c.ackTSC }
 func (p *Stopped) SyncTSC(i int) uint64 { return p.s.threads[i].c.syncTSC }
 
 // Place tells where vCPU i stands. What is read was written by the vCPU's thread before it acknowledged, and changes
-// no more while it waits. With Purpose's range it allocates nothing, unless there is something to be injected: all vCPUs wait for it.
+// no more while it waits; where it was not near Purpose's range (Near), not before the next stop. With Purpose's range it allocates nothing, unless there
+// is something to be injected: all vCPUs may wait for it.
 func (p *Stopped) Place(i int) Place {
 	t := p.s.threads[i]
 	c := t.c
-	w := Place{ID: t.cfg.ID, CPU: t.cfg.CPU, Ended: t.ended(), AckTSC: c.ackTSC}
+	w := Place{ID: t.cfg.ID, CPU: t.cfg.CPU, Ended: t.ended() && c.ack != p.s.gen, AckTSC: c.ackTSC} // who has acknowledged may have ended since it was let go
 	if w.Ended {
 		return w
 	}

@@ -42,6 +42,8 @@ type Purpose struct {
 	// From and To have Stopped.Place tell what waits to be injected of a vCPU that may go on at a guest address from From to below To: one ioctl more
 	// on its thread. To 0: of none.
 	From, To uint64
+	// Meanwhile is called behind the kicks, while the vCPUs come out, or nil: what it does costs them nothing. They may execute the guest still.
+	Meanwhile func()
 }
 
 // ErrStopTimeout says that a vCPU did not acknowledge in time; every vCPU runs on, nothing was changed.
@@ -151,6 +153,9 @@ func (s *Set) StopFor(why Purpose, limit time.Duration) (*Stopped, error) {
 			s.release()
 			return nil, err
 		}
+	}
+	if why.Meanwhile != nil {
+		why.Meanwhile()
 	}
 	return s.wait(p, time.Now().Add(limit))
 }
@@ -308,19 +313,20 @@ type Stopped struct {
 // runs again: the VM is dead, and none of it enters the guest any more.
 func (p *Stopped) Resume(limit time.Duration) error { return p.resume(limit, false, func() {}) }
 
-// ResumeWhile is Resume. meanwhile is called while the vCPUs serialise; Place can still be asked.
-func (p *Stopped) ResumeWhile(limit time.Duration, meanwhile func()) error {
-	return p.resume(limit, false, meanwhile)
+// ResumeThen is Resume. then is called when all vCPUs were let go, or will never be, and no other stop has begun: Place can still be asked of a vCPU
+// that was not near Purpose's range, and costs none of them anything.
+func (p *Stopped) ResumeThen(limit time.Duration, then func()) error {
+	return p.resume(limit, false, then)
 }
 
 // End lets every vCPU's thread end instead of entering the guest again.
 func (p *Stopped) End(limit time.Duration) error { return p.resume(limit, true, func() {}) }
 
-func (p *Stopped) resume(limit time.Duration, quit bool, meanwhile func()) error {
+func (p *Stopped) resume(limit time.Duration, quit bool, then func()) error {
 	s := p.s
 	defer s.mu.Unlock()
+	defer then()
 	s.over = s.over || quit
-	deadline := time.Now().Add(limit)
 	for _, t := range s.threads {
 		if quit {
 			atomic.StoreUint64(&t.c.quit, 1) // ORDER(O1): before rel; pairs with load64(&c.quit) after V8. Without it the guest could be entered once more
@@ -332,7 +338,7 @@ func (p *Stopped) resume(limit time.Duration, quit bool, meanwhile func()) error
 		atomic.StoreUint64(&t.c.goG, s.gen)
 		t.ring()
 	}
-	meanwhile()
+	deadline := time.Now().Add(limit)
 	for _, t := range s.threads {
 		late, err := s.await(t, "P7", &t.c.synced, s.gen, deadline, limit, func() error { return nil })
 		if late {

@@ -3,8 +3,10 @@ package vcpu
 import (
 	"bytes"
 	"errors"
+	"reflect"
 	"regexp"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -311,5 +313,45 @@ func TestServingAllocatesNothing(t *testing.T) {
 	}
 	if a := testing.AllocsPerRun(500, func() { resume(t, m.stop(t)) }); a > 1 {
 		t.Errorf("%v allocations for a stop and a resume, want 1", a)
+	}
+}
+
+// TestPlaceBehindRelease: Meanwhile is called between the kicks and the acknowledgements, then behind the last release and before the next stop; there, where a vCPU
+// far from the range stood is what it was while it waited.
+func TestPlaceBehindRelease(t *testing.T) {
+	m, born := boot(t, guestSpin, resumes, func(c *Config) { c.SyscallStub = 1 << 30 })
+	resume(t, born)
+	compared := 0
+	for n := 0; compared < 20; n++ {
+		if n == 10_000 {
+			t.Fatalf("far from the range in %d of %d stops", compared, n)
+		}
+		kicked, released, alone := false, false, false
+		p, err := m.set.StopFor(Purpose{Cause: breaks.Patch, Nr: 7, From: 0x10000, To: 0x10005, Meanwhile: func() { kicked = atomic.LoadUint64(&m.c.req) == m.set.gen }}, seconds(10))
+		if err != nil {
+			t.Fatal(err)
+		}
+		near, waits, behind := p.Near(), p.Place(0), Place{}
+		waits.RIPs = slices.Clone(waits.RIPs) // its room is that of the next Place
+		if err := p.ResumeThen(seconds(10), func() {
+			released = atomic.LoadUint64(&m.c.rel) == m.set.gen
+			alone = !m.set.mu.TryLock()
+			for range 1000 {
+				pause() // it is in the guest again
+			}
+			behind = p.Place(0)
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if !kicked || !released || !alone {
+			t.Fatalf("Meanwhile behind the kicks: %v; then behind the release: %v, before another stop: %v", kicked, released, alone)
+		}
+		if near { // it had not entered the guest yet
+			continue
+		}
+		compared++
+		if !waits.Between || !reflect.DeepEqual(waits, behind) {
+			t.Fatalf("stopped at %+v, and behind the release at %+v", waits, behind)
+		}
 	}
 }

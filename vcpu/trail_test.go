@@ -141,8 +141,8 @@ func (r *replay) between(label string, t *Thread) (late bool) {
 
 // patch.Guest, with the trail's order in place of a random one.
 
-func (r *replay) Stop(number uint64, sites patch.Range, limit time.Duration) (patch.Halt, error) {
-	h, err := r.world.Stop(number, sites, limit)
+func (r *replay) Stop(number uint64, sites patch.Range, limit time.Duration, meanwhile func()) (patch.Halt, error) {
+	h, err := r.world.Stop(number, sites, limit, meanwhile)
 	if err != nil {
 		return nil, err
 	}

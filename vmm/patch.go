@@ -206,14 +206,14 @@ type Place struct {
 	Safe   bool   // Here, quiet, idle, or at a declared instruction
 }
 
-// StopToPatch stops every vCPU, to be patched under this number. Of those that may go on within the span, Place tells what waits to be injected.
-func (m *Machine) StopToPatch(number uint64, within Span, limit time.Duration) (*Halt, error) {
+// StopToPatch stops every vCPU, to be patched under this number; meanwhile is vcpu.Purpose's. Of those that may go on within the span, Place tells what waits to be injected.
+func (m *Machine) StopToPatch(number uint64, within Span, limit time.Duration, meanwhile func()) (*Halt, error) {
 	m.mu.Lock()
 	n := len(m.vcpus)
 	m.mu.Unlock()
 	h := &Halt{m: m, list: make([]Place, 0, n+1)} // before the stop: then all vCPUs wait
 	h.hurry()
-	p, err := m.set.StopFor(vcpu.Purpose{Cause: breaks.Patch, Nr: number, From: within.Start, To: within.End}, limit)
+	p, err := m.set.StopFor(vcpu.Purpose{Cause: breaks.Patch, Nr: number, From: within.Start, To: within.End, Meanwhile: meanwhile}, limit)
 	if err != nil {
 		h.calm()
 		return nil, err
@@ -222,10 +222,10 @@ func (m *Machine) StopToPatch(number uint64, within Span, limit time.Duration) (
 	return h, nil
 }
 
-// ResumeWhile is vcpu.Stopped's.
-func (h *Halt) ResumeWhile(limit time.Duration, meanwhile func()) error {
+// ResumeThen is vcpu.Stopped's.
+func (h *Halt) ResumeThen(limit time.Duration, then func()) error {
 	defer h.calm()
-	return h.Stopped.ResumeWhile(limit, meanwhile)
+	return h.Stopped.ResumeThen(limit, then)
 }
 
 // End is vcpu.Stopped's.
@@ -266,7 +266,7 @@ func (h *Halt) calm() {
 	runtime.UnlockOSThread()
 }
 
-// Places tells where each vCPU stands.
+// Places tells where each vCPU stands, or stood, in the function that ResumeThen calls, where none was Near.
 func (h *Halt) Places() []Place {
 	m := h.m
 	list := h.list[:0]
@@ -277,7 +277,8 @@ func (h *Halt) Places() []Place {
 	for i := range h.VCPUs() {
 		v := Place{Place: h.Place(i)}
 		p := m.vcpus[v.ID]
-		v.Idle, v.Here = !p.busy, p.safe.here
+		// Who was taken out of the guest's code was neither, whatever it is by now, if it was let go.
+		v.Idle, v.Here = !p.busy && !v.Between, p.safe.here && !v.Between
 		v.Thread = p.name
 		v.Safe = v.Idle || v.Here || p.safe.quiet || v.Between && slices.Contains(m.patching.rips, v.RIPs[0])
 		list = append(list, v)

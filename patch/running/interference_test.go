@@ -227,7 +227,7 @@ func TestPatcherHurries(t *testing.T) {
 			want = fmt.Sprintf("policy %d, priority %d, nice 0", unix.SCHED_FIFO, fifo)
 		}
 		for _, end := range []bool{false, true} {
-			h, err := running.Guest{M: w.Machine}.Stop(1, patch.Range{}, time.Second)
+			h, err := running.Guest{M: w.Machine}.Stop(1, patch.Range{}, time.Second, func() {})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -2,6 +2,7 @@ package running
 
 import (
 	"encoding/hex"
+	"runtime"
 	"time"
 
 	"github.com/cloister-vmm/cloister/internal/kvm"
@@ -32,10 +33,10 @@ func New(m *vmm.Machine, program string) *patch.Patcher {
 type Guest struct{ M *vmm.Machine }
 
 // Stop is patch.Guest's, as all that follow.
-func (g Guest) Stop(number uint64, sites patch.Range, limit time.Duration) (patch.Halt, error) {
+func (g Guest) Stop(number uint64, sites patch.Range, limit time.Duration, meanwhile func()) (patch.Halt, error) {
 	h := &halt{list: make([]patch.Place, 0, 8)} // before the stop: then all vCPUs wait
 	var err error
-	if h.Halt, err = g.M.StopToPatch(number, vmm.Span(sites), limit); err != nil {
+	if h.Halt, err = g.M.StopToPatch(number, vmm.Span(sites), limit, meanwhile); err != nil {
 		return nil, err
 	}
 	return h, nil
@@ -47,9 +48,12 @@ func (g Guest) Look(addr uint64, n int) ([]byte, error) { return g.M.Look(addr, 
 // Writable gives the same bytes through the alias.
 func (g Guest) Writable(addr uint64, n int) ([]byte, error) { return g.M.Writable(addr, n) }
 
-// Prepare makes the alias.
+// Prepare makes the alias, and reads it: its page is not looked up for the first time while the vCPUs wait.
 func (g Guest) Prepare(addr uint64, n int) error {
-	_, err := g.M.Writable(addr, n)
+	b, err := g.M.Writable(addr, n)
+	if err == nil {
+		runtime.KeepAlive(b[0])
+	}
 	return err
 }
 
@@ -85,8 +89,8 @@ type halt struct {
 	list []patch.Place
 }
 
-func (h *halt) Resume(limit time.Duration, meanwhile func()) error {
-	return h.ResumeWhile(limit, meanwhile)
+func (h *halt) Resume(limit time.Duration, then func()) error {
+	return h.ResumeThen(limit, then)
 }
 
 func (h *halt) Synced(i int) uint64 { return h.SyncTSC(i) }
