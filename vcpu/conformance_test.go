@@ -84,7 +84,7 @@ func newWorld(t testing.TB, seed uint64, n int, f faults) *world {
 	w.spins = w.rng.IntN(2) == 0
 	var threads []*Thread
 	for i := range n {
-		c := &control{run: &kvm.Run{}, ledger: &ledgers[i], serial: 3, sigset: 1 << (uint(KickSignal) - 1), req: 1, goG: 1, rel: 1, done: 1}
+		c := &control{run: &kvm.Run{}, ledger: &ledgers[i], serial: 2, sigset: 1 << (uint(KickSignal) - 1), req: 1, goG: 1, rel: 1, done: 1}
 		th := &Thread{c: c, cfg: Config{ID: i, CPU: -1}}
 		threads = append(threads, th)
 		w.v = append(w.v, &fakeVCPU{c: c, t: th, at: atTop})
