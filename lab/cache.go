@@ -16,6 +16,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -34,8 +35,9 @@ const CacheVar = "CLOISTER_LAB_CACHE"
 //
 // Files appear under their names by rename(2) only, so one that is there is whole.
 type Cache struct {
-	dir  string
-	note func(format string, args ...any)
+	dir     string
+	note    func(format string, args ...any)
+	updated bool // apt's lists were read anew, or that was tried
 }
 
 // Package is one Debian package in the cache.
@@ -75,13 +77,13 @@ func OpenCache(dir string, note func(format string, args ...any)) (*Cache, error
 			return nil, fmt.Errorf("lab cache: %w; set %s to a directory that can be written", err, CacheVar)
 		}
 	}
-	return &Cache{dir, note}, nil
+	return &Cache{dir: dir, note: note}, nil
 }
 
 // locked runs f with the cache's lock held. The lock is on an open file, so the
 // kernel drops it with the process, however that ends. What a killed process
 // left in tmp belongs to nobody once the lock is free.
-func (c *Cache) locked(f func(tmp string) error) (err error) {
+func (c *Cache) locked(ctx context.Context, f func(tmp string) error) (err error) {
 	l, err := os.OpenFile(filepath.Join(c.dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o644)
 	if err != nil {
 		return fmt.Errorf("lab cache: %w", err)
@@ -89,7 +91,13 @@ func (c *Cache) locked(f func(tmp string) error) (err error) {
 	defer func() { err = errors.Join(err, l.Close()) }()
 	if err := unix.Flock(int(l.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == unix.EWOULDBLOCK {
 		c.note("waiting for another lab that fills %s", c.dir)
-		err = unix.Flock(int(l.Fd()), unix.LOCK_EX)
+		for ; err == unix.EWOULDBLOCK; err = unix.Flock(int(l.Fd()), unix.LOCK_EX|unix.LOCK_NB) {
+			select {
+			case <-ctx.Done(): // who waits in flock(2) would hear of no signal
+				return ctx.Err()
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
 		if err != nil {
 			return fmt.Errorf("lab cache: lock: %w", err)
 		}
@@ -119,12 +127,21 @@ func (c *Cache) locked(f func(tmp string) error) (err error) {
 // one (linux-image-amd64) stands for that dependency.
 //
 // Without apt's lists or the network, the package that name stood for last time
-// is taken if it is still whole.
+// is taken if it is still whole. Root has the lists brought up to date before that.
 func (c *Cache) Fetch(ctx context.Context, name string) (p Package, err error) {
-	err = c.locked(func(tmp string) error {
+	err = c.locked(ctx, func(tmp string) error {
+		old, oldErr := c.recorded(name)
+		if oldErr != nil && !errors.Is(oldErr, fs.ErrNotExist) {
+			return fmt.Errorf("lab cache: %w; delete the file", oldErr) // not "unavailable": the cache is this machine's, and broken
+		}
 		p, err = c.ask(ctx, tmp, name)
+		if err != nil && oldErr != nil && c.update(ctx) {
+			p, err = c.ask(ctx, tmp, name)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		if err != nil {
-			old, oldErr := c.recorded(name)
 			if oldErr != nil {
 				return unavailable{fmt.Errorf("package %s is not in the cache and apt does not know it: %w; run apt-get update as root, with the network, on Debian 12", name, err)}
 			}
@@ -138,7 +155,18 @@ func (c *Cache) Fetch(ctx context.Context, name string) (p Package, err error) {
 		if !errors.Is(bad, fs.ErrNotExist) {
 			c.note("%v; downloading again", bad)
 		}
-		if err := c.download(ctx, tmp, p); err != nil {
+		err := c.download(ctx, tmp, p)
+		if err != nil && ctx.Err() == nil && oldErr == nil && old.File != p.File && c.verify(old) == nil {
+			c.note("%v; using %s from the cache", err, old.File)
+			p = old
+			return nil
+		}
+		if errors.Is(err, ErrUnavailable) && ctx.Err() == nil && c.update(ctx) { // the mirror no longer has what old lists name
+			if p, err = c.ask(ctx, tmp, name); err == nil {
+				err = c.download(ctx, tmp, p)
+			}
+		}
+		if err != nil {
 			if !errors.Is(bad, fs.ErrNotExist) {
 				// Not "unavailable": the cache is this machine's, and broken.
 				err = fmt.Errorf("%w; and %v", bad, err)
@@ -148,6 +176,20 @@ func (c *Cache) Fetch(ctx context.Context, name string) (p Package, err error) {
 		return c.record(tmp, name, p)
 	})
 	return p, err
+}
+
+// update has root's apt read the mirror's lists anew, once for each Cache, and reports whether it did.
+func (c *Cache) update(ctx context.Context) bool {
+	if c.updated || os.Geteuid() != 0 {
+		return false
+	}
+	c.updated = true
+	c.note("apt-get update")
+	if _, err := aptOutput(installer(ctx, "apt-get", append([]string{"update", "-q"}, impatient...)...), "/"); err != nil {
+		c.note("%v", err)
+		return false
+	}
+	return true
 }
 
 // Path returns where a fetched package is.
@@ -212,10 +254,10 @@ func (c *Cache) recorded(name string) (Package, error) {
 		return p, err
 	}
 	if err := json.Unmarshal(b, &p); err != nil {
-		return p, err
+		return p, fmt.Errorf("%s is corrupt: %w", filepath.Join(c.dir, "packages", name+".json"), err)
 	}
 	if filepath.Base(p.File) != p.File || p.File == "" {
-		return p, fmt.Errorf("%s.json names the file %q", name, p.File)
+		return p, fmt.Errorf("%s is corrupt: it names the file %q", filepath.Join(c.dir, "packages", name+".json"), p.File)
 	}
 	return p, nil
 }

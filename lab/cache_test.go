@@ -101,6 +101,56 @@ func TestFetch(t *testing.T) {
 	}
 }
 
+// Lists that are empty or older than the mirror are read anew, by root, once.
+func TestFetchUpdatesLists(t *testing.T) {
+	testenv.Need(t, testenv.Root)
+	for _, when := range []string{"no lists", "old lists"} {
+		dir := t.TempDir()
+		c, notes := openCache(t, t.TempDir())
+		fakeApt(t, "good", true, true)
+		real := strings.SplitN(os.Getenv("PATH"), ":", 2)[0]
+		knows := "false"
+		if when == "old lists" {
+			knows = `case "$*" in *--print-uris*) true;; *) false;; esac`
+		}
+		script := "#!/bin/sh\nif [ \"$1\" = update ]; then : >" + dir + "/updated; exit; fi\n" +
+			"if [ -e " + dir + "/updated ] || " + knows + "; then exec " + real + "/apt-get \"$@\"; fi\necho 'E: 404 Not Found' >&2\nexit 100\n"
+		if err := os.WriteFile(filepath.Join(dir, "apt-get"), []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+		p, err := c.Fetch(t.Context(), "x")
+		if err != nil || strings.Count(notes.String(), "apt-get update") != 1 {
+			t.Errorf("%s: Fetch = %+v, %v; %q", when, p, err, notes)
+		}
+	}
+}
+
+// Lists that know a newer package than the cache are no reason to need the network.
+func TestFetchUsesTheOldOffline(t *testing.T) {
+	c, notes := openCache(t, t.TempDir())
+	old := Package{Name: "x", File: "x_1_amd64.deb", SHA256: fmt.Sprintf("%x", sha256.Sum256([]byte("old"))), Version: "1"}
+	if err := os.WriteFile(c.Path(old), []byte("old"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.record(t.TempDir(), "x", old); err != nil {
+		t.Fatal(err)
+	}
+	fakeApt(t, "good", true, false)
+	if p, err := c.Fetch(t.Context(), "x"); err != nil || p != old || !strings.Contains(notes.String(), "using x_1_amd64.deb from the cache") {
+		t.Errorf("Fetch = %+v, %v; %q", p, err, notes)
+	}
+	// A record that nobody can read is a broken cache, and no missing network.
+	for _, bad := range []string{"{", `{"File":"../x"}`} {
+		if err := os.WriteFile(filepath.Join(c.dir, "packages", "x.json"), []byte(bad), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Fetch(t.Context(), "x"); err == nil || errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "is corrupt") {
+			t.Errorf("record %s: %v", bad, err)
+		}
+	}
+}
+
 // A mirror that serves something else than the lists promise must not get into the cache.
 func TestFetchRefusesWrongHash(t *testing.T) {
 	c, _ := openCache(t, t.TempDir())
@@ -138,6 +188,21 @@ func TestCacheSweeps(t *testing.T) {
 	}
 }
 
+// Who waits for the lock hears of the end.
+func TestCacheLockWaitEnds(t *testing.T) {
+	dir := t.TempDir()
+	a, _ := openCache(t, dir)
+	b, _ := openCache(t, dir)
+	ctx, cancel := context.WithCancel(t.Context())
+	err := a.locked(t.Context(), func(string) error {
+		cancel()
+		return b.locked(ctx, func(string) error { return nil })
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("the wait ended with %v", err)
+	}
+}
+
 // Two labs that start together must not fill the cache twice at once.
 func TestCacheLock(t *testing.T) {
 	dir := t.TempDir()
@@ -146,10 +211,10 @@ func TestCacheLock(t *testing.T) {
 	inside, second := make(chan bool), make(chan error, 1)
 	first := make(chan error, 1)
 	go func() {
-		first <- a.locked(func(string) error { inside <- true; <-inside; return nil })
+		first <- a.locked(t.Context(), func(string) error { inside <- true; <-inside; return nil })
 	}()
 	<-inside
-	go func() { second <- b.locked(func(string) error { return nil }) }()
+	go func() { second <- b.locked(t.Context(), func(string) error { return nil }) }()
 	select {
 	case err := <-second:
 		t.Fatalf("two hold the lock (%v)", err)

@@ -76,14 +76,14 @@ const sumsName = "sums.json"
 // differ in kind.
 func (c *Cache) unpack(ctx context.Context, p Package, kind string, want func(string) bool) (dir string, sums map[string]string, err error) {
 	dir = filepath.Join(c.dir, "unpacked", p.SHA256+"-"+kind)
-	if sums, err := readSums(dir); err == nil {
+	if sums, err := readSums(dir); err == nil && len(sums) > 0 {
 		bad := verifySums(dir, sums)
 		if bad == nil {
 			return dir, sums, nil
 		}
 		c.note("%v; unpacking again", bad)
 	}
-	err = c.locked(func(tmp string) error {
+	err = c.locked(ctx, func(tmp string) error {
 		// Unpacked, the kept part is smaller than the package.
 		if err := needSpace(tmp, 2*p.Size); err != nil {
 			return err

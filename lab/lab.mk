@@ -17,7 +17,7 @@ LABFLAGS ?=
 # Emulated VT-x is an order of magnitude slower than emulated SVM: these.
 LAB_CORE ?= ./lab ./internal/testenv ./internal/kvm ./vcpu ./vmm
 LAB_PACKAGES ?= $(if $(filter vmx%,$(BACKEND)),$(wildcard $(LAB_CORE)),./...)
-LAB_JSON := build/lane-lab$(if $(filter svm,$(BACKEND)),,-$(BACKEND)).json
+LAB_JSON = build/lane-lab$(if $(filter svm,$(BACKEND)),,-$(BACKEND)).json
 
 # What CI runs (docs/lab.md, "What CI runs"). Each machine may take so many seconds, whatever it does.
 LAB_SECONDS     ?= 900
@@ -25,36 +25,29 @@ LAB_VMX_SECONDS ?= 1200
 LAB_TEAR        := -only './patch/running=$(TEAR)'
 LAB_TABLES      := -only './cmd/cloister=TestEveryCauseIsCounted|TestEveryFaultIsReported'
 
-.PHONY: lab lab-tear lab-ci lab-vmx-ci lab-shell lab-vmx lab-scenarios build/lab
+.PHONY: lab lab-tear lab-ci lab-ci-svm lab-ci-svm-parallel lab-vmx-ci lab-shell lab-vmx lab-scenarios build/lab
 
 lab: build/lab ## run the tests in an emulated machine with hardware-style KVM (BACKEND=svm|vmx, RUN=regexp)
 	@exec build/lab -machine $(BACKEND) -json $(LAB_JSON) -out build/lab-out/$(BACKEND) -timeout 60m $(if $(RUN),-v -run '$(RUN)',-short) $(if $(filter vmx%,$(BACKEND)),-short) $(LABFLAGS) $(LAB_PACKAGES)
 
-# lab_run MACHINE SECONDS ARGUMENTS…: one machine of CI. What this machine cannot have (status 4) is "not run" in the
-# table, and a failure where CI_LAB says that it must be there. --foreground: an outer time limit that
-# ends this one must reach the lab.
-define lab_run
-lab_run() { \
-  local machine=$$1 seconds=$$2 status=0; shift 2; \
-  timeout --foreground --kill-after=60 "$$seconds" build/lab -machine "$$machine" -json "build/lane-lab-$$machine.json" \
-    -out "build/lab-out/$$machine" -short "$$@" || status=$$?; \
-  if [ $$status = 4 ] && [ -z "$$CI_LAB" ]; then echo "lab: $$machine was not run; CI_LAB=1 makes that a failure" >&2; return 0; fi; \
-  if [ $$status = 124 ]; then echo "lab: $$machine: not done after $$seconds s" >&2; fi; \
-  return $$status; }
-endef
+# One machine of CI: $(call lab_one,MACHINE,SECONDS). What this machine cannot have is "not run" in the table, and a failure where CI_LAB says that it
+# must be there. Each recipe is one command, which make execs: the lab then dies with make.
+lab_one = exec build/lab -machine $(1) -json build/lane-lab-$(1).json -out build/lab-out/$(1) -short -within $(2)s $(if $(CI_LAB),,-optional)
 
-# One machine after the other: two emulators would share the CPUs and both be late.
-lab-ci: build/lab ## what CI runs on emulated SVM, in at most LAB_SECONDS for each of its machines
-	@$(lab_run); bad=0; \
-	lab_run svm $(LAB_SECONDS) $(LAB_TABLES) $(LAB_TEAR) ./lab ./internal/testenv ./internal/kvm ./guest/mem ./patch/running ./cmd/cloister || bad=1; \
-	lab_run svm-parallel $(LAB_SECONDS) ./vcpu ./vmm || bad=1; \
-	exit $$bad
+# One machine after the other: two emulators would share the CPUs and both be late. `make -k lab-ci` runs the second though the first has failed.
+lab-ci: lab-ci-svm lab-ci-svm-parallel ## what CI runs on emulated SVM, in at most LAB_SECONDS for each of its machines
+
+lab-ci-svm: build/lab
+	@$(call lab_one,svm,$(LAB_SECONDS)) $(LAB_TABLES) $(LAB_TEAR) ./lab ./internal/testenv ./internal/kvm ./guest/mem ./patch/running ./cmd/cloister
+
+lab-ci-svm-parallel: build/lab
+	@$(call lab_one,svm-parallel,$(LAB_SECONDS)) ./vcpu ./vmm
 
 lab-vmx-ci: build/lab ## what CI runs on emulated VT-x, in at most LAB_VMX_SECONDS
-	@$(lab_run); lab_run vmx $(LAB_VMX_SECONDS) -skip TestMillionKicks $(LAB_TABLES) $(LAB_TEAR) ./lab ./internal/testenv ./internal/kvm ./guest/mem ./vcpu ./vmm ./patch/running ./cmd/cloister
+	@$(call lab_one,vmx,$(LAB_VMX_SECONDS)) -skip TestMillionKicks $(LAB_TABLES) $(LAB_TEAR) ./lab ./internal/testenv ./internal/kvm ./guest/mem ./vcpu ./vmm ./patch/running ./cmd/cloister
 
-lab-vmx: ## the same on emulated VT-x, the core set (RUN=regexp)
-	@exec $(MAKE) lab BACKEND=vmx
+lab-vmx: BACKEND = vmx
+lab-vmx: lab ## the same on emulated VT-x, the core set (RUN=regexp)
 
 lab-tear: build/lab ## make tear in an emulated machine (BACKEND=svm|svm-parallel: 20,000 patches; vmx: 1000)
 	@exec build/lab -machine $(BACKEND) -timeout 60m -json $(LAB_JSON) -out build/lab-out/$(BACKEND) -v -run '$(TEAR)' $(LABFLAGS) ./patch/running
@@ -62,10 +55,10 @@ lab-tear: build/lab ## make tear in an emulated machine (BACKEND=svm|svm-paralle
 lab-shell: build/lab ## a shell in an emulated machine (leave with exit; Ctrl-a c is QEMU's monitor)
 	@exec build/lab -machine $(BACKEND) -shell $(LABFLAGS)
 
-lab-scenarios: build/lab ## the scripts of lab/testdata on each emulated SVM machine
-	@bad=0; for m in svm svm-shadow svm-plain; do \
-	  build/lab -machine $$m -json build/lane-lab-$$m-scenarios.json -out build/lab-out/$$m -v -run TestScenarios $(LABFLAGS) ./lab || bad=1; \
-	done; exit $$bad
+lab-scenarios: lab-scenarios-svm lab-scenarios-svm-shadow lab-scenarios-svm-plain ## the scripts of lab/testdata on each emulated SVM machine
+
+lab-scenarios-%: build/lab
+	@exec build/lab -machine $* -json build/lane-lab-$*-scenarios.json -out build/lab-out/$* -v -run TestScenarios $(LABFLAGS) ./lab
 
 build/lab:
 	@mkdir -p build

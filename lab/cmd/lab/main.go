@@ -3,8 +3,8 @@
 //	lab [flags] [packages]
 //
 // Exit status: 0 all passed, 1 a test failed, 2 the lab failed, 3 the machine
-// panicked or hung, 4 this machine cannot have the emulator or a package; after
-// -shell, the shell's. docs/lab.md tells the rest.
+// panicked or hung, 4 this machine cannot have the emulator or a package (with
+// -optional, 0); after -shell, the shell's. docs/lab.md tells the rest.
 package main
 
 import (
@@ -17,6 +17,7 @@ import (
 	"path"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
@@ -35,6 +36,7 @@ func run() int {
 	for _, m := range lab.Machines() {
 		names = append(names, m.Name)
 	}
+	parent := os.Getppid()
 	f := flag.NewFlagSet("lab", flag.ExitOnError)
 	name := f.String("machine", "svm", "machine: "+strings.Join(names, ", "))
 	f.StringVar(&o.Run, "run", "", "run only tests that match `regexp`")
@@ -61,6 +63,8 @@ func run() int {
 		o.Carry = append(o.Carry, s)
 		return nil
 	})
+	within := f.Duration("within", 0, "end, with status 2, what is not done after this `time` (default: no limit)")
+	optional := f.Bool("optional", false, "where this machine cannot have the emulator or a package, say so and end with status 0")
 	f.BoolVar(&o.Shell, "shell", false, "open a shell on the console after the tests (svm machines)")
 	f.IntVar(&o.Retries, "retries", 2, "boot again up to `n` times if the emulator itself hangs")
 	f.StringVar(&o.GDB, "gdb", "", "hold the machine at its first instruction for gdb on `host:port` (svm machines)")
@@ -96,8 +100,19 @@ func run() int {
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGTERM), 0, 0, 0); err != nil {
 		return fail(fmt.Errorf("prctl: %w", err))
 	}
+	if os.Getppid() != parent {
+		return fail(errors.New("whoever started this has ended"))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
+	if *within > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, *within, fmt.Errorf("%s: not done after %v", o.Machine.Name, *within))
+		defer cancel()
+		// What does not end by its context does not outlive the limit either: the emulator dies with this process.
+		last := time.AfterFunc(*within+time.Minute, func() { os.Exit(fail(context.Cause(ctx))) })
+		defer last.Stop()
+	}
 	if o.Shell {
 		// A killed QEMU leaves the terminal raw.
 		if old, err := term.GetState(int(os.Stdin.Fd())); err == nil {
@@ -122,7 +137,13 @@ func run() int {
 		return 3
 	case errors.Is(err, lab.ErrUnavailable):
 		fail(err)
+		if *optional {
+			fmt.Fprintf(os.Stderr, "lab: %s was not run\n", o.Machine.Name)
+			return 0
+		}
 		return 4
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return fail(context.Cause(ctx))
 	case err != nil:
 		return fail(err)
 	}
