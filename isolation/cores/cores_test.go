@@ -79,9 +79,8 @@ func TestCheck(t *testing.T) {
 		{"0-3", "0-3", []int{0, 1}, 9, "does not exist: this machine has 0-3"},
 		{"0-3", "0-1", []int{0, 1}, 3, "offline"},
 		{"0", "0", []int{0}, 0, "the only one"},
-		{"0-8000", "0-8000", []int{0}, 7999, "outside this process's cpuset"}, // no machine of ours has it
 	} {
-		err := host(t, c.present, c.online).Check(c.cpu, c.allowed)
+		err := host(t, c.present, c.online).check(c.cpu, c.allowed)
 		switch {
 		case c.want == "" && err != nil, c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
 			t.Errorf("CPU %d of %s online %s allowed %v: %v, want %q", c.cpu, c.present, c.online, c.allowed, err, c.want)
@@ -89,8 +88,64 @@ func TestCheck(t *testing.T) {
 			t.Errorf("more than a line: %q", err)
 		}
 	}
-	if err := (Host{Root: t.TempDir()}).Check(0, []int{0, 1}); err == nil {
+	if err := (Host{Root: t.TempDir()}).check(0, []int{0, 1}); err == nil {
 		t.Error("no sysfs, and no error")
+	}
+}
+
+// Nobody steps onto a core that somebody else has leased: to try whether a thread may go there comes after the lease, which
+// is given back if it may not.
+func TestTakeTriesAfterTheLease(t *testing.T) {
+	const cpu = 4093 // no machine of ours has it
+	h, dir := host(t, "0-4094", "0-4094"), t.TempDir()
+	tried, leased := 0, false
+	usable = func(cpu int) bool {
+		_, err := os.Stat(filepath.Join(dir, "cpu-4093.lease"))
+		tried, leased = tried+1, err == nil
+		return pinned(cpu)
+	}
+	defer func() { usable = pinned }()
+	first, err := Take(dir, cpu, "VM a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.Take(dir, cpu, "VM b", []int{0, 1}); err == nil || !strings.Contains(err.Error(), "in use by VM a") || tried != 0 {
+		t.Errorf("a leased core: %v, tried %d times", err, tried)
+	}
+	if err := first.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.Take(dir, cpu, "VM b", []int{0, 1}); err == nil || !strings.Contains(err.Error(), "outside this process's cpuset: choose one of 0-1") || strings.Contains(err.Error(), "\n") || tried != 1 || !leased {
+		t.Errorf("a free one, outside the cpuset: %v, tried %d times, leased then: %v", err, tried, leased)
+	}
+	// The lease of the one that could not be used was given back. One that the process is on anyway is not tried.
+	l, err := h.Take(dir, cpu, "VM c", []int{0, cpu})
+	if err != nil || tried != 1 {
+		t.Fatalf("%v, tried %d times", err, tried)
+	}
+	if err := l.Release(); err != nil {
+		t.Error(err)
+	}
+	if _, err := h.Take(dir, 4095, "VM c", []int{0}); err == nil || !strings.Contains(err.Error(), "does not exist") || tried != 1 {
+		t.Errorf("one that is not there: %v, tried %d times", err, tried)
+	}
+}
+
+// Who leases what is asked of the machine, for the CPUs on line.
+func TestLeased(t *testing.T) {
+	lock, err := claimName(4092) // as another process does
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := host(t, "4090-4094", "4091-4094").Leased()
+	if err != nil || !slices.Equal(list, []int{4092}) {
+		t.Errorf("leased: %v (%v)", list, err)
+	}
+	if err := unix.Close(lock); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := host(t, "4090-4094", "4091-4094").Leased(); err != nil || len(list) > 0 {
+		t.Errorf("released: %v (%v)", list, err)
 	}
 }
 

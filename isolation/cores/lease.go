@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -49,6 +50,33 @@ func Take(dir string, cpu int, owner string) (*Lease, error) {
 	}
 	ours.Store(cpu, nil)
 	return &Lease{cpu, f, lock}, nil
+}
+
+// Take leases cpu for one thread of this process; allowed is where the process may run. isolcpus= takes the isolated CPUs from
+// that, so one that is not in it is tried: a thread goes there for a moment. That comes after the lease, or it would break into
+// the core of somebody who has it. The error names what is wrong and what to choose instead.
+func (h Host) Take(dir string, cpu int, owner string, allowed []int) (*Lease, error) {
+	if err := h.check(cpu, allowed); err != nil {
+		return nil, err
+	}
+	l, err := Take(dir, cpu, owner)
+	if err == nil && !slices.Contains(allowed, cpu) && !usable(cpu) {
+		err = fmt.Errorf("CPU %d is outside this process's cpuset: choose one of %s, or start from another cgroup", cpu, Format(allowed))
+		return nil, errors.Join(err, l.Release())
+	}
+	return l, err
+}
+
+// Leased lists the CPUs on line that other processes lease.
+func (h Host) Leased() (list []int, err error) {
+	online, err := h.list("online")
+	for _, c := range online {
+		used, e := InUse(c)
+		if err = errors.Join(err, e); used {
+			list = append(list, c)
+		}
+	}
+	return list, err
 }
 
 // heldError is the owner of a file that somebody else has locked, as the file says.

@@ -66,10 +66,8 @@ func (h Host) list(name string) ([]int, error) {
 	return ParseList(string(b))
 }
 
-// Check says whether cpu can be dedicated to one thread; allowed is where this process runs, from which
-// isolcpus= takes the isolated CPUs, so one that is not in it is tried. The error names what is wrong and
-// what to choose instead.
-func (h Host) Check(cpu int, allowed []int) error {
+// check says whether cpu can be dedicated to one thread, as far as that can be told without going there.
+func (h Host) check(cpu int, allowed []int) error {
 	present, err := h.list("present")
 	if err != nil {
 		return err
@@ -83,8 +81,6 @@ func (h Host) Check(cpu int, allowed []int) error {
 		return fmt.Errorf("CPU %d does not exist: this machine has %s", cpu, Format(present))
 	case !slices.Contains(online, cpu):
 		return fmt.Errorf("CPU %d is offline: echo 1 >/sys/devices/system/cpu/cpu%d/online, or choose one of %s", cpu, cpu, Format(online))
-	case !slices.Contains(allowed, cpu) && !usable(cpu):
-		return fmt.Errorf("CPU %d is outside this process's cpuset: choose one of %s, or start from another cgroup", cpu, Format(allowed))
 	case len(Without(allowed, cpu)) == 0:
 		return fmt.Errorf("CPU %d is the only one: a dedicated core needs a second one for the rest of the system", cpu)
 	}

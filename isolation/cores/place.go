@@ -19,8 +19,9 @@ type Placed struct {
 // Place ranks the CPUs that may be dedicated, the best first: one of prepared, one that was isolated at boot, a whole core
 // whose siblings are idle or off line, not CPU 0, on the NUMA node with the most free memory, with a last-level cache of few.
 // allowed is where this process may run; prepared are CPUs that were made quiet for it, which have been taken from
-// everybody's. It only reads.
-func (h Host) Place(allowed, prepared []int) ([]Placed, error) {
+// everybody's; used are those that somebody else has (Leased, or a journal of the host's), beside which only a core that
+// was prepared comes before others. It only reads.
+func (h Host) Place(allowed, prepared, used []int) ([]Placed, error) {
 	online, err := h.list("online")
 	if err != nil {
 		return nil, err
@@ -70,6 +71,8 @@ func (h Host) Place(allowed, prepared []int) ([]Placed, error) {
 		switch {
 		case len(siblings) == 0:
 			say(0, "a whole core")
+		case len(Common(siblings, used)) > 0: // the two would slow each other down: no other merit makes up for that
+			say(800, "shares its core with CPU "+Format(Common(siblings, used))+", which is in use")
 		case slices.Contains(siblings, 0):
 			say(120, "shares its core with CPU 0")
 		case len(Common(siblings, isolated)) == len(siblings):

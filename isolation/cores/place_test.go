@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -65,7 +66,7 @@ func TestPlace(t *testing.T) {
 		"made quiet":       {4, map[string]string{"cpu/isolated": "2", "cpu/nohz_full": "2"}, []int{0, 3}, 1, "made quiet by cloister host apply, a whole core", []int{1}},
 		"made quiet, gone": {4, map[string]string{"cpu/online": "0,2-3"}, []int{0, 2, 3}, 3, "a whole core", []int{1}},
 	} {
-		got, err := machine(t, c.n, c.files).Place(c.allowed, c.ready)
+		got, err := machine(t, c.n, c.files).Place(c.allowed, c.ready, nil)
 		if err != nil || got[0].CPU != c.cpu || !strings.Contains(got[0].Why, c.why) {
 			t.Errorf("%s: %+v (%v), want CPU %d for %q", name, got, err, c.cpu, c.why)
 			continue
@@ -78,8 +79,42 @@ func TestPlace(t *testing.T) {
 		n       int
 		allowed []int
 	}{{1, []int{0}}, {4, []int{9}}} {
-		if got, err := machine(t, c.n, nil).Place(c.allowed, nil); err == nil || strings.Contains(err.Error(), "\n") {
+		if got, err := machine(t, c.n, nil).Place(c.allowed, nil, nil); err == nil || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%d CPUs, allowed %v: %+v, %v", c.n, c.allowed, got, err)
+		}
+	}
+}
+
+// Two owners do not share a core while there is another one that is not CPU 0: its being isolated, its memory and its caches do not
+// make up for that. Only what was prepared for the caller comes first all the same. The used ones are Take's to refuse.
+func TestPlaceBesideOwners(t *testing.T) {
+	for name, c := range map[string]struct {
+		isolated       string
+		prepared, used []int
+		want           string // the order, without the used ones
+		why            string // said of the last but CPU 0
+	}{
+		"one owner":       {"", nil, []int{7}, "[5 4 3 2 1 6 0]", "shares its core with CPU 7, which is in use"},
+		"two":             {"", nil, []int{5, 7}, "[3 2 1 6 4 0]", "shares its core with CPU 5, which is in use"},
+		"isolated beside": {"6-7", nil, []int{7}, "[5 4 3 2 1 6 0]", "isolated at boot, without a tick, shares its core with CPU 7, which is in use"},
+		"prepared beside": {"", []int{6}, []int{7}, "[6 5 4 3 2 1 0]", "shares its core with CPU 0"},
+		"none":            {"", nil, nil, "[7 6 5 4 3 2 1 0]", "shares its core with CPU 0"},
+	} {
+		files := map[string]string{"cpu/isolated": c.isolated, "cpu/nohz_full": c.isolated}
+		for n := range 8 {
+			files[fmt.Sprintf("cpu/cpu%d/topology/thread_siblings_list", n)] = fmt.Sprintf("%d-%d", n&^1, n|1)
+		}
+		list, err := machine(t, 8, files).Place([]int{0, 1, 2, 3, 4, 5, 6, 7}, c.prepared, c.used)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = slices.DeleteFunc(list, func(p Placed) bool { return slices.Contains(c.used, p.CPU) })
+		var order []int
+		for _, p := range list {
+			order = append(order, p.CPU)
+		}
+		if last := list[len(list)-2]; fmt.Sprint(order) != c.want || !strings.Contains(last.Why, c.why) {
+			t.Errorf("%s: %v (%d: %s), want %s, %q", name, order, last.CPU, last.Why, c.want, c.why)
 		}
 	}
 }

@@ -20,8 +20,10 @@ func Allowed() ([]int, error) {
 	return members(&set), nil
 }
 
-// usable tries whether a thread of this process may be put on cpu.
-func usable(cpu int) bool {
+// usable tries whether a thread of this process may be put on cpu. Tests look when it is asked.
+var usable = pinned
+
+func pinned(cpu int) bool {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	var old, set unix.CPUSet

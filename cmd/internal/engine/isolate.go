@@ -77,12 +77,9 @@ func (e *engine) takeCore(dir string, allowed []int) (err error) {
 		if len(e.keep) == 1 && len(e.leases) > 0 {
 			return fmt.Errorf("--place: CPU %d is the last one left: leave one to the rest of the program and of the system", cpu)
 		}
-		if err := (cores.Host{Root: "/"}).Check(cpu, where); err != nil {
-			return err
-		}
 		l := e.lease // of --cpu auto
 		if e.lease = nil; l == nil || cpu != o.cpu {
-			if l, err = cores.Take(dir, cpu, fmt.Sprintf("VM %s (process %d)", o.name, os.Getpid())); err != nil {
+			if l, err = (cores.Host{Root: "/"}).Take(dir, cpu, fmt.Sprintf("VM %s (process %d)", o.name, os.Getpid()), where); err != nil {
 				return err
 			}
 		}
@@ -102,9 +99,9 @@ func (e *engine) place(dir string, allowed []int) error {
 		session.Failf("--cpu auto: which cores host apply has made quiet is not known: %v", err)
 	}
 	if e.o.isolate { // which makes one quiet itself, and only one that nobody has made
-		mine, allowed = nil, slices.DeleteFunc(slices.Clone(allowed), func(c int) bool { return slices.Contains(all, c) })
+		mine = nil
 	}
-	list, err := (cores.Host{Root: "/"}).Place(allowed, mine)
+	list, err := rank(cores.Host{Root: "/"}, allowed, mine, all, e.o.isolate)
 	if err != nil {
 		return fmt.Errorf("--cpu auto: %w", err)
 	}
@@ -113,10 +110,8 @@ func (e *engine) place(dir string, allowed []int) error {
 		if slices.Contains(mine, p.CPU) {
 			where = append([]int{p.CPU}, where...) // this process was moved off it, and may go back
 		}
-		if err = (cores.Host{Root: "/"}).Check(p.CPU, where); err != nil {
-			continue // the error of the last one is given, if there is no other
-		}
-		if e.lease, err = cores.Take(dir, p.CPU, fmt.Sprintf("VM %s (process %d)", e.o.name, os.Getpid())); err == nil {
+		// The error of the last one is given, if there is no other.
+		if e.lease, err = (cores.Host{Root: "/"}).Take(dir, p.CPU, fmt.Sprintf("VM %s (process %d)", e.o.name, os.Getpid()), where); err == nil {
 			e.o.cpu = p.CPU
 			e.o.place = append([]rule{{order: 0, cpu: p.CPU}}, e.o.place...) // as with --cpu N
 			if !e.o.quiet {
@@ -126,6 +121,29 @@ func (e *engine) place(dir string, allowed []int) error {
 		}
 	}
 	return fmt.Errorf("--cpu auto: no CPU is free: %w", err)
+}
+
+// rank gives the CPUs for --cpu auto, the best first. With fresh only those that nobody has made quiet (all are made so, mine by
+// this user): one that was isolated at boot is offered although this process may not run on it, so it is left out here.
+func rank(h cores.Host, allowed, mine, all []int, fresh bool) ([]cores.Placed, error) {
+	used, err := h.Leased()
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range all {
+		if !slices.Contains(mine, c) {
+			used = append(used, c)
+		}
+	}
+	list, err := h.Place(allowed, mine, used)
+	if err != nil || !fresh {
+		return list, err
+	}
+	list = slices.DeleteFunc(list, func(p cores.Placed) bool { return slices.Contains(all, p.CPU) })
+	if len(list) == 0 {
+		return nil, fmt.Errorf("no CPU can be made quiet: %s are already (cloister ps, cloister host restore)", cores.Format(all))
+	}
+	return list, nil
 }
 
 // preparedCores asks the monitor's program, which can read the journal, for the CPUs that this user has made quiet, and

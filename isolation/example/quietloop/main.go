@@ -109,18 +109,18 @@ func take(dir string, want int, allowed []int) (*cores.Lease, int, error) {
 	h := cores.Host{Root: "/"}
 	list := []cores.Placed{{CPU: want}}
 	if want < 0 {
-		var err error
-		if list, err = h.Place(allowed, nil); err != nil {
+		used, err := h.Leased()
+		if err != nil {
+			return nil, -1, err
+		}
+		if list, err = h.Place(allowed, nil, used); err != nil {
 			return nil, -1, err
 		}
 	}
 	var why error
 	for _, p := range list {
-		if why = h.Check(p.CPU, allowed); why != nil {
-			continue
-		}
 		var l *cores.Lease
-		if l, why = cores.Take(dir, p.CPU, fmt.Sprintf("quietloop (process %d)", os.Getpid())); why == nil {
+		if l, why = h.Take(dir, p.CPU, fmt.Sprintf("quietloop (process %d)", os.Getpid()), allowed); why == nil {
 			return l, p.CPU, nil
 		}
 	}
