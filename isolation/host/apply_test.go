@@ -296,7 +296,8 @@ func TestRefused(t *testing.T) {
 
 // Bad input: one clear line, nothing changed, no journal left.
 func TestBadInput(t *testing.T) {
-	mine := map[string]string{"sys/fs/cgroup/rt/cpuset.cpus": "3", "sys/fs/cgroup/rt/cpuset.cpus.partition": "root"}
+	const rt = "sys/fs/cgroup/rt/"
+	mine := map[string]string{rt + "cpuset.cpus": "3", rt + "cpuset.cpus.partition": "root"}
 	for _, c := range []struct {
 		name    string
 		overlay map[string]string
@@ -309,6 +310,8 @@ func TestBadInput(t *testing.T) {
 		{"offline", map[string]string{cpuDir + "/online": "0-2"}, []int{3}, nil, "CPU 3 is offline"},
 		{"all", nil, []int{0, 1, 2, 3}, nil, "leave at least one"},
 		{"a partition", mine, []int{3}, nil, "belong to the cpuset /sys/fs/cgroup/rt"},
+		{"a remote partition", map[string]string{rt + "cpuset.cpus": "", rt + "cpuset.cpus.exclusive": "3", rt + "cpuset.cpus.partition": "isolated"}, []int{3}, nil, "CPUs 3 belong to the cpuset /sys/fs/cgroup/rt"},
+		{"a valid partition", map[string]string{rt + "cpuset.cpus": "", rt + "cpuset.cpus.effective": "2-3", rt + "cpuset.cpus.partition": "root"}, []int{3}, nil, "CPUs 2-3 belong to the cpuset /sys/fs/cgroup/rt"},
 		{"an exclusive cpuset", with(v1, map[string]string{"sys/fs/cgroup/cpuset/rt/cpuset.cpus": "3", "sys/fs/cgroup/cpuset/rt/cpuset.cpu_exclusive": "1"}), []int{3}, nil, "belong to the cpuset /sys/fs/cgroup/cpuset/rt"},
 		{"read-only", none, []int{3}, func(s *sim) { s.readOnly = []string{"proc/", "sys/"} }, "nothing was changed"},
 		{"no boot id", map[string]string{"-" + bootID: ""}, []int{3}, nil, "boot_id"},

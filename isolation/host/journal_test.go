@@ -2,12 +2,15 @@ package host
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // journalOf gives the bytes of a journal with two owners in it.
@@ -82,20 +85,65 @@ func sealed(before []byte, text string) []byte {
 	return fmt.Appendf([]byte(text), "\t%08x\n", crc32.Update(sum, castagnoli, []byte(text)))
 }
 
-// A reboot undoes everything by itself: the journal is void, and the next owner begins a new one.
+// A reboot undoes everything by itself: the journal is void, damaged or not, and the next owner begins a new one. (A host whose
+// power went is where a journal that outlives the boot has a spoilt end.)
 func TestReboot(t *testing.T) {
-	s, a, _ := journalOf(t)
+	s, a, good := journalOf(t)
 	if err := s.Live.Write(bootID, "99999999-2222-3333-4444-555555555555"); err != nil {
 		t.Fatal(err)
 	}
-	before := snapshot(t, s.Root)
-	if res := mustRestore(t, a); res != nil {
-		t.Errorf("restored %v of another boot", res)
+	for name, text := range map[string][]byte{
+		"whole":          good,
+		"a spoilt end":   append(bytes.Clone(good), make([]byte, 100)...),
+		"a bit":          bytes.Replace(good, []byte("stat_interval"), []byte("stat_intervaX"), 1),
+		"a spoilt start": append(bytes.Clone(good[:bytes.IndexByte(good, '\n')+1]), "hello\n"...),
+	} {
+		if err := os.WriteFile(filepath.Join(a.Dir, journalFile), text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		before := snapshot(t, s.Root)
+		if res := mustRestore(t, a); res != nil {
+			t.Errorf("%s: restored %v of another boot", name, res)
+		}
+		same(t, name, before, snapshot(t, s.Root))
+		mustApply(t, a, Request{CPUs: []int{1}})
+		if claims, err := a.Claims(); err != nil || len(claims) != 1 {
+			t.Errorf("%s: %v (%v)", name, claims, err)
+		}
+		mustRestore(t, a)
 	}
-	same(t, "after a reboot", before, snapshot(t, s.Root))
-	mustApply(t, a, Request{CPUs: []int{1}})
-	if claims, err := a.Claims(); err != nil || len(claims) != 1 {
-		t.Errorf("%v (%v)", claims, err)
+	// Where the boot is not known nothing damaged is void, nor where the first line, which names it, is damaged.
+	spoilt := bytes.Replace(good, []byte("stat_interval"), []byte("stat_intervaX"), 1)
+	for name, c := range map[string]struct{ text, boot string }{
+		"no boot ID":     {string(spoilt), ""},
+		"the first line": {string(bytes.Replace(good, []byte("journal/v1"), []byte("journal/v2"), 1)), "99999999-2222-3333-4444-555555555555"},
+	} {
+		if err := os.WriteFile(filepath.Join(a.Dir, journalFile), []byte(c.text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Live.Write(bootID, c.boot); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.Restore(nil); err == nil || !strings.Contains(err.Error(), "damaged") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Rights are what is lacking only where they are.
+func TestNoJournal(t *testing.T) {
+	for errno, want := range map[unix.Errno]string{unix.EACCES: "needs root", unix.EPERM: "needs root", unix.EROFS: "needs a directory /run/x that", unix.ENOSPC: "needs a directory /run/x that"} {
+		if err := journalError("/run/x", &os.PathError{Op: "mkdir", Path: "/run/x", Err: errno}); !strings.Contains(err.Error(), want) || !errors.Is(err, errno) {
+			t.Errorf("%s: %v, want %q", errno, err, want)
+		}
+	}
+	dir := filepath.Join(memory(t), "file")
+	if err := os.WriteFile(dir, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	a := &Applier{System: unpack(t, "four.txtar", none), Dir: dir}
+	if _, err := a.Apply(Request{CPUs: []int{3}}); err == nil || strings.Contains(err.Error(), "needs root") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("a file in the directory's place: %v", err)
 	}
 }
 

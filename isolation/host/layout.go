@@ -35,9 +35,12 @@ func CPUSets(s System) (l Layout) {
 // Partitions lists the cpusets of others that have cores to themselves, with these cores.
 func (l Layout) Partitions(s System) map[string][]int {
 	out := map[string][]int{}
-	root, file, kind := l.V2, "cpuset.cpus", "cpuset.cpus.partition"
+	// A partition need not name CPUs as its cpuset's: those that are its own, exclusive, do (since Linux 6.7), and one that
+	// is valid has the effective ones whatever gave it them.
+	const effective = "cpuset.cpus.effective"
+	root, kind, files := l.V2, "cpuset.cpus.partition", []string{"cpuset.cpus", "cpuset.cpus.exclusive", effective}
 	if l.V2 == "" {
-		root, kind = l.V1, "cpuset.cpu_exclusive"
+		root, kind, files = l.V1, "cpuset.cpu_exclusive", files[:1]
 	}
 	if root == "" {
 		return out
@@ -54,9 +57,16 @@ func (l Layout) Partitions(s System) map[string][]int {
 			if v == "" {
 				continue // no cgroup
 			}
-			cpus, err := cores.ParseList(Text(s, path.Join(sub, file)))
-			if own := v == "1" || strings.HasPrefix(v, "root") || strings.HasPrefix(v, "isolated"); own && err == nil && len(cpus) > 0 {
-				out[sub] = cpus
+			if v == "1" || strings.HasPrefix(v, "root") || strings.HasPrefix(v, "isolated") {
+				var cpus []int
+				for _, file := range files {
+					if list, err := CPUs(s, path.Join(sub, file)); err == nil && (file != effective || v == "root" || v == "isolated") {
+						cpus = append(cpus, list...)
+					}
+				}
+				if slices.Sort(cpus); len(cpus) > 0 {
+					out[sub] = slices.Compact(cpus)
+				}
 			}
 			walk(sub, depth+1)
 		}

@@ -36,7 +36,7 @@ type store struct {
 func open(s System, dir string, create bool) (*store, error) {
 	if create {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return nil, fmt.Errorf("host journal: %w: host isolation needs root", err)
+			return nil, journalError(dir, err)
 		}
 	}
 	flags := os.O_RDWR | os.O_CREATE
@@ -50,7 +50,7 @@ func open(s System, dir string, create bool) (*store, error) {
 			j := &store{dir: dir, state: state{held: map[string]*held{}}}
 			return j, j.load(s, false)
 		}
-		return nil, fmt.Errorf("host journal: %w: host isolation needs root", err)
+		return nil, journalError(dir, err)
 	}
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", lock.Name(), err), lock.Close())
@@ -60,6 +60,15 @@ func open(s System, dir string, create bool) (*store, error) {
 		return nil, errors.Join(err, lock.Close())
 	}
 	return j, nil
+}
+
+// journalError says why there can be no journal.
+func journalError(dir string, err error) error {
+	remedy := "host isolation needs root"
+	if !errors.Is(err, fs.ErrPermission) {
+		remedy = "host isolation needs a directory " + dir + " that it can write to"
+	}
+	return fmt.Errorf("host journal: %w: %s", err, remedy)
 }
 
 // load replays the file. With write it is made ready to be added to: a torn end is cut off, a void journal removed.
@@ -73,10 +82,11 @@ func (j *store) load(s System, write bool) error {
 		return fmt.Errorf("host journal: %w", err)
 	}
 	st, whole, err := parseJournal(b)
-	if err != nil {
+	now := Text(s, bootID)
+	if err != nil && (st.boot == "" || st.boot == now || now == "") { // else the damage, as all of it, is of another boot
 		return fmt.Errorf("host journal %s: %w: nothing was changed: put back by hand what its lines say was changed, then remove it (after a reboot it is void)", name, err)
 	}
-	if whole == 0 || st.boot != Text(s, bootID) {
+	if whole == 0 || st.boot != now {
 		if !write {
 			return nil
 		}
