@@ -133,7 +133,7 @@ func TestEachFindingAlone(t *testing.T) {
 		{"irq-default", "default_smp_affinity: f", C, map[string]string{"proc/irq/default_smp_affinity": "f"}},
 		{"irq", "8 came, most IRQ 24 (ahci) 8", D, map[string]string{"proc/irq/24/smp_affinity_list": "0-3"}},
 		{"irq-managed", "IRQs 24", D, map[string]string{"proc/irq/24/smp_affinity_list": "0-3", "sys/kernel/debug/irq/irqs/24": "dstate: IRQD_AFFINITY_MANAGED", "proc/cmdline": "nohz_full=3 tsc=reliable isolcpus=3"}},
-		{"nmi", "NMI 5", C, map[string]string{"proc/interrupts": " CPU0 CPU1 CPU2 CPU3\nNMI: 0 0 0 5 Non-maskable interrupts"}},
+		{"nmi", "NMI 5", C, map[string]string{"proc/sys/kernel/nmi_watchdog": "1", "proc/interrupts": " CPU0 CPU1 CPU2 CPU3\nNMI: 0 0 0 5 Non-maskable interrupts"}},
 		{"workqueues", "writeback/cpumask: f", C, map[string]string{"sys/devices/virtual/workqueue/writeback/cpumask": "f"}},
 		{"watchdog", "watchdog_cpumask: 0-3", C, map[string]string{"proc/sys/kernel/watchdog_cpumask": "0-3"}},
 		{"nmi-watchdog", "nmi_watchdog: 1", C, map[string]string{"proc/sys/kernel/nmi_watchdog": "1"}},
@@ -486,4 +486,26 @@ func FuzzInterrupts(f *testing.F) {
 		}
 		armedTimers(b)
 	})
+}
+
+// What came since boot is no reason for a grade once what made it is off, which an apply with --level max sees to.
+func TestNMIsOfBefore(t *testing.T) {
+	came := map[string]string{"proc/sys/kernel/nmi_watchdog": "0", "proc/interrupts": "           CPU0       CPU1       CPU2       CPU3\n NMI:          5          5          5          5   Non-maskable interrupts"}
+	f := examine(t, tree(t, "nohz.txtar", came), 2).find("nmi")
+	if f == nil || f.State != OK || !strings.Contains(f.evidence(200), "NMI 5") {
+		t.Errorf("with the detector off: %+v", f)
+	}
+	came["proc/sys/kernel/nmi_watchdog"] = "1"
+	if f = examine(t, tree(t, "nohz.txtar", came), 2).find("nmi"); f == nil || f.State != Wrong || f.Way != Max {
+		t.Errorf("with the detector on: %+v", f)
+	}
+}
+
+// Findings of different weight are different rows, however they are called.
+func TestRowsByGrade(t *testing.T) {
+	r := Report{Findings: []Finding{{ID: "irq", CPUs: []int{1}, State: Wrong, What: "w", Cap: C}, {ID: "irq", CPUs: []int{2}, State: Wrong, What: "w", Cap: D}, {ID: "irq", CPUs: []int{3}, State: Wrong, What: "w", Cap: D}}}
+	rows := r.rows()
+	if len(rows) != 2 || rows[0].Cap != D || !slices.Equal(rows[0].CPUs, []int{2, 3}) || rows[1].Cap != C || !slices.Equal(rows[1].CPUs, []int{1}) {
+		t.Errorf("%+v", rows)
+	}
 }

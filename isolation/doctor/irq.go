@@ -136,8 +136,14 @@ func (e *examiner) interrupts() {
 			e.add(f)
 		}
 		if n := counts.of("NMI", c) + counts.of("PMI", c); n > 0 {
-			e.add(Finding{ID: "nmi", CPUs: []int{c}, State: Wrong, What: "non-maskable interrupts have come to it", Evidence: []Evidence{{"/proc/interrupts", fmt.Sprintf("NMI %d, PMI %d", counts.of("NMI", c), counts.of("PMI", c))}},
-				Causes: interrupt, Cost: Seconds, Cap: C, Way: Max, Remedy: "sysctl kernel.nmi_watchdog=0, and no perf session"})
+			// The count is since boot: what made them may be off by now, as after an apply.
+			on, ev := e.look("proc/sys/kernel/nmi_watchdog")
+			f := Finding{ID: "nmi", CPUs: []int{c}, State: OK, What: "non-maskable interrupts have come to it since boot, and what makes them is off", Evidence: []Evidence{ev, {"/proc/interrupts", fmt.Sprintf("NMI %d, PMI %d", counts.of("NMI", c), counts.of("PMI", c))}},
+				Causes: interrupt, Cost: Seconds, Cap: C, Way: Max}
+			if on == "1" {
+				f.State, f.What = Wrong, "non-maskable interrupts have come to it, and will: the hard lockup detector is on"
+			}
+			e.add(f)
 		}
 	}
 }
@@ -273,7 +279,7 @@ func (e *examiner) leftovers() {
 			}
 		}
 		f := Finding{ID: "timers", CPUs: []int{c}, State: verdict(len(names) > 0), What: "timers are armed on it, beside the tick", Evidence: []Evidence{{"/proc/timer_list", strings.Join(names, " ")}}, Causes: append(slices.Clone(interrupt), "timer:hrtimer_expire_entry"),
-			Cost: OnDemand, Cap: C, Way: RunTime}
+			Cost: OnDemand, Cap: C, Way: Max} // what is armed leaves with the core going off line
 		if len(names) == 0 {
 			f.Evidence[0].Value = "none"
 		}

@@ -33,7 +33,7 @@ type row struct{ Finding }
 // rows joins findings that differ only in their CPU, and sorts them by grade, then cost.
 func (r *Report) rows() (list []row) {
 	for _, f := range r.Findings {
-		at := slices.IndexFunc(list, func(x row) bool { return x.ID == f.ID && x.State == f.State && x.What == f.What })
+		at := slices.IndexFunc(list, func(x row) bool { return x.ID == f.ID && x.State == f.State && x.What == f.What && x.Cap == f.Cap })
 		if at < 0 {
 			list = append(list, row{Finding: f})
 			continue

@@ -32,6 +32,7 @@ type Result struct {
 	Refused []Remark          `json:"refused"` // by the kernel; they are as they were
 	Foreign []Remark          `json:"foreign"` // changed by somebody else since; left as they are
 	Cannot  []Remark          `json:"cannot"`  // what stays, and why: what no write changes, and what may still come to the cores
+	Written []string          `json:"-"`       // the settings that were written and read back so, as remarks name them; a * stands for one of many files with one value
 	refused map[string]string // why, by key
 }
 
@@ -226,6 +227,7 @@ func (a *Applier) step(j *store, owner string, step Step, res *Result) error {
 			return a.refused(res, x, err)
 		}
 		res.Changed++
+		res.Written = append(res.Written, x.String())
 	}
 	return j.add(a.System, &record{Op: opDone, Owner: owner, Key: x.key(), Now: now})
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"path"
 	"slices"
 	"strings"
 
@@ -73,10 +74,10 @@ func because(f doctor.Finding, level host.Level, res *host.Result) string {
 			return fmt.Sprintf("%s; %s; and %d more, above", why[0], why[1], len(why)-2)
 		case len(why) > 0:
 			return strings.Join(why, "; ")
-		case f.ID == "timers" && level != host.Max:
-			return "what was armed before stays until it runs out, or until --level max drains the core"
+		case slices.ContainsFunc(f.Evidence, func(e doctor.Evidence) bool { return wrote(res, e.File) }):
+			return "it was changed, and somebody or something has undone that"
 		}
-		return "it was changed, and somebody or something has undone that"
+		return "nothing that was written is for it: it came meanwhile, or no setting takes it away here"
 	case doctor.ByHand:
 		return with("not Cloister's to change")
 	case doctor.Boot:
@@ -87,10 +88,18 @@ func because(f doctor.Finding, level host.Level, res *host.Result) string {
 	return with("nothing on this machine changes it")
 }
 
+// wrote reports whether the apply has set this file.
+func wrote(res *host.Result, file string) bool {
+	return slices.ContainsFunc(res.Written, func(pattern string) bool {
+		is, err := path.Match(pattern, file)
+		return is && err == nil
+	})
+}
+
 // reasons are the exceptions of an apply that concern a finding: by the files that show it, or by what they are about.
 func reasons(f doctor.Finding, res *host.Result) (list []string) {
 	about := map[string][]string{
-		"irq": {"IRQ "}, "irq-perhaps": {"IRQ "}, "tasks": {"thread "}, "sched-domain": {"a cpuset", "an isolated partition", "/sys/fs/cgroup"},
+		"irq": {"IRQ "}, "irq-perhaps": {"IRQ "}, "tasks": {"thread "}, "tick-tasks": {"thread "}, "sched-domain": {"a cpuset", "an isolated partition", "/sys/fs/cgroup"},
 		"timers": {"timers that were armed", "/sys/devices/system/cpu/cpu"}, "smt": {"the sibling CPU", "/sys/devices/system/cpu/cpu"},
 	}[f.ID]
 	for _, x := range slices.Concat(res.Cannot, res.Refused, res.Foreign) {

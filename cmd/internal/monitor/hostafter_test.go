@@ -28,7 +28,7 @@ func TestAfterSaysWhatRemains(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	res := &host.Result{Owner: "x", CPUs: []int{3}, Changed: 1, Refused: []host.Remark{{What: "/proc/sys/vm/stat_interval", Why: "operation not permitted"}}, Foreign: []host.Remark{},
+	res := &host.Result{Owner: "x", CPUs: []int{3}, Changed: 1, Written: []string{"/proc/irq/default_smp_affinity"}, Refused: []host.Remark{{What: "/proc/sys/vm/stat_interval", Why: "operation not permitted"}}, Foreign: []host.Remark{},
 		Cannot: []host.Remark{{What: "IRQ 26 (nvme0q4)", Why: "the kernel manages it itself"}, {What: "IRQ 27 (a)", Why: "b"}, {What: "IRQ 28 (c)", Why: "d"}, {What: "thread 7 (e)", Why: "it came back"}}}
 	now, err := after(host.Live{Root: root}, res, host.RunTime)
 	if err != nil {
@@ -44,7 +44,8 @@ func TestAfterSaysWhatRemains(t *testing.T) {
 		"irq-perhaps (unknown): some may come to it, and whether the kernel lets them be moved is not known; IRQ 26 (nvme0q4): the kernel manages it itself",
 		"vmstat: memory statistics are folded on each core, every so many s; /proc/sys/vm/stat_interval: operation not permitted",
 		"tasks: other threads may run on it; thread 7 (e): it came back",
-		"; it was changed, and somebody or something has undone that",
+		"irq-default: interrupts that are set up later may come to it; it was changed, and somebody or something has undone that",
+		"khugepaged drains each core's page lists, every so many ms; nothing that was written is for it",
 		"remains, grade D: tick", "only at boot",
 		"remains, grade C: rt-throttling", "not without --level max",
 		"CPU 3 is of grade D now, because of ",
@@ -70,6 +71,27 @@ func TestAfterSaysWhatRemains(t *testing.T) {
 	for _, f := range now.Remains {
 		if f.State == doctor.OK || f.Cap == doctor.A {
 			t.Errorf("%s remains, and is well", f.ID)
+		}
+	}
+}
+
+// What nobody wrote nobody has undone; and what keeps a thread keeps the tick.
+func TestBecause(t *testing.T) {
+	at := func(file string) []doctor.Evidence { return []doctor.Evidence{{File: file}} }
+	res := &host.Result{Written: []string{"/proc/sys/kernel/nmi_watchdog", "/sys/devices/system/machinecheck/machinecheck*/ignore_ce"}, Cannot: []host.Remark{{What: "thread 300 (daemon)", Why: "it came back"}}}
+	for _, c := range []struct {
+		f     doctor.Finding
+		level host.Level
+		want  string
+	}{
+		{doctor.Finding{ID: "nmi", Way: doctor.Max, Evidence: at("/proc/interrupts")}, host.Max, "nothing that was written is for it"},
+		{doctor.Finding{ID: "nmi", Way: doctor.Max, Evidence: at("/proc/sys/kernel/nmi_watchdog")}, host.Max, "has undone that"},
+		{doctor.Finding{ID: "machine-check", Way: doctor.RunTime, Evidence: at("/sys/devices/system/machinecheck/machinecheck3/ignore_ce")}, host.RunTime, "has undone that"},
+		{doctor.Finding{ID: "tick-tasks", Way: doctor.RunTime, Evidence: at("/proc/*/status")}, host.RunTime, "thread 300 (daemon): it came back"},
+		{doctor.Finding{ID: "timers", Way: doctor.Max, Evidence: at("/proc/timer_list")}, host.RunTime, "not without --level max"},
+	} {
+		if got := because(c.f, c.level, res); !strings.Contains(got, c.want) {
+			t.Errorf("%s: %q, want %q", c.f.ID, got, c.want)
 		}
 	}
 }
