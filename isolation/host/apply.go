@@ -17,6 +17,9 @@ type Applier struct {
 	Dir    string // of the journal; "": JournalDir
 	Strict bool   // what the kernel refuses is an error, and undoes all
 
+	Stop    <-chan struct{}   // closed, it ends the waiting for another process that has the journal; nil: nothing does
+	Waiting func(file string) // told once, after 300 ms, for whose lock it waits; nil: nobody is
+
 	layout Layout // while it works
 
 	// point is called after every write to the journal and to the host; tests end the process there.
@@ -81,7 +84,7 @@ func (a *Applier) Apply(r Request) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	j, err := open(a.System, a.Dir, true)
+	j, err := open(a.System, a.Dir, true, waiter{a.Stop, a.Waiting})
 	if err != nil {
 		return nil, err
 	}

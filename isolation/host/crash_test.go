@@ -91,7 +91,7 @@ func crash(t *testing.T, s *sim, dir, do string, at int) bool {
 
 // tooLong writes a record for which there is no room, and then others.
 func tooLong(a *Applier) error {
-	j, err := open(a.System, a.Dir, true)
+	j, err := open(a.System, a.Dir, true, waiter{})
 	if err != nil {
 		return err
 	}

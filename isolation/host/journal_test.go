@@ -215,3 +215,43 @@ func TestMasks(t *testing.T) {
 		}
 	}
 }
+
+// While another process has the journal a reader reads all the same, and a writer says once for what he waits, until he is stopped.
+func TestBusyJournal(t *testing.T) {
+	_, a, _ := journalOf(t)
+	lock, err := os.Open(filepath.Join(a.Dir, lockFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if claims, err := a.Claims(); err != nil || len(claims) != 2 {
+		t.Errorf("read while it is busy: %v (%v)", claims, err)
+	}
+	stop, told := make(chan struct{}), []string(nil)
+	a.Stop, a.Waiting = stop, func(file string) {
+		told = append(told, file)
+		close(stop) // as Ctrl-C does
+	}
+	for name, f := range map[string]func() error{
+		"apply":   func() error { _, err := a.Apply(Request{CPUs: []int{1}}); return err },
+		"restore": func() error { _, err := a.Restore(nil); return err },
+	} {
+		if err := f(); err == nil || !strings.Contains(err.Error(), "nothing was changed") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if len(told) != 1 || told[0] != lock.Name() { // the second was stopped before it had anything to say
+		t.Errorf("told %q", told)
+	}
+	// Who was not stopped goes on when the journal is free.
+	a.Stop, a.Waiting = nil, func(string) {
+		if err := lock.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if list, err := a.Restore(nil); err != nil || len(list) != 2 {
+		t.Errorf("when it was free: %v (%v)", list, err)
+	}
+}

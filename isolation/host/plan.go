@@ -79,7 +79,7 @@ type planner struct {
 
 // Make plans. dir is where the journal is; the machine's is JournalDir.
 func Make(s System, dir string, r Request) (*Plan, error) {
-	j, err := open(s, dir, false)
+	j, err := open(s, dir, false, waiter{})
 	if err != nil {
 		return nil, err
 	}

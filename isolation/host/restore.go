@@ -40,7 +40,7 @@ func (a *Applier) foreign(h *held, want, now string) Remark {
 // Claims lists who has cores, from the journal; none without one.
 func (a *Applier) Claims() ([]Claim, error) {
 	a.fill()
-	j, err := open(a.System, a.Dir, false)
+	j, err := open(a.System, a.Dir, false, waiter{})
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +70,7 @@ func (a *Applier) restore(which func(Claim) bool) (list []*Result, err error) {
 	if c, err := a.Claims(); err != nil || !slices.ContainsFunc(c, which) {
 		return nil, err // nothing to give back, and perhaps no right to look: no directory is made for that
 	}
-	j, err := open(a.System, a.Dir, true)
+	j, err := open(a.System, a.Dir, true, waiter{a.Stop, a.Waiting})
 	if err != nil {
 		return nil, err
 	}

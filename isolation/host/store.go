@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,7 +34,7 @@ type store struct {
 
 // open locks the journal and replays it; one of another boot is void. Without a directory there is none yet:
 // with make it is made.
-func open(s System, dir string, create bool) (*store, error) {
+func open(s System, dir string, create bool, w waiter) (*store, error) {
 	if create {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, journalError(dir, err)
@@ -52,14 +53,53 @@ func open(s System, dir string, create bool) (*store, error) {
 		}
 		return nil, journalError(dir, err)
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", lock.Name(), err), lock.Close())
-	}
 	j := &store{dir: dir, lock: lock, state: state{held: map[string]*held{}}}
+	busy, err := w.lock(lock, create)
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	if busy { // it is read as by those who have no right to the lock
+		j.lock = nil
+		return j, errors.Join(j.load(s, false), lock.Close())
+	}
 	if err := j.load(s, create); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
 	return j, nil
+}
+
+// waiter is what somebody does while another process has the journal.
+type waiter struct {
+	stop <-chan struct{}
+	tell func(file string)
+}
+
+const (
+	lockPoll = 20 * time.Millisecond
+	patience = 300 * time.Millisecond // that a reader waits: most owners of the lock have it for less
+)
+
+// lock takes the lock. Who only reads gives up after a moment, which is no error but busy; a writer has to wait, until
+// he is stopped.
+func (w waiter) lock(f *os.File, write bool) (busy bool, err error) {
+	for waited := time.Duration(0); ; waited += lockPoll {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return false, nil
+		case !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR):
+			return false, fmt.Errorf("lock %s: %w", f.Name(), err)
+		case waited >= patience && !write:
+			return true, nil
+		case waited == patience && w.tell != nil:
+			w.tell(f.Name())
+		}
+		select {
+		case <-w.stop:
+			return false, fmt.Errorf("stopped while another process had the host journal (%s): nothing was changed", f.Name())
+		case <-time.After(lockPoll):
+		}
+	}
 }
 
 // journalError says why there can be no journal.

@@ -100,7 +100,7 @@ func hostApply(args []string) int {
 	}
 	stop, cancel := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer cancel()
-	a := &host.Applier{Strict: *strict}
+	a := &host.Applier{Strict: *strict, Stop: stop.Done(), Waiting: waiting}
 	if *hold {
 		r.PID = os.Getpid() // if it is killed everybody can see that its claim is left
 	}
@@ -108,6 +108,7 @@ func hostApply(args []string) int {
 	if err != nil {
 		return session.Failf("%v", err)
 	}
+	a.Stop = nil // from here on it ends the holding, after which the journal is needed once more
 	now, err := after(live, res, r.Level)
 	if err == nil {
 		err = show(*asJSON, now.Encode, now.WriteText)
@@ -120,6 +121,11 @@ func hostApply(args []string) int {
 		status = max(status, holdUntil(stop.Done(), a, res.Owner, *asJSON))
 	}
 	return status
+}
+
+// waiting says why nothing happens.
+func waiting(file string) {
+	fmt.Fprintf(os.Stderr, "cloister: waiting for %s, which another process has locked\n", file)
 }
 
 // holdUntil keeps every CPU awake until it is told to stop, and then gives back what the owner was given.
@@ -195,7 +201,7 @@ func hostRestore(args []string) int {
 	if status, done := parseHost(f, args); done {
 		return status
 	}
-	a := &host.Applier{}
+	a := &host.Applier{Waiting: waiting}
 	if *owner != "" {
 		var t tally
 		list, err := a.RestoreOwner(*owner)

@@ -98,7 +98,7 @@ func (m *monitor) isolate() error {
 		if m.plan.KeepQuiet {
 			r.Outlive, r.Owner = true, fmt.Sprintf("VM %s (--keep)", m.plan.Name)
 		}
-		res, err := (&host.Applier{}).Apply(r)
+		res, err := (&host.Applier{Waiting: waiting}).Apply(r)
 		if err != nil {
 			return fmt.Errorf("--isolate: %w", err)
 		}
