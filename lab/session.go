@@ -65,6 +65,7 @@ func watch(ctx context.Context, b boot, handle func(wire.Message) error) (err er
 	var (
 		said     bool // anything
 		done     bool
+		late     bool   // the running task was ended for the time that it took
 		panicked string // the panic's line
 		panicAt  = e.console.panicked
 		messages = e.messages
@@ -111,6 +112,18 @@ func watch(ctx context.Context, b boot, handle func(wire.Message) error) (err er
 			said = true
 			if panicked == "" {
 				silence.Reset(b.limit.silence)
+			}
+			if m.Kind == wire.KindLine && tooLong(m.Text) {
+				late = true
+			}
+			if m.Kind == wire.KindEnd && late {
+				late = false
+				text := "lab: end of the guest's console\n" + lastLines(e.console.String(), 60)
+				for line := range strings.Lines(text) {
+					if err := handle(wire.Message{Kind: wire.KindLine, Task: m.Task, Text: strings.TrimRight(line, "\r\n")}); err != nil {
+						return err
+					}
+				}
 			}
 			if err := handle(m); err != nil {
 				return err
@@ -326,6 +339,11 @@ func (e *emulator) close() error {
 	default: // it has none
 	}
 	return err
+}
+
+// tooLong knows the lines that say that a task was ended for its time: Go's own, and init's for what Go's timeout does not end.
+func tooLong(line string) bool {
+	return strings.HasPrefix(line, "panic: test timed out after ") || strings.HasPrefix(line, "lab: ") && strings.HasSuffix(line, "; SIGQUIT")
 }
 
 // readScreen reads Bochs' screen, which the debugger's build puts on a terminal of its own. Nobody looks at it, but

@@ -80,6 +80,27 @@ func TestWatch(t *testing.T) {
 	}
 }
 
+// A task that takes too long ends with the end of the console behind its stacks.
+func TestConsoleOfALateTask(t *testing.T) {
+	t.Setenv("PATH", os.Getenv("PATH"))
+	for _, line := range []string{"panic: test timed out after 10m0s", "lab: x runs longer than 10m30s; SIGQUIT", "panic: other"} {
+		script := `echo '{"Kind":"hello","Text":"6.1"}' > $M` + "\necho 'INFO: task blocked' > $C\nsleep 0.5\n" +
+			`echo '{"Kind":"line","Text":"` + line + `"}' > $M` + "\n" + `echo '{"Kind":"end","Status":2}' > $M` + "\n" + `echo '{"Kind":"done","Status":1}' > $M` + "\n"
+		var all []string
+		if err := watch(t.Context(), fakeQEMU(t, script), func(m wire.Message) error {
+			all = append(all, m.Kind+" "+m.Text)
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		got := strings.Join(all, "|")
+		want := line + "|line lab: end of the guest's console|line INFO: task blocked|end "
+		if late := line != "panic: other"; strings.Contains(got, want) != late {
+			t.Errorf("%q: %q", line, got)
+		}
+	}
+}
+
 // Whatever ends a run, the emulator and what it started are gone when watch returns.
 func TestWatchLeavesNoProcess(t *testing.T) {
 	for name, end := range map[string]func(context.CancelFunc) error{
