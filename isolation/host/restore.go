@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"slices"
 	"strings"
 
 	"github.com/cloister-vmm/cloister/isolation/cores"
+	"golang.org/x/sys/unix"
 )
 
 // known reports whether a value may stand there through us. When the cores of the owners become a partition the kernel
@@ -135,6 +137,23 @@ func (a *Applier) giveBack(j *store, owner string, res *Result) error {
 	return j.add(a.System, &record{Op: opRelease, Owner: owner})
 }
 
+// switchedFor gives a group of somebody else's that needs the cpuset controller, which we switched on for the groups below the root;
+// "" without one. Switched off it would be lost, with what it was given.
+func (a *Applier) switchedFor(x Setting) string {
+	root := path.Dir(x.Name)
+	names, err := a.System.Names(root)
+	if x.Format != Switch || err != nil {
+		return ""
+	}
+	for _, n := range names {
+		dir := path.Join(root, n)
+		if !ours(dir) && (Text(a.System, dir+"/cpuset.cpus") != "" || slices.Contains(strings.Fields(Text(a.System, dir+"/cgroup.subtree_control")), x.Word)) {
+			return dir
+		}
+	}
+	return ""
+}
+
 // turn is when a setting is put back.
 func (x Setting) turn() int {
 	switch {
@@ -185,6 +204,13 @@ func (a *Applier) putBack(j *store, owner string, x Setting, res *Result) error 
 		res.Foreign = append(res.Foreign, a.foreign(h, want, now))
 		return leave(h.ours[len(h.ours)-1]) // still not ours for those who stay
 	}
+	leftOn := func(why string) error { // it does no harm, and who needs it would lose his cpusets: it is let go of
+		res.Foreign = append(res.Foreign, Remark{x.String(), fmt.Sprintf("we switched %s on, and %s: switch it off by hand (-%s) when that is not wanted", x.Word, why, x.Word)})
+		return leave(now)
+	}
+	if user := a.switchedFor(x); user != "" && len(rest) == 0 {
+		return leftOn(fmt.Sprintf("/%s has come to use it since", user))
+	}
 	set := h.Setting
 	if err := j.add(a.System, &record{Op: opSet, Owner: owner, Setting: &set, Old: now, New: want}); err != nil && (len(rest) > 0 || !errors.Is(err, errUnwritten)) {
 		return err
@@ -201,6 +227,8 @@ func (a *Applier) putBack(j *store, owner string, x Setting, res *Result) error 
 	case errors.Is(err, errGone):
 		res.Gone++
 		return leave(h.orig)
+	case x.Format == Switch && errors.Is(err, unix.EBUSY):
+		return leftOn("the kernel says that it is in use")
 	case err != nil:
 		res.Refused = append(res.Refused, Remark{x.String(), strings.TrimPrefix(err.Error(), "write ")})
 		return nil

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Where a tree that is needed cannot be written nothing is: one line says which and what to do, and there is no journal. A
@@ -70,5 +72,49 @@ func TestWritable(t *testing.T) {
 	}
 	if b, err := os.ReadFile(filepath.Join(dir, "knob")); err != nil || string(b) != "1\n" {
 		t.Errorf("it was touched: %q (%v)", b, err)
+	}
+}
+
+// The cpuset controller stays on where somebody has come to need it, or the kernel says so: that is said once, and the cores are
+// free for the next owner.
+func TestControllerInUse(t *testing.T) {
+	const control = simCgroup + "/cgroup.subtree_control"
+	for name, c := range map[string]struct {
+		files map[string]string
+		errno error
+		want  string
+	}{
+		"a cpuset":       {map[string]string{"cpuset.cpus": "0-1"}, nil, "/sys/fs/cgroup/other has come to use it"},
+		"groups below":   {map[string]string{"cpuset.cpus": "", "cgroup.subtree_control": "cpu cpuset"}, nil, "/sys/fs/cgroup/other has come to use it"},
+		"not a cpuset":   {map[string]string{"cpuset.cpus": "", "cgroup.subtree_control": "cpu"}, nil, ""},
+		"busy":           {nil, unix.EBUSY, "the kernel says that it is in use"},
+		"another reason": {nil, unix.EIO, "refused"},
+	} {
+		s := unpack(t, "four.txtar", nil)
+		a := &Applier{System: s, Dir: memory(t)}
+		mustApply(t, a, Request{CPUs: []int{3}})
+		for file, text := range c.files {
+			p := s.path(simCgroup + "/other/" + file)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, []byte(text+"\n"), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.errno = map[string]error{control: c.errno}
+		list, err := a.Restore(nil)
+		if c.want == "refused" {
+			if err == nil || len(list) != 1 || len(list[0].Refused) != 1 {
+				t.Errorf("%s: %v", name, err)
+			}
+			continue
+		}
+		if err != nil || len(list) != 1 {
+			t.Errorf("%s: %v, %v", name, list, err)
+			continue
+		}
+		stays := strings.Contains(Text(s, control), "cpuset")
+		if r := list[0]; c.want == "" && (len(r.Foreign) > 0 || stays) || c.want != "" && (len(r.Foreign) != 1 || !strings.Contains(r.Foreign[0].String(), c.want) || !stays) {
+			t.Errorf("%s: left alone %v, on: %v, want %q", name, r.Foreign, stays, c.want)
+		}
+		mustApply(t, a, Request{CPUs: []int{3}})
 	}
 }
