@@ -399,7 +399,7 @@ func TestPatchLogRefused(t *testing.T) {
 
 // Whoever is not the VM's user cannot reach its socket, and a patch that was refused there is no patch.
 func TestPatchOfAnother(t *testing.T) {
-	testenv.Need(t, testenv.Root, testenv.Tool("setpriv"))
+	testenv.Need(t, testenv.Root, testenv.Package("util-linux")) // busybox has another setpriv
 	p := newPatched(t, "@control-loop", "--count", "0")
 	for _, dir := range []string{shared, p.runs, filepath.Dir(p.runs), filepath.Dir(filepath.Dir(p.runs)), p.work} {
 		if err := os.Chmod(dir, 0o777); err != nil {

@@ -45,7 +45,7 @@ snapshot before
 // onStage runs a script there; whatever it prints is what went wrong.
 func onStage(t *testing.T, script string) {
 	t.Helper()
-	testenv.Need(t, testenv.KVM, testenv.Root, testenv.MultiCPU)
+	testenv.Need(t, testenv.KVM, testenv.Root, testenv.MultiCPU, testenv.Tool("cksum"), testenv.Tool("pgrep"))
 	bin, err := build()
 	if err != nil {
 		t.Fatal(err)
@@ -287,7 +287,7 @@ same again`)
 
 // A plain Go program does with the packages what run --isolate does: by itself, stopped by Ctrl-C, killed, and disturbed.
 func TestLibraryOnStage(t *testing.T) {
-	testenv.Need(t, testenv.KVM, testenv.Root, testenv.MultiCPU)
+	testenv.Need(t, testenv.KVM, testenv.Root, testenv.MultiCPU, testenv.Tool("go"))
 	prog := filepath.Join(t.TempDir(), "quietloop")
 	c := exec.Command("go", "build", "-buildvcs=false", "-o", prog, "../../isolation/example/quietloop")
 	if out, err := c.CombinedOutput(); err != nil {
