@@ -119,21 +119,29 @@ func NewVMDir(dir, name string) (vm string, lock *os.File, err error) {
 			return "", nil, fmt.Errorf("remove what a dead VM left: %w", err)
 		}
 	}
-	// It gets its name when it is locked and whole: `cloister ps` tries the lock of what it finds.
-	f, err := os.OpenFile(filepath.Join(d, "engine.new"), os.O_RDWR|os.O_CREATE, 0o644)
+	f, err := lockDir(d)
 	if err != nil {
-		return "", nil, fmt.Errorf("run directory: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return "", nil, fmt.Errorf("lock %s: %w", f.Name(), err)
-	}
-	if _, err := fmt.Fprintln(f, os.Getpid()); err != nil {
-		return "", nil, fmt.Errorf("run directory: %w", err)
-	}
-	if err := os.Rename(f.Name(), filepath.Join(d, "engine")); err != nil {
-		return "", nil, fmt.Errorf("run directory: %w", err)
+		return "", nil, errors.Join(err, os.RemoveAll(d)) // nobody else will: no engine stands in it
 	}
 	return d, f, nil
+}
+
+// lockDir puts the engine's lock into a new directory. It gets its name when it is locked and whole: `cloister ps` tries the lock of what it finds.
+func lockDir(d string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(d, "engine.new"), os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("run directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
+	}
+	if _, err := fmt.Fprintln(f, os.Getpid()); err != nil {
+		return nil, errors.Join(fmt.Errorf("run directory: %w", err), f.Close())
+	}
+	if err := os.Rename(f.Name(), filepath.Join(d, "engine")); err != nil {
+		return nil, errors.Join(fmt.Errorf("run directory: %w", err), f.Close())
+	}
+	return f, nil
 }
 
 // LockVMs keeps others from making and removing directories of VMs until the file is closed.
