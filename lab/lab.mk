@@ -28,7 +28,7 @@ LAB_TABLES      := -only './cmd/cloister=TestEveryCauseIsCounted|TestEveryFaultI
 .PHONY: lab lab-tear lab-ci lab-ci-svm lab-ci-svm-parallel lab-vmx-ci lab-shell lab-vmx lab-scenarios build/lab
 
 lab: build/lab ## run the tests in an emulated machine with hardware-style KVM (BACKEND=svm|vmx, RUN=regexp)
-	@exec build/lab -machine $(BACKEND) -json $(LAB_JSON) -out build/lab-out/$(BACKEND) -timeout 60m $(if $(RUN),-v -run '$(RUN)',-short) $(if $(filter vmx%,$(BACKEND)),-short) $(LABFLAGS) $(LAB_PACKAGES)
+	@exec build/lab -machine $(BACKEND) -json $(LAB_JSON) -out build/lab-out/$(BACKEND) -timeout 60m $(if $(RUN),-v -run '$(RUN)') $(if $(and $(RUN),$(filter-out vmx%,$(BACKEND))),,-short) $(LABFLAGS) $(LAB_PACKAGES)
 
 # One machine of CI: $(call lab_one,MACHINE,SECONDS). What this machine cannot have is "not run" in the table, and a failure where CI_LAB says that it
 # must be there. Each recipe is one command, which make execs: the lab then dies with make.
