@@ -55,7 +55,12 @@ func sysFallocate(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	if errno != 0 {
 		return 0, errno
 	}
-	return 0, errnoOf(unix.Fallocate(d.fd, uint32(a[1]), int64(a[2]), int64(a[3])))
+	for {
+		err := unix.Fallocate(d.fd, uint32(a[1]), int64(a[2]), int64(a[3]))
+		if err != unix.EINTR || !k.cur.onRing && k.interrupted() {
+			return 0, errnoOf(err)
+		} // a signal for the Go runtime broke it off, none of the program's
+	}
 }
 
 func sysFadvise64(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {

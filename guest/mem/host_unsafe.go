@@ -28,10 +28,17 @@ func (s *Space) punch(start, end uint64) unix.Errno {
 		}
 		start, end = a, b
 	}
-	if err := unix.Fallocate(s.cfg.Memory, mode, int64(start), int64(end-start)); err != nil {
-		return errno(err)
+	return s.fallocate(mode, start, end)
+}
+
+// fallocate is fallocate(2) on the memory file, until it is done: a signal that is pending breaks an allocation off between two
+// pages (EINTR), and the Go runtime and the kicks of vCPUs send many. What it has allocated it finds again.
+func (s *Space) fallocate(mode uint32, start, end uint64) unix.Errno {
+	for {
+		if err := unix.Fallocate(s.cfg.Memory, mode, int64(start), int64(end-start)); err != unix.EINTR {
+			return errno(err)
+		}
 	}
-	return 0
 }
 
 // reserve takes the huge pages of a region from the host's pool now: a fault that finds the pool empty would
@@ -41,7 +48,7 @@ func (s *Space) reserve(r *region) unix.Errno {
 		return 0
 	}
 	start, end := r.start&^(abi.Huge-1), (r.end+abi.Huge-1)&^(abi.Huge-1)
-	return errno(unix.Fallocate(s.cfg.Memory, unix.FALLOC_FL_KEEP_SIZE, int64(start), int64(end-start)))
+	return s.fallocate(unix.FALLOC_FL_KEEP_SIZE, start, end)
 }
 
 // flush makes a lowered permission effective without touching the contents: it drops the host's own

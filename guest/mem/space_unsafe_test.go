@@ -7,8 +7,11 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"unsafe"
 
@@ -930,6 +933,42 @@ func TestHuge(t *testing.T) {
 	if at, e := r.Map(0, abi.Page, Read, unix.MAP_SHARED, int(f.Fd()), 0); e != unix.ENODEV {
 		t.Errorf("shared file on huge pages: %#x, %v, want ENODEV", at, e)
 	}
+}
+
+// TestHugeInterrupted: a signal that arrives while huge pages are taken is nothing that the program hears of.
+func TestHugeInterrupted(t *testing.T) {
+	testenv.Need(t, testenv.Root)
+	const n = 8
+	if err := reserveHuge(t, n); err != nil {
+		t.Logf("nothing tested: this machine has no huge pages to reserve: %v", err)
+		return
+	}
+	r := newRigOn(t, 64<<20, true)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	pid, tid := unix.Getpid(), unix.Gettid()
+	var over atomic.Bool
+	var sender sync.WaitGroup
+	sender.Go(func() {
+		for !over.Load() { // ORDER(none): a flag to end by
+			if err := unix.Tgkill(pid, tid, unix.SIGURG); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	for i := range 100 {
+		if _, e := r.Map(0x4000_0000, n*abi.Huge, Read|Write, unix.MAP_FIXED|unix.MAP_PRIVATE|unix.MAP_ANONYMOUS, -1, 0); e != 0 {
+			t.Errorf("map %d: %v", i, e)
+			break
+		}
+		if e := r.Unmap(0x4000_0000, n*abi.Huge); e != 0 {
+			t.Errorf("unmap %d: %v", i, e)
+			break
+		}
+	}
+	over.Store(true)
+	sender.Wait()
 }
 
 // TestRangesOfFiles: what is touched at sealing are the memory files that cannot shrink, as far as they go; never a file of
