@@ -139,9 +139,13 @@ static void poke(unsigned long at, const char *hex)
 int main(void)
 {
 	static char line[1 << 20], name[1 << 20];
-	/* Behind the image, far enough for the heap to grow. */
-	char *spare = (char *)(((unsigned long)end + (512UL << 20)) & ~4095UL);
-	spare = mmap(spare, 2 * SPARE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	/* Behind the image, far enough for the heap to grow. The kernel begins the heap of a fixed image anywhere in the first
+	   GiB behind it (6.18: 1 start in 1000 met it): where something is, the next place is tried. */
+	char *spare = MAP_FAILED;
+	for (unsigned long off = 512; spare == MAP_FAILED && off < 1536; off += 16) {
+		char *at = (char *)(((unsigned long)end + (off << 20)) & ~4095UL);
+		spare = mmap(at, 2 * SPARE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	}
 	if (spare == MAP_FAILED) {
 		perror("mmap");
 		return 1;
