@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -46,7 +47,8 @@ func (b *bench) memory() (err error) {
 	return errors.New("another Cloister has the core for too long")
 }
 
-// resident takes the figures of a running engine and of its monitor.
+// resident takes the figures of a running engine and of its monitor, some times: the monitor looks at the host once a second and
+// gives back afterwards what that took. The row is the median.
 func (b *bench) resident(c *exec.Cmd) error {
 	pids := []int{c.Process.Pid}
 	kids, err := children(c.Process.Pid)
@@ -57,34 +59,50 @@ func (b *bench) resident(c *exec.Cmd) error {
 		return fmt.Errorf("the engine has %d children, want its monitor alone", len(kids))
 	}
 	pids = append(pids, kids[0])
-	var w strings.Builder
-	fmt.Fprintln(&w, "### Resident memory beyond the guest's own (PSS)\n\n| what | engine, KiB | monitor, KiB |\n| --- | ---: | ---: |")
-	var parts [2]map[string]float64
+	type sample struct {
+		total float64 // KiB
+		parts [2]map[string]float64
+	}
+	var samples []sample
+	for range 9 {
+		var x sample
+		for i, pid := range pids {
+			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
+			if err != nil {
+				return err
+			}
+			if x.parts[i], err = residents(text); err != nil {
+				return err
+			}
+			for _, kib := range x.parts[i] {
+				x.total += kib
+			}
+		}
+		samples = append(samples, x)
+		time.Sleep(370 * time.Millisecond) // no part of a second, so that all phases of it are met
+	}
+	slices.SortFunc(samples, func(x, y sample) int { return cmp.Compare(x.total, y.total) })
+	middle := samples[len(samples)/2]
 	var names []string
-	total := 0.0
-	for i, pid := range pids {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
-		if err != nil {
-			return err
-		}
-		if parts[i], err = residents(text); err != nil {
-			return err
-		}
-		for n, kib := range parts[i] {
-			total += kib
+	for _, p := range middle.parts {
+		for n := range p {
 			if !slices.Contains(names, n) {
 				names = append(names, n)
 			}
 		}
 	}
 	slices.SortFunc(names, func(x, y string) int {
-		return int(parts[0][y] + parts[1][y] - parts[0][x] - parts[1][x])
+		p := middle.parts
+		return cmp.Compare(p[0][y]+p[1][y], p[0][x]+p[1][x])
 	})
+	var w strings.Builder
+	fmt.Fprintln(&w, "### Resident memory beyond the guest's own (PSS)\n\n| what | engine, KiB | monitor, KiB |\n| --- | ---: | ---: |")
 	for _, n := range names {
-		fmt.Fprintf(&w, "| %s | %.0f | %.0f |\n", n, parts[0][n], parts[1][n])
+		fmt.Fprintf(&w, "| %s | %.0f | %.0f |\n", n, middle.parts[0][n], middle.parts[1][n])
 	}
 	b.details = append(b.details, w.String())
-	b.rows = append(b.rows, Row{What: "resident memory beyond the guest's own", Ours: total / 1024, Unit: "MiB", Limit: 12, N: 1})
+	b.rows = append(b.rows, Row{What: "resident memory beyond the guest's own, median", Ours: middle.total / 1024, Unit: "MiB", Limit: 12, N: len(samples)},
+		Row{What: "resident memory beyond the guest's own, most", Ours: samples[len(samples)-1].total / 1024, Unit: "MiB", Limit: none, N: len(samples)})
 	return nil
 }
 

@@ -26,30 +26,31 @@ import (
 // monitor is the process beside the engine: evidence, budget, report. It only reads the shared memory, so
 // however slow it is, or killed, the guest does not notice.
 type monitor struct {
-	alone     bool // in a process of its own
-	wire      session.Wire
-	ledgers   *ledgers
-	vcpus     []*vcpu // those that are known, by their numbers; vCPU 0 always is
-	guest     int
-	plan      session.Plan
-	ready     session.Ready
-	warned    []string
-	gap       uint64
-	budget    *breaks.Budget
-	untrimmed bool // start-up's memory has not been given back
-	stopping  bool // the budget is broken, and the engine was told to end the run
-	strays    int
-	astray    bool // herd has found something for drive
-	iso       isolation
-	symbol    *symbol.Table
-	trace     *tracer
-	clock     clockStats
-	ask       chan func()   // what the servers want to know of the fields above
-	over      chan struct{} // closed when the loop answers no more
-	last      loopState     // what it would answer then
-	patches   patches
-	ended     *session.Ended   // the run is over; a record may still be on its way
-	patience  <-chan time.Time // for that
+	alone    bool // in a process of its own
+	wire     session.Wire
+	ledgers  *ledgers
+	vcpus    []*vcpu // those that are known, by their numbers; vCPU 0 always is
+	guest    int
+	plan     session.Plan
+	ready    session.Ready
+	warned   []string
+	gap      uint64
+	budget   *breaks.Budget
+	trims    bool // memory that is not needed is given back
+	trimmer  trimmer
+	stopping bool // the budget is broken, and the engine was told to end the run
+	strays   int
+	astray   bool // herd has found something for drive
+	iso      isolation
+	symbol   *symbol.Table
+	trace    *tracer
+	clock    clockStats
+	ask      chan func()   // what the servers want to know of the fields above
+	over     chan struct{} // closed when the loop answers no more
+	last     loopState     // what it would answer then
+	patches  patches
+	ended    *session.Ended   // the run is over; a record may still be on its way
+	patience <-chan time.Time // for that
 }
 
 // watch is how often the monitor looks at the ledger, where somebody wants to know (watches). It touches nothing of the
@@ -131,10 +132,12 @@ func (m *monitor) run(ledgerFD int) error {
 				tick.Reset(watch) // news of threads that are on their way come first
 			}
 			m.drift()
-			if m.untrimmed { // all has been done once that will be done from now on
-				m.untrimmed = false
-				if err := trim(); err != nil && !m.plan.Quiet {
-					session.Failf("%v", err) // it only costs memory
+			if m.trims {
+				if err := m.trimmer.look(); err != nil {
+					m.trims = false
+					if !m.plan.Quiet {
+						session.Failf("%v", err) // it only costs memory
+					}
 				}
 			}
 		}
@@ -175,7 +178,7 @@ func (m *monitor) take(msg session.Message) error {
 			return err
 		}
 		m.quiet()
-		m.untrimmed = m.alone // a collection in the engine is what the two processes are there to avoid
+		m.trims = m.alone // a collection in the engine is what the two processes are there to avoid
 		return m.steer()
 	case msg.Thread != nil:
 		m.thread(*msg.Thread, msg.FDs)
