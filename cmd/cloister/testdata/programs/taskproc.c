@@ -44,9 +44,18 @@ static const char *of(int tid, const char *name)
 	return path;
 }
 
-static int base; // of the numbers: the process's
+static int base, tids[4];
 
-// row is a row of status, with the numbers of threads counted from the process's.
+// which is the thread with a number: natively others take numbers between them.
+static int which(int tid)
+{
+	for (int i = 0; i < 4; i++)
+		if (tid == tids[i])
+			return i;
+	return 4;
+}
+
+// row is a row of status, with threads for their numbers.
 static void row(int tid, const char *key)
 {
 	char *s = slurp(of(tid, "status")), find[64];
@@ -60,7 +69,7 @@ static void row(int tid, const char *key)
 	s = strchr(s, ':') + 1;
 	*strchr(s, '\n') = 0;
 	if (strstr("Tgid Pid NStgid NSpid", key))
-		printf("  %s +%d\n", key, atoi(s) - base);
+		printf("  %s thread %d\n", key, which(atoi(s)));
 	else if (!strcmp(key, "SigIgn")) /* 32 and 33 are the C library's own; a program started by one may find them ignored */
 		printf("  %s %016lx\n", key, strtoul(s, NULL, 16) & ~0x180000000ul);
 	else
@@ -86,7 +95,7 @@ static void show(const char *who, int tid)
 	int n = sscanf(end + 1, " %c %d %d %d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*u %*u %ld %ld %ld %*d %*u %*u %*d %*u %*u %*u %*u %*u %*u %lu %lu %lu %lu %*u %*u %*u %d %d %d %d",
 		&state, &ppid, &pgrp, &sid, &prio, &nice, &threads, &pending, &blocked, &ignored, &caught, &exits, &cpu, &rt, &policy);
 	*(end + 1) = 0;
-	printf("  stat %d: +%d %s %c ppid %d pgrp %d sid %d prio %ld nice %ld threads %ld signals %lx %lx %lx %lx exit %d rt %d policy %d\n", n, atoi(s) - base,
+	printf("  stat %d: thread %d %s %c ppid %d pgrp %d sid %d prio %ld nice %ld threads %ld signals %lx %lx %lx %lx exit %d rt %d policy %d\n", n, which(atoi(s)),
 		strchr(s, '('), state, ppid == getppid(), pgrp == getpgrp(), sid == getsid(0), prio, nice, threads, pending, blocked, ignored, caught, exits, rt, policy);
 	cpu_set_t set;
 	if (!sched_getaffinity(tid, sizeof set, &set) && !CPU_ISSET(cpu, &set))
@@ -98,9 +107,8 @@ static void show(const char *who, int tid)
 	printf("  schedstat %d\n", sscanf(slurp(of(tid, "schedstat")), "%lu %lu %lu", &on, &ready, &slices));
 }
 
-static int tids[4];
 static pthread_barrier_t all;
-static volatile int stop;
+static volatile int stop, waits[4]; /* waits: what sleeps from here on is what it shall sleep in, no barrier */
 static int hold[2];
 
 static void handler(int s) {}
@@ -113,6 +121,7 @@ static void *sleeper(void *a)
 	tids[1] = gettid();
 	pthread_barrier_wait(&all);
 	char c;
+	waits[1] = 1;
 	read(hold[0], &c, 1);
 	return 0;
 }
@@ -139,6 +148,7 @@ static void *waiter(void *a)
 	pthread_sigmask(SIG_BLOCK, &s, 0);
 	pthread_barrier_wait(&all);
 	int got;
+	waits[3] = 1;
 	sigwait(&s, &got);
 	printf("got %d\n", got - SIGRTMIN);
 	return 0;
@@ -174,7 +184,7 @@ static void names(pthread_t t, int tid)
 	try("no such thread", open("/proc/self/task/1/comm", O_RDONLY)), try("no file", open(of(tid, "nothing"), O_RDONLY));
 }
 
-static int number(const void *a, const void *b) { return *(int *)a - *(int *)b; }
+static int number(const void *a, const void *b) { return which(*(int *)a) - which(*(int *)b); }
 
 static void list(void)
 {
@@ -223,7 +233,7 @@ int main(void)
 	pthread_create(&t[0], 0, sleeper, 0), pthread_create(&t[1], 0, spinner, 0), pthread_create(&t[2], 0, waiter, 0);
 	pthread_barrier_wait(&all);
 	for (int i = 1; i < 4; i += 2) // until they wait
-		while (strncmp(strstr(slurp(of(tids[i], "status")), "State:") + 7, "S", 1))
+		while (!waits[i] || strncmp(strstr(slurp(of(tids[i], "status")), "State:") + 7, "S", 1))
 			usleep(1000);
 	printf("the form of status:");
 	for (char *s = slurp("/proc/self/status"); *s; s = strchr(s, '\n') + 1)
