@@ -8,6 +8,8 @@ type Guest interface {
 	// stop within limit; then all run on. Breaks that it makes are booked under number. What waits to be injected is known, at least, of vCPUs that
 	// may go on within sites.
 	Stop(number uint64, sites Range, limit time.Duration, meanwhile func()) (Halt, error)
+	// Rehearsal is a guest whose Stop stops nothing, and whose Halt resumes nothing, by the way that they go here; else it is this one. Nil: there is none.
+	Rehearsal() Guest
 	// Look gives n bytes at addr as the guest sees them, Writable the same bytes through the private alias.
 	Look(addr uint64, n int) ([]byte, error)
 	Writable(addr uint64, n int) ([]byte, error)

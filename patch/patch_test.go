@@ -31,6 +31,7 @@ type fake struct {
 	resuming bool
 	asked    Range // of the stop
 
+	practice  *fake // what a stop is rehearsed with
 	looks     int
 	rehearsed bool // Stop's meanwhile looked at text
 }
@@ -56,6 +57,12 @@ func (f *fake) Stop(_ uint64, sites Range, _ time.Duration, meanwhile func()) (H
 	f.stops++
 	f.stopped = f.stopErr == nil
 	return f, f.stopErr
+}
+func (f *fake) Rehearsal() Guest {
+	if f.practice == nil {
+		return nil
+	}
+	return f.practice
 }
 func (f *fake) bytes(addr uint64, n int) ([]byte, error) {
 	if addr < 0x1000 || addr-0x1000 > uint64(len(f.mem)-n) {
@@ -149,6 +156,47 @@ func TestNothingWaitsInVain(t *testing.T) {
 	plan.SafePoint = true
 	if p.Apply(plan); len(f.asks) == 0 || f.asks[0] {
 		t.Errorf("safe points: places were asked for while they resumed: %v", f.asks)
+	}
+}
+
+// TestRehearsal: a stop is rehearsed before the vCPUs are asked, each time, by every step up to the release, and nothing comes of it: no store, no step of the
+// protocol, no entry of a function, no record; not even where it fails.
+func TestRehearsal(t *testing.T) {
+	for _, fails := range []bool{false, true} {
+		f, p := newFake()
+		f.far = true
+		f.practice, _ = newFake()
+		f.practice.far = true
+		was := bytes.Clone(f.practice.mem)
+		before, resumed := true, false
+		f.practice.places = func(int) []Place {
+			before, resumed = before && f.stops == f.practice.stops-1, f.practice.resuming
+			return []Place{{ID: 0, Ended: true}}
+		}
+		if fails {
+			f.practice.stopErr = errors.New("made to fail")
+		}
+		steps := map[string]int{}
+		p.at = func(step string) error { steps[step]++; return nil }
+		s := site("s", 0x1010, 0xe9, 2, 3, 4, 5)
+		s.Kind = Redirect
+		r := p.Apply(simple(s))
+		if r.Outcome != Committed || r.Stops != 1 || f.practice.stops != 1 || resumed == fails || !before || len(r.VCPUs) != 1 || r.VCPUs[0].Where != WhereGuest {
+			t.Errorf("fails %v: %s: %s: %d stops, %d rehearsed, before: %v, up to the resume: %v; %+v", fails, r.Outcome, r.Reason, r.Stops, f.practice.stops, before, resumed, r.VCPUs)
+		}
+		if steps["P1"] != 1 || steps["P5 store"] != 1 || f.outside != nil || f.dead != "" || f.practice.dead != "" || f.practice.entries != nil || f.practice.counted != 0 ||
+			!bytes.Equal(was, f.practice.mem) || len(p.State().Applied) != 1 {
+			t.Errorf("fails %v: something came of the rehearsal: steps %v, stores %#x, dead %q %q, entries %#x", fails, steps, f.outside, f.dead, f.practice.dead, f.practice.entries)
+		}
+		f.far, f.places = false, func(stop int) []Place {
+			if stop < 4 {
+				return []Place{{RIPs: []uint64{0x1021}}}
+			}
+			return []Place{{RIPs: []uint64{0x1000}}}
+		}
+		if r := p.Apply(simple(site("t", 0x1020, 1, 2))); r.Outcome != Committed || r.Stops != 3 || f.practice.stops != 4 {
+			t.Errorf("fails %v: tried again: %s: %d stops, %d rehearsed", fails, r.Outcome, r.Stops, f.practice.stops-1)
+		}
 	}
 }
 

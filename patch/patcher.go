@@ -137,10 +137,13 @@ type attempt struct {
 	retries map[int]int // stops in vain, by vCPU
 	entries []uint64    // what Guest.Entries is told when the patch is committed
 	exits   []uint64    // before the stop, by vCPU
+
+	dry     bool      // rehearse: nothing is stored, no step is told of
+	scratch [3]uint64 // where a rehearsal stores: words, as text has them, for MaxSite bytes at any place of the first
 }
 
 func (a *attempt) step(name string) error {
-	if a.p.at != nil {
+	if a.p.at != nil && !a.dry {
 		return a.p.at(name)
 	}
 	return nil
@@ -218,7 +221,8 @@ func (a *attempt) run() {
 				break
 			}
 		}
-		again, why := a.once()
+		a.rehearse()
+		again, why := a.once(g)
 		if !again {
 			break
 		}
@@ -269,16 +273,25 @@ func (a *attempt) unload() {
 }
 
 // once is one stop. again says that a vCPU stood where it must not, and why.
-func (a *attempt) once() (again bool, why string) {
-	g := a.p.g
+func (a *attempt) once(g Guest) (again bool, why string) {
 	if err := a.step("P1"); err != nil {
 		a.r.Outcome, a.r.Reason = Aborted, err.Error()
 		return false, ""
 	}
-	a.exits = g.Exits()
+	if !a.dry {
+		a.exits = g.Exits()
+	}
 	last := &a.sites[len(a.sites)-1]
 	within := Range{a.sites[0].Addr, last.Addr + uint64(len(last.Old))}
-	h, err := g.Stop(a.r.Number, within, a.stopLimit(), a.rehearse) // P1, P2. From here to P8 every vCPU waits: what can be done before or behind is not done here
+	var h Halt
+	var places []Place
+	ask := func() {
+		if places == nil {
+			places = h.Places()
+		}
+	}
+	var err error
+	h, err = g.Stop(a.r.Number, within, a.stopLimit(), a.glance) // P1, P2. From here to P8 every vCPU waits: what can be done before or behind is not done here
 	a.r.Stops++
 	if err != nil {
 		a.r.Outcome, a.r.Reason = Aborted, err.Error()
@@ -286,7 +299,6 @@ func (a *attempt) once() (again bool, why string) {
 	}
 	a.r.Stopped, a.r.Begun, a.r.Generation = g.TSC(), h.Begun(), h.Generation()
 	// P3. Where none is near a site, and none must be at a safe point, no place decides anything: it is only recorded.
-	var places []Place
 	if a.plan.SafePoint || h.Near() {
 		places = h.Places()
 	}
@@ -301,20 +313,14 @@ func (a *attempt) once() (again bool, why string) {
 	}
 	outcome, reason := Refused, why
 	if why == "" {
-		if err := errors.Join(compare(g, a.sites), a.step("P4")); err != nil { // P4
-			reason = err.Error()
-		} else {
-			outcome, reason = a.write() // P5
-		}
+		outcome, reason = a.change()
 	}
 	if outcome == Dead {
-		if places == nil {
-			places = h.Places()
-		}
+		ask()
 		a.die(h, places, reason)
 		return false, ""
 	}
-	if outcome == Committed {
+	if outcome == Committed && !a.dry {
 		if a.redirects() {
 			g.Entries(a.entries)
 		}
@@ -323,15 +329,14 @@ func (a *attempt) once() (again bool, why string) {
 		}
 	}
 	if err = a.step("P6"); err == nil {
-		err = h.Resume(ResumeLimit, func() { // P6, P7, P8
-			if places == nil {
-				places = h.Places()
-			}
-		})
+		err = h.Resume(ResumeLimit, ask) // P6, P7, P8
 	} else {
 		err = errors.Join(err, h.End(ResumeLimit))
 	}
 	a.r.Released = h.Released()
+	if a.dry {
+		return false, ""
+	}
 	a.where(h, places, g.Exits())
 	a.r.Outcome, a.r.Reason = outcome, reason
 	if err != nil {
@@ -343,9 +348,19 @@ func (a *attempt) once() (again bool, why string) {
 	return why != "", why
 }
 
-// rehearse goes where P4 and P5 will go while the vCPUs come out, and changes nothing: what is in no cache yet, page tables included, is fetched now, and not
-// while all of them wait. What it finds does not matter, P4 compares again.
+// rehearse is once, with a guest that it does not stop and stores to memory of its own, before the vCPUs are asked to stop: code that is in no cache is
+// fetched then, and not while all of them wait. A record that is thrown away is made of it.
 func (a *attempt) rehearse() {
+	if g := a.p.g.Rehearsal(); g != nil {
+		b := *a
+		b.dry = true
+		b.once(g)
+	}
+}
+
+// glance looks at the sites while the vCPUs come out: the kick was a system call, and what is behind it is far again. What it finds does not matter, P4
+// compares again.
+func (a *attempt) glance() {
 	if compare(a.p.g, a.sites) != nil {
 		return
 	}
@@ -356,6 +371,27 @@ func (a *attempt) rehearse() {
 	}
 }
 
+// change is P4 and P5.
+func (a *attempt) change() (outcome, reason string) {
+	err := compare(a.p.g, a.sites)
+	if err == nil {
+		err = a.step("P4")
+	}
+	if err != nil {
+		return Refused, err.Error()
+	}
+	return a.write()
+}
+
+// writable is where a site is written.
+func (a *attempt) writable(w *Site) ([]byte, error) {
+	if !a.dry {
+		return a.p.g.Writable(w.Addr, len(w.New))
+	}
+	at := w.Addr & 7
+	return room(&a.scratch)[at : at+uint64(len(w.New))], a.p.g.Prepare(w.Addr, len(w.New))
+}
+
 // write is P5: every site, read back; on a difference every site back, and read back.
 func (a *attempt) write() (outcome, reason string) {
 	g := a.p.g
@@ -364,7 +400,7 @@ func (a *attempt) write() (outcome, reason string) {
 	a.r.FirstStore = g.TSC()
 	for i := range a.sites {
 		w := &a.sites[i]
-		to, err := g.Writable(w.Addr, len(w.New))
+		to, err := a.writable(w)
 		if err == nil {
 			begun++
 			store(to, w.Addr, w.New)
@@ -377,9 +413,11 @@ func (a *attempt) write() (outcome, reason string) {
 	}
 	a.r.LastStore = g.TSC()
 	if failed == nil {
-		failed = errors.Join(reads(g, a.sites, func(w *Site) []byte { return w.New }), a.step("P5 read back"))
+		if failed = reads(g, a.sites, !a.dry); failed == nil {
+			failed = a.step("P5 read back")
+		}
 	}
-	if failed == nil {
+	if failed == nil || a.dry {
 		return Committed, ""
 	}
 	journal := a.sites[:begun]
@@ -390,7 +428,7 @@ func (a *attempt) write() (outcome, reason string) {
 		}
 		store(to, w.Addr, w.Old)
 	}
-	if err := errors.Join(reads(g, journal, func(w *Site) []byte { return w.Old }), a.step("P5 take back")); err != nil {
+	if err := errors.Join(reads(g, journal, false), a.step("P5 take back")); err != nil {
 		return Dead, fmt.Sprintf("%v; taking it back: %v", failed, err)
 	}
 	return RolledBack, failed.Error()

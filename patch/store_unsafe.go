@@ -25,16 +25,23 @@ func store(to []byte, addr uint64, b []byte) {
 	atomic.StoreUint64(word, v) // ORDER(O1): before P6; pairs with V4, and V5 behind it. Without the order a vCPU could serialise before the last store
 }
 
-// reads compares what the guest sees with what it should see.
-func reads(g Guest, sites []Site, want func(*Site) []byte) error {
+// room is the bytes of words.
+func room(w *[3]uint64) []byte { return unsafe.Slice((*byte)(unsafe.Pointer(w)), unsafe.Sizeof(*w)) }
+
+// reads compares what the guest sees with what it should see: the sites' new bytes, or the old ones.
+func reads(g Guest, sites []Site, changed bool) error {
 	for i := range sites {
 		w := &sites[i]
 		have, err := g.Look(w.Addr, len(w.Old))
 		if err != nil {
 			return fmt.Errorf("site %s at %#x: %w", w.Name, w.Addr, err)
 		}
-		if !bytes.Equal(have, want(w)) {
-			return fmt.Errorf("site %s at %#x: reads back as % x, not % x", w.Name, w.Addr, have, want(w))
+		want := w.Old
+		if changed {
+			want = w.New
+		}
+		if !bytes.Equal(have, want) {
+			return fmt.Errorf("site %s at %#x: reads back as % x, not % x", w.Name, w.Addr, have, []byte(want))
 		}
 	}
 	return nil

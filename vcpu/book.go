@@ -9,25 +9,6 @@ import (
 
 // The ledger's writer, on the vCPU's own thread: what loop.go says of itself holds here.
 
-// leave is X1: totals first, apart from the cause, so that the books can fail to close.
-//
-//go:nosplit
-//go:norace
-//go:nocheckptr
-func leave(c *control, in, out uint64) {
-	l := c.ledger
-	c.book = c.sealed & 1
-	b := &l.Book[c.book]
-	store64(&l.Seq, l.Seq+1)
-	b.Total++
-	b.Guest += out - in
-	l.LastOut = out
-	l.State = breaks.StateServing
-	store64(&l.Seq, l.Seq+1)
-	c.open, c.out = 1, out
-	c.run.DirtyRegs = 0
-}
-
 // enter is E2: the open break gets its length and goes into the ledger.
 //
 //go:nosplit

@@ -262,7 +262,7 @@ func (w *world) execute(v *fakeVCPU) {
 // park is one step of the real code, with the fault that the world makes.
 func (w *world) park(v *fakeVCPU) {
 	c, at := v.c, v.at
-	imm, pending := c.run.ImmediateExit, load64(&c.sent) != c.clean
+	imm, pending := c.run.ImmediateExit, load64(&c.sent) != c.taken
 	v.at = parkStep(c, at)
 	switch at {
 	case parkPending:
@@ -278,7 +278,10 @@ func (w *world) park(v *fakeVCPU) {
 			c.run.ImmediateExit = imm
 		}
 	case parkEarly:
-		v.sig = false
+		if v.sig {
+			v.sig = false
+			c.taken++
+		}
 	case parkDrain:
 		if pending {
 			v.sig = false
@@ -314,6 +317,8 @@ func (w *world) Stop(number uint64, sites patch.Range, limit time.Duration, mean
 	}
 	return fakeHalt{p, w}, nil
 }
+
+func (w *world) Rehearsal() patch.Guest { return nil }
 
 func (w *world) Look(addr uint64, n int) ([]byte, error) {
 	w.others(w.rng.IntN(3))

@@ -13,35 +13,41 @@ import (
 // heap, so that the thread may use it at any moment of a garbage collection. The words of the stop
 // protocol have the names of model/stop.pml and docs/ordering.md (O1).
 //
-// It begins with three cache lines of 64 bytes, by writer: a stop moves each of them to the other core and back, and every vCPU waits meanwhile.
+// It begins with five cache lines of 64 bytes, by writer and by who looks when: a stop moves each of them to the other core and back, and every vCPU
+// waits meanwhile. A word that is looked at while waiting shares its line with none that is written behind it: a bell would take the line back from
+// who has just got it.
 type control struct {
-	// Written by the requester, read by the vCPU.
+	// Written by the requester, read by the vCPU: looked at while waiting, and before the guest is entered.
 	req      uint64 // generation of the latest stop request
 	goG      uint64 // "go": bytes are final for this generation, serialise
 	rel      uint64 // release: enter the guest again
 	quit     uint64 // 1: end the thread when it is next released
-	blame    uint64 // cause that a break of this request is booked under instead of breaks.Kick; 0: none. Written before req
-	blameNr  uint64 // … and its number
+	sent     uint64 // how many kicks were sent, counted behind each
+	blame    uint64 // Purpose.blame: what a break of this request is booked under instead of breaks.Kick; 0: that. Written before req
 	lookFrom uint64 // read what waits to be injected before ack, of a vCPU that stands at an address from here …
 	lookTo   uint64 // … to below here; 0: of none. Written before req
 
-	attn      uint64 // 1: Go wants to look before the guest is entered again (O10)
-	sent      uint64 // how many kicks were sent, counted behind each
+	attn uint64 // 1: Go wants to look before the guest is entered again (O10). No stop writes it
+	_    [7]uint64
+
 	bell      uint32 // futex: rung after any of the words above, or hand, changed
 	sleepBell uint32 // the vCPU sleeps on bell
-	ended     uint64 // by the vCPU's thread, last of all: looked at while waiting, so not in a line that changes
-	_         [32]byte
+	ended     uint64 // by the vCPU's thread, last of all: looked at while waiting, so not in a line that the vCPU changes
+	_         [6]uint64
 
-	// Written by the vCPU, read by the requester.
-	ack      uint64 // parked for this generation
-	ackTSC   uint64 // when
-	at       uint64 // where it stands at ack: at… and the cause of the open break
-	atNr     uint64 // … its number …
-	atRIP    uint64 // … and RIP
-	synced   uint64 // serialised for this generation
-	syncTSC  uint64 // when
+	// Written by the vCPU, read by the requester: looked at while waiting, and at once behind it.
+	ack     uint64 // parked for this generation
+	ackTSC  uint64 // when
+	at      uint64 // where it stands at ack: at… and the cause of the open break
+	atNr    uint64 // … its number …
+	atRIP   uint64 // … and RIP
+	synced  uint64 // serialised for this generation
+	syncTSC uint64 // when
+	_       uint64
+
 	doorAck  uint32 // futex: rung after ack or synced
 	sleepAck uint32 // a requester sleeps on doorAck
+	_        [7]uint64
 
 	events kvm.VCPUEvents // at ack, with atLooked
 
@@ -58,7 +64,6 @@ type control struct {
 	zero     [2]uint64
 	stepsOn  uint64 // tests: record the numbered steps
 	stepN    uint64
-	steps    [1024]uint8
 
 	// Fixed before the thread starts.
 	fd       uintptr
@@ -80,7 +85,7 @@ type control struct {
 	// Private to the vCPU's thread.
 	done   uint64 // generation that was served last
 	parkG  uint64 // generation that is being served
-	clean  uint64 // sent when the signal was last drained: what was sent up to then is not pending
+	taken  uint64 // kicks that were taken off the thread: when sent is the same, none is pending
 	looked uint64 // 1: events were read for parkG; 2: KVM did not say; 0: nobody asked for them
 	open   uint64 // 1: a break is open
 	out    uint64 // TSC of its start
@@ -111,6 +116,8 @@ type control struct {
 	// Answers that never change, given on the vCPU's own thread.
 	constOK  [constants]uint8
 	constVal [constants]uint64
+
+	steps [1024]uint8
 }
 
 // Bits of control.at; from atCause on it holds the cause.
@@ -148,14 +155,16 @@ const (
 )
 
 const (
-	stackSize = 64 << 10
+	stackSize = 64<<10 + 2048 // ends within a page
 	tlsSize   = 4096
 )
 
-// block is the one mapping of a thread: guard page, stack, TLS, control.
+// newControl makes the one mapping of a thread: guard page, stack, control, TLS. The stack's top and what control begins with, which is what a stop uses
+// of either, share a page: see loop.go.
 func newControl() (*control, uintptr, uintptr, []byte, error) {
-	ctl := (int(unsafe.Sizeof(control{})) + 4095) &^ 4095
-	m, err := unix.Mmap(-1, 0, 4096+stackSize+tlsSize+ctl, unix.PROT_READ|unix.PROT_WRITE,
+	at := 4096 + stackSize // of control
+	all := (at + int(unsafe.Sizeof(control{})) + tlsSize + 4095) &^ 4095
+	m, err := unix.Mmap(-1, 0, all, unix.PROT_READ|unix.PROT_WRITE,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
 	if err != nil {
 		return nil, 0, 0, nil, fmt.Errorf("mmap the vCPU thread's stack: %w", err)
@@ -164,9 +173,9 @@ func newControl() (*control, uintptr, uintptr, []byte, error) {
 		return nil, 0, 0, nil, fmt.Errorf("protect the vCPU thread's guard page: %w", err)
 	}
 	base := uintptr(unsafe.Pointer(&m[0]))
-	stackTop := base + 4096 + stackSize - 64
-	tls := base + 4096 + stackSize + tlsSize/2 // g is read at FS-8: zero there
-	c := (*control)(unsafe.Pointer(&m[4096+stackSize+tlsSize]))
+	stackTop := base + uintptr(at) - 64
+	tls := base + uintptr(all-tlsSize/2) // g is read at FS-8: zero there
+	c := (*control)(unsafe.Pointer(&m[at]))
 	c.eventsAt = uintptr(unsafe.Pointer(&c.events))
 	return c, stackTop, tls, m, nil
 }

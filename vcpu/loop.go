@@ -39,55 +39,6 @@ const (
 	eFAULT = -14
 )
 
-//go:nosplit
-//go:norace
-//go:nocheckptr
-func step(c *control, s uint8) {
-	if c.stepsOn != 0 && c.stepN < uint64(len(c.steps)) {
-		c.steps[c.stepN&1023] = s
-		c.stepN++
-	}
-}
-
-//go:nosplit
-//go:norace
-//go:nocheckptr
-func loop(c *control) {
-	for {
-		step(c, stepE1)
-		for load64(&c.req) != c.done {
-			park(c)
-		}
-		if load64(&c.quit) != 0 {
-			break
-		}
-		if load64(&c.attn) != 0 {
-			if attend(c) {
-				break
-			}
-			continue
-		}
-		step(c, stepE2)
-		in := kvm.TSC()
-		enter(c, in)
-		step(c, stepE3)
-		ret, out := kvm.RunRaw(c.fd)
-		step(c, stepX1)
-		leave(c, in, out)
-		step(c, stepX2)
-		if classify(c, ret) {
-			step(c, stepX3)
-			continue
-		}
-		step(c, stepX4)
-		c.why = c.cause
-		if handOver(c) {
-			break
-		}
-	}
-	end(c)
-}
-
 // attend lets Go look at the vCPU before it enters the guest again (O10). The word is taken back before Go
 // looks, so that whoever sets it anew is looked at anew. It reports true when the thread shall end.
 //
@@ -101,59 +52,6 @@ func attend(c *control) bool {
 	}
 	c.why = uint64(breaks.Signal)
 	return handOver(c)
-}
-
-// classify is X2 and X3. It reports true when the guest can be entered again at once.
-//
-//go:nosplit
-//go:norace
-//go:nocheckptr
-func classify(c *control, ret int64) bool {
-	r := c.run
-	c.cause, c.nr, c.errno = uint64(breaks.Unknown), 0, 0
-	c.rip, c.rsp = r.Regs.RIP, r.Regs.RSP
-	c.pend, c.kicked = 0, 0
-	if ret < 0 {
-		switch ret {
-		case eINTR, eAGAIN:
-			if load64(&c.req) != c.done {
-				c.cause, c.kicked = uint64(breaks.Kick), 1
-			} else {
-				c.cause = uint64(breaks.SpuriousKick)
-				for drain(&c.sigset, &c.zero) {
-				}
-			}
-			return true
-		case eFAULT:
-			c.cause = uint64(breaks.MemoryFault)
-		default:
-			c.cause = uint64(breaks.InternalError)
-		}
-		c.errno = uint64(-ret)
-		return false
-	}
-	switch r.ExitReason {
-	case kvm.ExitIO:
-		c.pend = 1
-		return classifyIO(c)
-	case kvm.ExitMMIO:
-		c.pend = 1
-		c.cause = uint64(breaks.MMIO)
-	case kvm.ExitHLT:
-		c.cause = uint64(breaks.HLT)
-	case kvm.ExitDebug:
-		c.cause = uint64(breaks.Debug)
-	case kvm.ExitShutdown:
-		c.cause = uint64(breaks.Shutdown)
-	case kvm.ExitInternalError, kvm.ExitFailEntry:
-		c.cause = uint64(breaks.InternalError)
-	case kvm.ExitMemoryFault:
-		c.cause = uint64(breaks.MemoryFault)
-	case kvm.ExitIntr:
-		c.cause = uint64(breaks.SpuriousKick)
-		return true
-	}
-	return false
 }
 
 // classifyIO tells a system call or an exception, which leave the guest by the stubs' OUT, from an OUT
@@ -244,26 +142,6 @@ func answerRAX(c *control, v uint64) {
 	r.DirtyRegs |= kvm.SyncRegs
 }
 
-// complete lets KVM finish the I/O of the last exit: the instruction is only retired by the next
-// KVM_RUN (api.rst 5, "KVM_EXIT_IO"), and would be from its old bytes. Race K6.
-//
-//go:nosplit
-//go:norace
-//go:nocheckptr
-func complete(c *control) {
-	if c.pend == 0 && c.run.DirtyRegs == 0 {
-		return // registers that wait in the shared page would be missed by an ioctl
-	}
-	c.pend = 0
-	storeByte(&c.run.ImmediateExit, 1)
-	kvm.RunRaw(c.fd)
-	storeByte(&c.run.ImmediateExit, 0)
-	c.run.DirtyRegs = 0
-	// A kicker's immediate_exit may just have been eaten. Its request is not: E1 looks at req again
-	// before KVM_RUN, and its signal stays pending (it is blocked outside KVM_RUN).
-	// ORDER(O1): pairs with P1 in Thread.request; without E1 behind it this store could lose a kick.
-}
-
 // handOver is X4. It reports true when the thread shall end.
 //
 //go:nosplit
@@ -342,4 +220,148 @@ func knock(c *control) {
 	if load32(&c.sleepReq) != 0 {
 		futexWake(&c.doorReq)
 	}
+}
+
+// From here to the end of park.go stands what a stop runs between leaving the guest and entering it, in as few pages as it takes: behind KVM_RUN none is in
+// the TLB on a back end that has switched address spaces, and each costs some 400 cycles (nested pvm, 2.5 GHz) that all vCPUs wait for.
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func step(c *control, s uint8) {
+	if c.stepsOn != 0 && c.stepN < uint64(len(c.steps)) {
+		c.steps[c.stepN&1023] = s
+		c.stepN++
+	}
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func loop(c *control) {
+	for {
+		step(c, stepE1)
+		for load64(&c.req) != c.done {
+			park(c)
+		}
+		if load64(&c.quit) != 0 {
+			break
+		}
+		if load64(&c.attn) != 0 {
+			if attend(c) {
+				break
+			}
+			continue
+		}
+		step(c, stepE2)
+		in := kvm.TSC()
+		enter(c, in)
+		step(c, stepE3)
+		ret, out := kvm.RunRaw(c.fd)
+		step(c, stepX1)
+		leave(c, in, out)
+		step(c, stepX2)
+		if classify(c, ret) {
+			step(c, stepX3)
+			continue
+		}
+		step(c, stepX4)
+		c.why = c.cause
+		if handOver(c) {
+			break
+		}
+	}
+	end(c)
+}
+
+// leave is X1: totals first, apart from the cause, so that the books can fail to close.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func leave(c *control, in, out uint64) {
+	l := c.ledger
+	c.book = c.sealed & 1
+	b := &l.Book[c.book]
+	store64(&l.Seq, l.Seq+1)
+	b.Total++
+	b.Guest += out - in
+	l.LastOut = out
+	l.State = breaks.StateServing
+	store64(&l.Seq, l.Seq+1)
+	c.open, c.out = 1, out
+	c.run.DirtyRegs = 0
+}
+
+// classify is X2 and X3. It reports true when the guest can be entered again at once.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func classify(c *control, ret int64) bool {
+	r := c.run
+	c.cause, c.nr, c.errno = uint64(breaks.Unknown), 0, 0
+	c.rip, c.rsp = r.Regs.RIP, r.Regs.RSP
+	c.pend, c.kicked = 0, 0
+	if ret < 0 {
+		switch ret {
+		case eINTR, eAGAIN:
+			if load64(&c.req) != c.done {
+				c.cause, c.kicked = uint64(breaks.Kick), 1
+			} else {
+				c.cause = uint64(breaks.SpuriousKick)
+				for drain(&c.sigset, &c.zero) {
+				}
+			}
+			return true
+		case eFAULT:
+			c.cause = uint64(breaks.MemoryFault)
+		default:
+			c.cause = uint64(breaks.InternalError)
+		}
+		c.errno = uint64(-ret)
+		return false
+	}
+	switch r.ExitReason {
+	case kvm.ExitIO:
+		c.pend = 1
+		return classifyIO(c)
+	case kvm.ExitMMIO:
+		c.pend = 1
+		c.cause = uint64(breaks.MMIO)
+	case kvm.ExitHLT:
+		c.cause = uint64(breaks.HLT)
+	case kvm.ExitDebug:
+		c.cause = uint64(breaks.Debug)
+	case kvm.ExitShutdown:
+		c.cause = uint64(breaks.Shutdown)
+	case kvm.ExitInternalError, kvm.ExitFailEntry:
+		c.cause = uint64(breaks.InternalError)
+	case kvm.ExitMemoryFault:
+		c.cause = uint64(breaks.MemoryFault)
+	case kvm.ExitIntr:
+		c.cause = uint64(breaks.SpuriousKick)
+		return true
+	}
+	return false
+}
+
+// complete lets KVM finish the I/O of the last exit: the instruction is only retired by the next
+// KVM_RUN (api.rst 5, "KVM_EXIT_IO"), and would be from its old bytes. Race K6.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func complete(c *control) {
+	if c.pend == 0 && c.run.DirtyRegs == 0 {
+		return // registers that wait in the shared page would be missed by an ioctl
+	}
+	c.pend = 0
+	storeByte(&c.run.ImmediateExit, 1)
+	kvm.RunRaw(c.fd)
+	storeByte(&c.run.ImmediateExit, 0)
+	c.run.DirtyRegs = 0
+	// A kicker's immediate_exit may just have been eaten. Its request is not: E1 looks at req again
+	// before KVM_RUN, and its signal stays pending (it is blocked outside KVM_RUN).
+	// ORDER(O1): pairs with P1 in Thread.request; without E1 behind it this store could lose a kick.
 }

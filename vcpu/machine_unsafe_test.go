@@ -148,3 +148,37 @@ func resume(t testing.TB, p *Stopped) {
 		t.Fatal(err)
 	}
 }
+
+// TestLines: what a stop looks at while it waits shares a line of 64 bytes with nothing that is written behind it, and what it uses shares a page.
+func TestLines(t *testing.T) {
+	var c control
+	line := func(at uintptr) uintptr { return at / 64 }
+	words, answers := line(unsafe.Offsetof(c.req)), line(unsafe.Offsetof(c.ack))
+	for name, at := range map[string]uintptr{"goG": unsafe.Offsetof(c.goG), "rel": unsafe.Offsetof(c.rel), "quit": unsafe.Offsetof(c.quit), "sent": unsafe.Offsetof(c.sent),
+		"blame": unsafe.Offsetof(c.blame), "lookFrom": unsafe.Offsetof(c.lookFrom), "lookTo": unsafe.Offsetof(c.lookTo)} {
+		if line(at) != words {
+			t.Errorf("%s is not in the line of req", name)
+		}
+	}
+	for name, at := range map[string]uintptr{"at": unsafe.Offsetof(c.at), "synced": unsafe.Offsetof(c.synced), "syncTSC": unsafe.Offsetof(c.syncTSC)} {
+		if line(at) != answers {
+			t.Errorf("%s is not in the line of ack", name)
+		}
+	}
+	for name, at := range map[string]uintptr{"bell": unsafe.Offsetof(c.bell), "doorAck": unsafe.Offsetof(c.doorAck), "attn": unsafe.Offsetof(c.attn), "ended": unsafe.Offsetof(c.ended)} {
+		if line(at) == words || line(at) == answers {
+			t.Errorf("%s is in a line that is waited for", name)
+		}
+	}
+	n, _, _, m, err := newControl()
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := uintptr(unsafe.Pointer(n))
+	if last := at + unsafe.Offsetof(n.errno); at%64 != 0 || at%4096 == 0 || at>>12 != last>>12 {
+		t.Errorf("control at %#x, what a stop uses of it to %#x: want a line's start, in one page, with the stack's top", at, last)
+	}
+	if err := unix.Munmap(m); err != nil {
+		t.Error(err)
+	}
+}

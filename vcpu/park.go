@@ -43,8 +43,10 @@ func parkStep(c *control, at uint8) uint8 {
 		if c.kicked == 1 {
 			c.kicked, c.kickG = 2, c.parkG
 		}
-		if c.open != 0 && c.cause == uint64(breaks.Kick) && load64(&c.blame) != 0 {
-			c.cause, c.nr = load64(&c.blame), load64(&c.blameNr)
+		if c.open != 0 && c.cause == uint64(breaks.Kick) {
+			if b := load64(&c.blame); b != 0 {
+				c.cause, c.nr = b&0xff, b>>8
+			}
 		}
 		return parkLook
 	case parkLook:
@@ -65,7 +67,10 @@ func parkStep(c *control, at uint8) uint8 {
 		answerBell(c)
 		return parkEarly
 	case parkEarly:
-		takeKicks(c)
+		takeLine(&c.run.ImmediateExit) // V6 stores there what P1 has stored to
+		if drain(&c.sigset, &c.zero) {
+			c.taken++
+		}
 		return parkGo
 	case parkGo:
 		if load64(&c.goG) < c.parkG {
@@ -85,7 +90,7 @@ func parkStep(c *control, at uint8) uint8 {
 		}
 		return parkDrain
 	case parkDrain:
-		if load64(&c.sent) != c.clean {
+		if load64(&c.sent) != c.taken {
 			takeKicks(c)
 		}
 		return parkSynced
@@ -163,7 +168,8 @@ func publish(c *control) {
 	c.at, c.atNr, c.atRIP = at, c.nr, c.run.Regs.RIP
 }
 
-// takeKicks drains the kick's signal. sent is read first: a kick that is counted later may be pending still, and V7 drains again.
+// takeKicks takes all kicks off the thread. sent is read first: one that is counted later may be pending still. taken may be less than what was, where a
+// spurious return has taken some: then the next V7 comes here in vain. It is more where somebody else sends the signal; then a return is spurious.
 //
 //go:nosplit
 //go:norace
@@ -172,7 +178,7 @@ func takeKicks(c *control) {
 	sent := load64(&c.sent)
 	for drain(&c.sigset, &c.zero) {
 	}
-	c.clean = sent
+	c.taken = sent
 }
 
 // asked says whether the requester wants to know what waits to be injected: it does within a range of addresses. Who does not stand between two

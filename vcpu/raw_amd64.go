@@ -34,5 +34,10 @@ var _ = loop
 //go:noescape
 func spawn(stackTop, tls uintptr, c *control, entry uintptr) (tid int64)
 
+// takeLine fetches the line of a byte to be written soon; it changes nothing.
+//
+//go:noescape
+func takeLine(p *uint8)
+
 // peek reads a word at a host address that is not the Go heap's.
 func peek(addr uintptr) uint64

@@ -17,6 +17,12 @@ TEXT ·load32(SB),NOSPLIT,$0-12
 	MOVL AX, ret+8(FP)
 	RET
 
+// func takeLine(p *uint8)
+TEXT ·takeLine(SB),NOSPLIT,$0-8
+	MOVQ p+0(FP), AX
+	BYTE $0x0f; BYTE $0x0d; BYTE $0x08 // PREFETCHW (AX)
+	RET
+
 // func peek(addr uintptr) uint64
 TEXT ·peek(SB),NOSPLIT,$0-16
 	MOVQ addr+0(FP), AX

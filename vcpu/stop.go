@@ -29,6 +29,8 @@ type Set struct {
 	// then a lost kick is a timeout.
 	Resend time.Duration
 
+	rehearsal *Set
+
 	// between, in tests, is called before each step that t could see, with its label: other threads' steps may come there, and
 	// true means that the deadline has passed.
 	between func(label string, t *Thread) (late bool)
@@ -36,7 +38,7 @@ type Set struct {
 
 // Purpose is what a stop is for.
 type Purpose struct {
-	// Cause books the break of a vCPU that the stop takes out of the guest, with Nr; breaks.Unknown (0) leaves it breaks.Kick.
+	// Cause books the break of a vCPU that the stop takes out of the guest, with Nr, below 2^56; breaks.Unknown (0) leaves it breaks.Kick.
 	Cause breaks.Cause
 	Nr    uint64
 	// From and To have Stopped.Place tell what waits to be injected of a vCPU that may go on at a guest address from From to below To: one ioctl more
@@ -46,13 +48,22 @@ type Purpose struct {
 	Meanwhile func()
 }
 
+// blame is Cause and Nr in one word: what a stop tells the vCPU is one line of memory, which each of them has to fetch.
+func (p *Purpose) blame() uint64 { return uint64(p.Cause) | p.Nr<<8 }
+
 // ErrStopTimeout says that a vCPU did not acknowledge in time; every vCPU runs on, nothing was changed.
 var ErrStopTimeout = errors.New("stop timed out")
 
 // NewSet takes threads that were not started yet.
 func NewSet(threads ...*Thread) *Set {
-	return &Set{threads: threads, pid: unix.Getpid(), gen: 1, Resend: 20 * time.Millisecond}
+	nobody := &Thread{c: &control{run: new(kvm.Run), ended: 1}}
+	return &Set{threads: threads, pid: unix.Getpid(), gen: 1, Resend: 20 * time.Millisecond,
+		rehearsal: &Set{threads: []*Thread{nobody}, pid: unix.Getpid(), gen: 1, Resend: 20 * time.Millisecond}}
 }
+
+// Rehearsal is a set to rehearse stops with: its one vCPU is nobody's, and has ended. Stopping it does nothing, by the way that a stop goes, so that the code and
+// the tables of pages are in the caches when vCPUs wait for them.
+func (s *Set) Rehearsal() *Set { return s.rehearsal }
 
 // Start makes the threads, pins them, and returns them as stopped: nothing has entered the guest.
 func (s *Set) Start() (*Stopped, error) {
@@ -144,8 +155,7 @@ func (s *Set) StopFor(why Purpose, limit time.Duration) (*Stopped, error) {
 	for _, t := range s.threads {
 		// ORDER(O1): before req, and so seen by who serves this generation: pairs with the loads behind parkRead's. Without it the
 		// break could be booked as a kick. One that serves an older, given-up request may book this one's purpose: it is this one's stop, too.
-		atomic.StoreUint64(&t.c.blame, uint64(why.Cause))
-		atomic.StoreUint64(&t.c.blameNr, why.Nr)
+		atomic.StoreUint64(&t.c.blame, why.blame())
 		atomic.StoreUint64(&t.c.lookFrom, why.From)
 		atomic.StoreUint64(&t.c.lookTo, why.To)
 		s.request(t, s.gen)

@@ -210,7 +210,7 @@ func (r *replay) run() {
 }
 
 func plan(from, to byte) patch.Plan {
-	return patch.Plan{SafePoint: true, StopLimit: time.Hour, Sites: []patch.Site{
+	return patch.Plan{SafePoint: true, Wait: time.Minute, StopLimit: time.Hour, Sites: []patch.Site{
 		{Name: "A", Kind: patch.Raw, Addr: siteA, Old: patch.Hex{from, from}, New: patch.Hex{to, to}},
 		{Name: "B", Kind: patch.Raw, Addr: siteB, Old: patch.Hex{from}, New: patch.Hex{to}},
 	}}

@@ -206,14 +206,20 @@ type Place struct {
 	Safe   bool   // Here, quiet, idle, or at a declared instruction
 }
 
-// StopToPatch stops every vCPU, to be patched under this number; meanwhile is vcpu.Purpose's. Of those that may go on within the span, Place tells what waits to be injected.
-func (m *Machine) StopToPatch(number uint64, within Span, limit time.Duration, meanwhile func()) (*Halt, error) {
+// StopToPatch stops every vCPU, to be patched under this number; meanwhile is vcpu.Purpose's. Of those that may go on within the span, Place tells what waits to be injected. With
+// rehearse it goes the same way and stops none (vcpu.Set.Rehearsal).
+func (m *Machine) StopToPatch(number uint64, within Span, limit time.Duration, meanwhile func(), rehearse bool) (*Halt, error) {
 	m.mu.Lock()
 	n := len(m.vcpus)
 	m.mu.Unlock()
 	h := &Halt{m: m, list: make([]Place, 0, n+1)} // before the stop: then all vCPUs wait
-	h.hurry()
-	p, err := m.set.StopFor(vcpu.Purpose{Cause: breaks.Patch, Nr: number, From: within.Start, To: within.End, Meanwhile: meanwhile}, limit)
+	set := m.set
+	if rehearse {
+		set = set.Rehearsal()
+	} else {
+		h.hurry()
+	}
+	p, err := set.StopFor(vcpu.Purpose{Cause: breaks.Patch, Nr: number, From: within.Start, To: within.End, Meanwhile: meanwhile}, limit)
 	if err != nil {
 		h.calm()
 		return nil, err

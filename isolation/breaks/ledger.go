@@ -117,6 +117,7 @@ type Counts struct {
 	SealedAt uint64 // TSC of the latest sealing; 0 = not sealed now
 	SealedIn uint64 // cycles of all ended sealed intervals
 	Seals    uint64 // number of sealings
+	Kicks    uint64 // stop requests acknowledged
 
 	Book     [2]Book         // open, sealed
 	KernelAt [NKernel]uint64 // statistics at the latest border between the books
@@ -125,7 +126,6 @@ type Counts struct {
 	StackLost uint64 // sites whose stack found no room in Stacks
 	StackNext uint64
 	EventNext uint64 // events written so far; the index is EventNext % NEvent
-	Kicks     uint64 // stop requests acknowledged
 
 	// System calls while sealed that came by the ring: answered there, or handed on to be made by an exit, which is a
 	// break. Their one writer is the ring's server.

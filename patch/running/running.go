@@ -26,17 +26,23 @@ func New(m *vmm.Machine, program string) *patch.Patcher {
 	for _, t := range w.Text {
 		s.Text = append(s.Text, patch.Range(t))
 	}
-	return patch.New(Guest{m}, s)
+	return patch.New(Guest{M: m}, s)
 }
 
 // Guest is a machine.
-type Guest struct{ M *vmm.Machine }
+type Guest struct {
+	M        *vmm.Machine
+	rehearse bool // stops nothing
+}
+
+// Rehearsal is the same machine, whose Stop stops none of its vCPUs.
+func (g Guest) Rehearsal() patch.Guest { return Guest{g.M, true} }
 
 // Stop is patch.Guest's, as all that follow.
 func (g Guest) Stop(number uint64, sites patch.Range, limit time.Duration, meanwhile func()) (patch.Halt, error) {
 	h := &halt{list: make([]patch.Place, 0, 8)} // before the stop: then all vCPUs wait
 	var err error
-	if h.Halt, err = g.M.StopToPatch(number, vmm.Span(sites), limit, meanwhile); err != nil {
+	if h.Halt, err = g.M.StopToPatch(number, vmm.Span(sites), limit, meanwhile, g.rehearse); err != nil {
 		return nil, err
 	}
 	return h, nil
