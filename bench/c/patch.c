@@ -27,8 +27,9 @@ static u64 patience;
 static struct cpu {
 	int fd, tid;
 	struct kvm_run *run;
-	u64 *pause, paused;
-} cpus[MOST_VCPUS];
+	u64 *pause, paused, taken; /* of the kicks that were sent, how many were taken off the thread */
+	u64 sent __attribute__((aligned(64)));
+} __attribute__((aligned(64))) cpus[MOST_VCPUS];
 
 static void futex(int *p, int op, int v) { syscall(SYS_futex, p, op | FUTEX_PRIVATE_FLAG, v, 0, 0, 0); }
 
@@ -85,7 +86,7 @@ static void serialise(void)
 	}
 }
 
-/* stopped is what a vCPU does for request g: acknowledge, wait, serialise, take the kick away, say so, wait. */
+/* stopped is what a vCPU does for request g: acknowledge, take the kick away while it waits anyway, wait, serialise, say so, wait. */
 static void stopped(struct cpu *c, u64 g)
 {
 	static sigset_t kick;
@@ -93,10 +94,15 @@ static void stopped(struct cpu *c, u64 g)
 	sigemptyset(&kick);
 	sigaddset(&kick, 40);
 	if (__atomic_add_fetch(&from.acked, 1, __ATOMIC_SEQ_CST) == g * vcpus) ring(&from.bell, &from.asleep);
+	if (sigtimedwait(&kick, 0, &zero) > 0) c->taken++;
 	wait_for(&to.go, g, &to.bell, &to.asleep);
 	serialise();
 	__atomic_store_n(&c->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
-	while (sigtimedwait(&kick, 0, &zero) > 0) { }
+	/* ORDER(O1): a kick is counted behind its signal and before go, so what is not taken by now is pending. Pairs with main's addition to sent. Without
+	 * it a kick that came late would end the next KVM_RUN for nothing. */
+	u64 sent = __atomic_load_n(&c->sent, __ATOMIC_SEQ_CST);
+	if (c->taken != sent) while (sigtimedwait(&kick, 0, &zero) > 0) { }
+	c->taken = sent;
 	if (__atomic_add_fetch(&from.synced, 1, __ATOMIC_SEQ_CST) == g * vcpus) ring(&from.bell, &from.asleep);
 	wait_for(&to.rel, g, &to.bell, &to.asleep);
 }
@@ -239,6 +245,7 @@ int main(int argc, char **argv)
 		for (int v = 0; v < vcpus; v++) {
 			__atomic_store_n(&cpus[v].run->immediate_exit, 1, __ATOMIC_SEQ_CST);
 			if (syscall(SYS_tgkill, getpid(), cpus[v].tid, 40)) DIE("tgkill");
+			__atomic_fetch_add(&cpus[v].sent, 1, __ATOMIC_SEQ_CST); /* ORDER(O1): behind the signal; pairs with stopped's look at sent. Without the order one that is not there yet would be taken for taken. */
 		}
 		wait_for(&from.acked, g * vcpus, &from.bell, &from.asleep);
 		/* The immediate lies in bytes 1 to 4 of an aligned word. */
