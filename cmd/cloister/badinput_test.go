@@ -103,6 +103,18 @@ const (
 	ehdr                                                   = 64
 )
 
+// interpreter is what a dynamic program of this kind of machine names.
+const interpreter = "/lib64/ld-linux-x86-64.so.2"
+
+// dynamic makes of a static ELF one whose first segment names the interpreter (PT_INTERP). A machine's own programs
+// need not be dynamic: busybox is not.
+func dynamic(elf []byte) []byte {
+	const ptInterp = 3
+	return append(patch(elf, map[int][]byte{
+		ehdr + pType: u32(ptInterp), ehdr + pOffset: u64(uint64(len(elf))), ehdr + pFilesz: u64(uint64(len(interpreter) + 1)),
+	}), interpreter+"\x00"...)
+}
+
 // Files that are no program for Cloister.
 func TestBadPrograms(t *testing.T) {
 	b := newBox(t)
@@ -124,10 +136,6 @@ func TestBadPrograms(t *testing.T) {
 		t.Fatalf("%d segments to load", loads)
 	}
 	first := binary.LittleEndian.Uint64(good[at(0, pVaddr):])
-	interp := "/lib64/ld-linux-x86-64.so.2"
-	dynamic := append(patch(good, map[int][]byte{
-		at(0, pType): u32(3), at(0, pOffset): u64(uint64(len(good))), at(0, pFilesz): u64(uint64(len(interp) + 1)),
-	}), interp+"\x00"...)
 	if r := b.cloister("run", "--quiet", b.program("good", good)); r.status != 132 {
 		t.Fatalf("the good one: %+v", r)
 	}
@@ -146,7 +154,7 @@ func TestBadPrograms(t *testing.T) {
 		{"i386", patch(good, map[int][]byte{eMachine: u16(3)}), "machine"},
 		{"object", patch(good, map[int][]byte{eType: u16(1)}), ""},
 		{"core", patch(good, map[int][]byte{eType: u16(4)}), ""},
-		{"dynamic", dynamic, interp + "|static"},
+		{"dynamic", dynamic(good), interpreter + "|static"},
 		{"no-segments", patch(good, map[int][]byte{ePhnum: u16(0)}), ""},
 		{"many-segments", patch(good, map[int][]byte{ePhnum: u16(0xfffe)}), ""},
 		{"headers-beyond", patch(good, map[int][]byte{ePhoff: u64(1 << 62)}), ""},

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -445,9 +444,11 @@ func TestBareRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.refused(126, []string{"script"}, "run", "--bare", script)
-	if ls, err := exec.LookPath("ls"); err == nil {
-		b.refused(126, []string{"interpreter"}, "run", "--bare", ls)
+	good, err := workload.ELF("@fault:ud", nil, 0)
+	if err != nil {
+		t.Fatal(err)
 	}
+	b.refused(126, []string{"interpreter", interpreter}, "run", "--bare", b.program("dynamic", dynamic(good)))
 	if r := b.cloister("run", "--bare", "--memory", "2G", "--ro", "/etc", "--net", "host", "--own-clock", "@spin", "--count", "3"); r.status != 0 || !strings.Contains(r.err, "--memory, --net, --own-clock, --ro and --rw: ") || !strings.Contains(r.err, "without effect") {
 		t.Errorf("%+v", r)
 	}

@@ -26,7 +26,8 @@ func TestGateNeedsItsMonitor(t *testing.T) {
 	}
 }
 
-// alone puts the engine's program where no monitor is.
+// alone puts the engine's program where no monitor is: neither beside it nor in PATH, where a machine on which
+// Cloister is installed has one.
 func (b *box) alone(t *testing.T) {
 	t.Helper()
 	code, err := os.ReadFile(b.bin)
@@ -34,6 +35,7 @@ func (b *box) alone(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.bin = filepath.Join(t.TempDir(), "cloister")
+	b.env[0] = "PATH=" + t.TempDir()
 	if err := os.WriteFile(b.bin, code, 0o755); err != nil {
 		t.Fatal(err)
 	}
