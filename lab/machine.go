@@ -61,7 +61,7 @@ var machines = []Machine{
 		Cmdline: quietCores, KVM: "kvm_amd", Extra: qemuModules, Parallel: true,
 	},
 	{ // nothing isolated at boot: for what isolates cores at run time
-		Name: "svm-plain", Backend: SVM, Lane: testenv.LaneNone, CPUs: 4, MemMB: 2048, Kernel: "linux-image-amd64",
+		Name: "svm-plain", Backend: SVM, Lane: testenv.LaneLabPlain, CPUs: 4, MemMB: 2048, Kernel: "linux-image-amd64",
 		KVM: "kvm_amd", Extra: qemuModules,
 	},
 	{

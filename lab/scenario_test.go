@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -38,13 +39,16 @@ func scriptMachines(text string) (names []string, long bool, err error) {
 	return names, m[2] != "", nil
 }
 
-func scripts(t *testing.T) map[string][]string {
+// scenarios are the scripts of a machine: those to run, and those that -short leaves out.
+type scenarios struct{ run, left []string }
+
+func scripts(t *testing.T, short bool) map[string]scenarios {
 	t.Helper()
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no scenarios in testdata (%v)", err)
 	}
-	byMachine := map[string][]string{}
+	byMachine := map[string]scenarios{}
 	for _, f := range files {
 		b, err := os.ReadFile(f)
 		if err != nil {
@@ -54,20 +58,58 @@ func scripts(t *testing.T) map[string][]string {
 		if err != nil {
 			t.Errorf("%s: %v", f, err)
 		}
-		if long && testing.Short() {
-			t.Logf("%s is left out: it is not run with -short", f)
-			continue
-		}
 		for _, n := range names {
-			byMachine[n] = append(byMachine[n], f)
+			s := byMachine[n]
+			if long && short {
+				s.left = append(s.left, f)
+			} else {
+				s.run = append(s.run, f)
+			}
+			byMachine[n] = s
 		}
 	}
 	return byMachine
 }
 
+// leaveOut makes a subtest of each script that -short leaves out, under the name that it would run by, so that the table of
+// lanes counts it as skipped and says why.
+func leaveOut(subtest func(name string, f func(testing.TB)), files []string) {
+	for _, f := range files {
+		subtest(strings.TrimSuffix(filepath.Base(f), ".txtar"), func(t testing.TB) { testenv.NeedLong(t) })
+	}
+}
+
+// A script that -short leaves out is a skipped test and no silence.
+func TestLeftOutScenarios(t *testing.T) {
+	all, short := scripts(t, false)["svm"], scripts(t, true)["svm"]
+	if len(all.left) != 0 || len(short.left) == 0 || len(short.run)+len(short.left) != len(all.run) {
+		t.Fatalf("in full %q and none of %q; with -short %q and none of %q", all.run, all.left, short.run, short.left)
+	}
+	var names []string
+	leaveOut(func(name string, f func(testing.TB)) {
+		r := &reason{TB: t}
+		f(r)
+		if testing.Short() != strings.Contains(r.text, "testenv: skip long: ") {
+			t.Errorf("%s: skipped with %q, -short is %v", name, r.text, testing.Short())
+		}
+		names = append(names, "testdata/"+name+".txtar")
+	}, short.left)
+	if !slices.Equal(names, short.left) {
+		t.Errorf("subtests %q of %q", names, short.left)
+	}
+}
+
+// reason is a test that is skipped only in play.
+type reason struct {
+	testing.TB
+	text string
+}
+
+func (r *reason) Skipf(format string, args ...any) { r.text = fmt.Sprintf(format, args...) }
+
 // Every script names machines that exist. This part runs everywhere.
 func TestScenarioHeaders(t *testing.T) {
-	scripts(t)
+	scripts(t, false)
 	for text, ok := range map[string]bool{
 		"# machine: svm vmx\nexec x":         true,
 		"# machine: svm (not with -short)\n": true,
@@ -83,16 +125,34 @@ func TestScenarioHeaders(t *testing.T) {
 	}
 }
 
+// Each machine is in a lane that holds it to what it has: in the empty one a test could skip whatever was lost.
+func TestMachinesHaveLanes(t *testing.T) {
+	for _, m := range lab.Machines() {
+		for name, has := range map[string]bool{
+			"kvm": true, "hardware-kvm": true, "lab-machine": true, string(m.Backend): true,
+			"cpus:4": m.CPUs >= 4, "isolated-core": strings.Contains(strings.Join(m.Cmdline, " "), "isolcpus="),
+		} {
+			if m.Lane.Promises(name) != has {
+				t.Errorf("%s is in the lane %q, which promises %s: %v; the machine has it: %v", m.Name, m.Lane, name, !has, has)
+			}
+		}
+	}
+}
+
 // TestScenarios runs the scripts of the machine that this is. A script reads like
 // a manual page; besides testscript's own commands it has those below.
 func TestScenarios(t *testing.T) {
 	testenv.Need(t, testenv.HardwareKVM, testenv.Root, testenv.LabMachine)
-	files := scripts(t)[os.Getenv(lab.MachineVar)]
-	if len(files) == 0 {
+	here := scripts(t, testing.Short())[os.Getenv(lab.MachineVar)]
+	if len(here.run)+len(here.left) == 0 {
 		t.Fatalf("no scenario for machine %q", os.Getenv(lab.MachineVar))
 	}
+	leaveOut(func(name string, f func(testing.TB)) { t.Run(name, func(t *testing.T) { f(t) }) }, here.left)
+	if len(here.run) == 0 {
+		return
+	}
 	testscript.RunT(serial{t}, testscript.Params{
-		Files:               files,
+		Files:               here.run,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(e *testscript.Env) error {

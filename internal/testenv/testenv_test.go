@@ -67,9 +67,12 @@ func TestNeed(t *testing.T) {
 		{"kvm", absent("svm"), "", "testenv: skip svm: not here"},
 		{"lab", absent("svm"), "testenv: missing svm: not here; lane lab must have it", ""},
 		{"lab", absent("cpus:4"), "testenv: missing cpus:4: not here; lane lab must have it", ""},
+		{"lab-plain", absent("svm"), "testenv: missing svm: not here; lane lab-plain must have it", ""},
+		{"lab-plain", absent("cpus:4"), "testenv: missing cpus:4: not here; lane lab-plain must have it", ""},
+		{"lab-plain", absent("isolated-core"), "", "testenv: skip isolated-core: not here"},
 		{"lab-vmx", absent("cpus:4"), "", "testenv: skip cpus:4: not here"},
 		{"lab-vmx", absent("isolated-core"), "", "testenv: skip isolated-core: not here"},
-		{"lba", present, `testenv: CLOISTER_LANE="lba": no such lane; use one of unit, kvm, lab, lab-vmx or leave it empty`, ""},
+		{"lba", present, `testenv: CLOISTER_LANE="lba": no such lane; use one of unit, kvm, lab, lab-plain, lab-vmx or leave it empty`, ""},
 	} {
 		t.Run(c.lane+"/"+c.need.name, func(t *testing.T) {
 			forget(t)
