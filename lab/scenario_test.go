@@ -155,6 +155,7 @@ func TestScenarios(t *testing.T) {
 		Files:               here.run,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
+		Condition:           isMachine,
 		Setup: func(e *testscript.Env) error {
 			// testscript starts from an empty environment.
 			for _, v := range []string{"PATH", lab.MachineVar, lab.OutVar, testenv.GuestKernelVar} {
@@ -220,19 +221,49 @@ func status(ts *testscript.TestScript, neg bool, args []string) {
 
 // json FILE PATH OP VALUE: the value at PATH (names and indices joined by dots)
 // compares so; OP is == != < <= > >=, the last four for numbers. With "!", it does not.
+// PATH+PATH and VALUE+VALUE are the sums of numbers.
 func jsonValue(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) != 4 {
 		ts.Fatalf("usage: json FILE PATH OP VALUE")
 	}
 	var doc any
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &doc))
-	v, err := lookup(doc, args[1])
+	v, err := sum(args[1], func(path string) (string, error) { return lookup(doc, path) })
 	ts.Check(err)
-	ok, err := compare(v, args[2], args[3])
+	want, err := sum(args[3], func(value string) (string, error) { return value, nil })
+	ts.Check(err)
+	ok, err := compare(v, args[2], want)
 	ts.Check(err)
 	if ok == neg {
-		ts.Fatalf("%s in %s is %s, which should %sbe %s %s", args[1], args[0], v, map[bool]string{true: "not "}[neg], args[2], args[3])
+		ts.Fatalf("%s in %s is %s, which should %sbe %s %s", args[1], args[0], v, map[bool]string{true: "not "}[neg], args[2], want)
 	}
+}
+
+// sum adds up the numbers that the terms of A+B+… stand for. What has one term only is its value, a number or not.
+func sum(text string, value func(term string) (string, error)) (string, error) {
+	terms := strings.Split(text, "+")
+	if len(terms) == 1 {
+		return value(text)
+	}
+	total := uint64(0)
+	for _, term := range terms {
+		v, err := value(term)
+		if err != nil {
+			return "", err
+		}
+		n, err := strconv.ParseUint(v, 10, 64)
+		if err != nil {
+			return "", fmt.Errorf("%q in the sum %s is no count", v, text)
+		}
+		total += n
+	}
+	return strconv.FormatUint(total, 10), nil
+}
+
+// isMachine answers a script's condition [NAME]: this is that machine.
+func isMachine(name string) (bool, error) {
+	_, err := lab.Lookup(name)
+	return name == os.Getenv(lab.MachineVar), err
 }
 
 // lookup walks a decoded document and prints what it finds as JSON does; strings bare.
@@ -467,6 +498,17 @@ func TestJSONValue(t *testing.T) {
 	for path, want := range map[string]string{"a.0.b": "3", "a.1": "x", "c": "true", "a.0": `{"b":3}`} {
 		if got, err := lookup(doc, path); err != nil || got != want {
 			t.Errorf("lookup %s = %q, %v; want %q", path, got, err, want)
+		}
+	}
+	value := func(path string) (string, error) { return lookup(doc, path) }
+	for text, want := range map[string]string{"a.0.b": "3", "a.1": "x", "a.0.b+a.0.b+n": "12345678907"} {
+		if got, err := sum(text, value); err != nil || got != want {
+			t.Errorf("sum %s = %q, %v; want %q", text, got, err, want)
+		}
+	}
+	for _, text := range []string{"a.0.b+a.1", "a.0.b+", "+a.0.b", "a.0.b+z"} {
+		if got, err := sum(text, value); err == nil {
+			t.Errorf("sum %s = %q, want an error", text, got)
 		}
 	}
 	for _, path := range []string{"z", "a.2", "a.-1", "a.x", "c.d"} {
