@@ -29,6 +29,7 @@ type results struct {
 	failed bool
 
 	running    int           // the task that has begun and not ended, plus one
+	ended      map[int]bool  // tasks that have ended; true: a line came after that
 	first      []lanes.Event // what another try starts with: the header, and the tries before it
 	testFailed bool          // a test has said so, though its package may not have ended
 }
@@ -60,7 +61,7 @@ func (r *results) again(why string) error {
 	if err := r.settle(); err != nil {
 		return err
 	}
-	r.running = 0
+	r.running, r.ended = 0, nil
 	r.show.Forget()
 	r.first = append(r.first, lanes.Event{Action: lanes.Retry, Output: why})
 	if r.out == nil {
@@ -94,6 +95,9 @@ func (r *results) start(task int) error {
 	if task < 0 || task >= len(r.tasks) {
 		return fmt.Errorf("the guest started task %d of %d", task, len(r.tasks))
 	}
+	if _, ended := r.ended[task]; ended {
+		return fmt.Errorf("the guest started task %d again", task)
+	}
 	cmd := command(context.Background(), "go", "tool", "test2json", "-t", "-p", r.tasks[task].Name)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
@@ -126,6 +130,9 @@ func (r *results) start(task int) error {
 }
 
 func (r *results) line(task int, text string) error {
+	if told, ended := r.ended[task]; ended {
+		return r.late(task, text, told)
+	}
 	if r.conv == nil || r.conv.task != task {
 		return fmt.Errorf("the guest sent a line of task %d, which does not run", task)
 	}
@@ -156,6 +163,18 @@ func (r *results) line(task int, text string) error {
 	}
 }
 
+// late takes a line of a task that has ended: what a process that the task left behind goes on to print. It belongs to no
+// test and is no reason to end the machine; of a flood the first line is kept.
+func (r *results) late(task int, text string, told bool) error {
+	if told {
+		return nil
+	}
+	r.ended[task] = true
+	e := lanes.Event{Action: "output", Package: r.tasks[task].Name,
+		Output: fmt.Sprintf("lab: output of %s after its end, of which this line is kept: %s\n", r.tasks[task].Name, text)}
+	return errors.Join(r.keep(e), r.show.Add(e))
+}
+
 func (r *results) event(e lanes.Event) error {
 	if e.Test == "" && (e.Action == "pass" || e.Action == "fail" || e.Action == "skip") {
 		r.last = e
@@ -182,7 +201,10 @@ func (r *results) end(status int, why string) error {
 	}
 	e := r.last
 	e.Package = r.tasks[r.running-1].Name
-	r.running = 0
+	if r.ended == nil {
+		r.ended = map[int]bool{}
+	}
+	r.ended[r.running-1], r.running = false, 0
 	verdict := "ok  \t"
 	if status != 0 || e.Action != "pass" {
 		e.Action, verdict = "fail", "FAIL\t"

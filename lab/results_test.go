@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -90,6 +91,47 @@ func TestResultsStream(t *testing.T) {
 	}
 	if err := r.abandon(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A process that a task left behind may go on to print: that is shown once, changes no verdict, and does not end the
+// machine; the next task's lines are its own.
+func TestLateLines(t *testing.T) {
+	testenv.Need(t, testenv.Tool("go"))
+	var shown bytes.Buffer
+	events := eventsFile(t)
+	r := &results{out: events, show: lanes.NewShow(&shown), tasks: []wire.Task{{Name: "p"}, {Name: "q"}}}
+	err := r.header("lab", "6.1", SVM)
+	late := func(n int) {
+		for range n {
+			err = errors.Join(err, r.line(0, "flood"))
+		}
+	}
+	for task := range 2 {
+		err = errors.Join(err, r.start(task))
+		late(task * 3)
+		for _, l := range []string{"\x16=== RUN   TestA", "\x16--- PASS: TestA (0.10s)", "\x16PASS"} {
+			err = errors.Join(err, r.line(task, l))
+		}
+		late(task * 3)
+		err = errors.Join(err, r.end(0, ""))
+		late(3)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := lanes.Read(events.rewound(t))
+	if err != nil || l.Passed != 2 || l.Failed != 0 || r.failed {
+		t.Errorf("%+v, %v", l, err)
+	}
+	if n := strings.Count(shown.String(), "output of p after its end, of which this line is kept: flood\n"); n != 1 || strings.Count(shown.String(), "flood") != 1 {
+		t.Errorf("shown %q", shown.String())
+	}
+	if err := r.start(0); err == nil {
+		t.Error("a task that has ended was started again")
+	}
+	if err := r.line(2, "x"); err == nil {
+		t.Error("a line of a task that is not there was taken")
 	}
 }
 

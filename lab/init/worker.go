@@ -110,8 +110,9 @@ func holdVM() error {
 
 // host is the line to the runner.
 type host struct {
-	mu  sync.Mutex
-	out *json.Encoder
+	mu    sync.Mutex
+	out   *json.Encoder
+	grace time.Duration // that a task has to print its stacks, and its children to end
 }
 
 func openHost() (*host, error) {
@@ -122,7 +123,7 @@ func openHost() (*host, error) {
 	if err := raw(int(f.Fd())); err != nil {
 		return nil, fmt.Errorf("%s: %w", wire.ControlDev, err)
 	}
-	return &host{out: json.NewEncoder(f)}, nil
+	return &host{out: json.NewEncoder(f), grace: grace}, nil
 }
 
 // raw makes a terminal pass bytes as they are, at the highest speed of its clock.
@@ -182,18 +183,27 @@ func (h *host) run(i int, t wire.Task, env []string) (int, error) {
 	} else {
 		watch := time.AfterFunc(t.Timeout, func() { h.stop(i, t, cmd.Process.Pid) })
 		lines := make(chan error, 1)
-		go func() { lines <- h.lines(i, r) }()
+		enough := make(chan struct{})
+		go func() { lines <- h.lines(i, r, enough) }()
 		status = exitStatus(cmd.Wait())
 		watch.Stop()
 		// A child left behind may hold the pipe open for ever; the task itself has ended.
+		held := false
 		select {
 		case err = <-lines:
-		case <-time.After(grace):
-			err = h.send(wire.Message{Kind: wire.KindLine, Task: i, Text: "lab: a process of this task still holds its output; killed"})
-			status = max(status, 1)
+		case <-time.After(h.grace):
+			held = true
 		}
 		if kerr := syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); kerr != nil && kerr != syscall.ESRCH {
 			err = errors.Join(err, kerr)
+		}
+		if held {
+			// It may be in another group and go on writing. Nothing of a task may come after its end, so its end is told
+			// only when nobody reads for it any more.
+			close(enough)
+			err = errors.Join(err, r.SetReadDeadline(time.Now()), <-lines,
+				h.send(wire.Message{Kind: wire.KindLine, Task: i, Text: "lab: a process of this task still holds its output; killed"}))
+			status = max(status, 1)
 		}
 	}
 	if err := errors.Join(err, r.Close()); err != nil {
@@ -212,7 +222,7 @@ func (h *host) stop(i int, t wire.Task, pid int) {
 	if err := syscall.Kill(pid, syscall.SIGQUIT); err != nil {
 		fmt.Fprintln(os.Stderr, "lab: SIGQUIT:", err) // it ended meanwhile
 	}
-	time.Sleep(grace)
+	time.Sleep(h.grace)
 	if err := syscall.Kill(-pid, syscall.SIGKILL); err != nil && err != syscall.ESRCH {
 		fmt.Fprintln(os.Stderr, "lab: SIGKILL:", err)
 	}
@@ -221,10 +231,16 @@ func (h *host) stop(i int, t wire.Task, pid int) {
 // maxText bounds the text of one message, in bytes; a longer line comes in pieces.
 const maxText = 64 << 10
 
-func (h *host) lines(i int, r io.Reader) error {
+// lines sends what r has until its end, or until enough is closed.
+func (h *host) lines(i int, r io.Reader, enough <-chan struct{}) error {
 	in := bufio.NewReaderSize(r, maxText)
 	for {
 		line, err := in.ReadSlice('\n')
+		select {
+		case <-enough:
+			return nil
+		default:
+		}
 		if len(line) > 0 {
 			text := strings.TrimSuffix(string(line), "\n")
 			if err := h.send(wire.Message{Kind: wire.KindLine, Task: i, Text: text}); err != nil {
@@ -233,7 +249,7 @@ func (h *host) lines(i int, r io.Reader) error {
 		}
 		switch {
 		case err == nil, errors.Is(err, bufio.ErrBufferFull):
-		case errors.Is(err, io.EOF), errors.Is(err, os.ErrClosed):
+		case errors.Is(err, io.EOF):
 			return nil
 		default:
 			return err
