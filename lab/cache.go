@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -370,24 +371,24 @@ func complaints(stderr string) string {
 	return strings.Join(kept, " ")
 }
 
-// Install makes sure that the commands are in PATH, installing the packages if
-// this process may.
+// Install makes sure that the commands are in PATH and the files, which are those with an absolute path, there: it
+// installs the packages if this process may. The error is one line with what is missing and the command that puts it there.
 func Install(ctx context.Context, note func(string, ...any), commands, packages []string) error {
-	var missing []string
-	for _, c := range commands {
-		if _, err := exec.LookPath(c); err != nil {
-			missing = append(missing, c)
-		}
-	}
-	if len(missing) == 0 {
+	what := strings.Join(missing(commands), ", ")
+	if what == "" {
 		return nil
 	}
-	remedy := "apt-get install --no-install-recommends " + strings.Join(packages, " ")
+	// A package of which a file was deleted is installed as far as apt knows.
+	flags := []string{"--no-install-recommends"}
+	if strings.Contains(what, notThere) {
+		flags = append(flags, "--reinstall")
+	}
+	remedy := "apt-get install " + strings.Join(append(slices.Clone(flags), packages...), " ")
 	if os.Geteuid() != 0 {
-		return unavailable{fmt.Errorf("%s is not in PATH and this is not root; run: sudo %s", strings.Join(missing, ", "), remedy)}
+		return unavailable{fmt.Errorf("%s and this is not root; run: sudo %s", what, remedy)}
 	}
 	note("installing %s", strings.Join(packages, " "))
-	args := append(append([]string{"install", "-y", "-q", "--no-install-recommends"}, impatient...), packages...)
+	args := append(append(append([]string{"install", "-y", "-q"}, flags...), impatient...), packages...)
 	if _, err := aptOutput(installer(ctx, "apt-get", args...), "/"); err != nil {
 		// A machine whose lists are older than the mirror's files.
 		_, uerr := aptOutput(installer(ctx, "apt-get", append([]string{"update", "-q"}, impatient...)...), "/")
@@ -398,13 +399,27 @@ func Install(ctx context.Context, note func(string, ...any), commands, packages 
 			return ctx.Err()
 		}
 		if err != nil {
-			return unavailable{fmt.Errorf("%s is not in PATH and cannot be installed: %w; check the network and the package mirror, or run by hand: %s", strings.Join(missing, ", "), err, remedy)}
+			return unavailable{fmt.Errorf("%s and cannot be installed: %w; check the network and the package mirror, or run by hand: %s", what, err, remedy)}
 		}
 	}
-	for _, c := range missing {
-		if _, err := exec.LookPath(c); err != nil {
-			return fmt.Errorf("%s is not in PATH even after: %s", c, remedy)
-		}
+	if still := missing(commands); len(still) > 0 {
+		return fmt.Errorf("%s even after: %s", strings.Join(still, ", "), remedy)
 	}
 	return nil
+}
+
+const notThere = " is not there"
+
+// missing says of each command that is not in PATH, and of each file that is not there, that it is so.
+func missing(commands []string) (what []string) {
+	for _, c := range commands {
+		if filepath.IsAbs(c) {
+			if _, err := os.Stat(c); err != nil {
+				what = append(what, c+notThere)
+			}
+		} else if _, err := exec.LookPath(c); err != nil {
+			what = append(what, c+" is not in PATH")
+		}
+	}
+	return what
 }

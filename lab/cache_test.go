@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -291,6 +292,28 @@ func TestInstall(t *testing.T) {
 	}
 	if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), want) {
 		t.Errorf("Install = %v, want %q in it", err, want)
+	}
+}
+
+// A file of an installed package that is gone is named before anything boots, with the command that brings it back.
+func TestInstallFile(t *testing.T) {
+	there := filepath.Join(t.TempDir(), "BIOS")
+	if err := os.WriteFile(there, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Install(t.Context(), t.Logf, []string{"sh", there}, []string{"none"}); err != nil {
+		t.Errorf("a file that is there: %v", err)
+	}
+	fakeApt(t, "", false, false)
+	err := Install(t.Context(), t.Logf, []string{"sh", there + ".c32"}, []string{"isolinux"})
+	want := []string{there + ".c32 is not there", "apt-get install --no-install-recommends --reinstall isolinux"}
+	if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), want[0]) || !strings.Contains(err.Error(), want[1]) || strings.Contains(err.Error(), "\n") {
+		t.Errorf("Install = %v, want %q in it", err, want)
+	}
+	for _, file := range []string{bochsBIOS, bochsVGA, isolinuxBin, ldlinux} {
+		if !slices.Contains(bochsNeeds[0], file) {
+			t.Errorf("nobody looks whether %s is there before a machine boots with it", file)
+		}
 	}
 }
 

@@ -31,10 +31,18 @@ const (
 	controlFD = "/dev/fd/4"
 )
 
-// qemuNeeds and bochsNeeds: commands in PATH, and the Debian packages that have them.
+// What a Bochs machine boots with, where Debian's packages have it.
+const (
+	bochsBIOS   = "/usr/share/bochs/BIOS-bochs-latest"
+	bochsVGA    = "/usr/share/bochs/VGABIOS-lgpl-latest"
+	isolinuxBin = "/usr/lib/ISOLINUX/isolinux.bin"
+	ldlinux     = "/usr/lib/syslinux/modules/bios/ldlinux.c32"
+)
+
+// qemuNeeds and bochsNeeds: commands in PATH and files, and the Debian packages that have them.
 var (
 	qemuNeeds  = [2][]string{{"qemu-system-x86_64"}, {"qemu-system-x86"}}
-	bochsNeeds = [2][]string{{"bochs", "genisoimage"}, {"bochs", "bochs-term", "bochsbios", "vgabios", "isolinux", "syslinux-common", "genisoimage"}}
+	bochsNeeds = [2][]string{{"bochs", "genisoimage", bochsBIOS, bochsVGA, isolinuxBin, ldlinux}, {"bochs", "bochs-term", "bochsbios", "vgabios", "isolinux", "syslinux-common", "genisoimage"}}
 )
 
 // qemu returns the command of an SVM machine. Its monitor is on standard input and
@@ -83,8 +91,8 @@ func (b boot) bochs() (*exec.Cmd, error) {
 config_interface: textconfig
 cpu: model=corei7_haswell_4770, count=%d, ips=50000000, reset_on_triple_fault=1
 memory: guest=%d, host=%d
-romimage: file=/usr/share/bochs/BIOS-bochs-latest
-vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest
+romimage: file=%s
+vgaromimage: file=%s
 ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14
 ata0-master: type=disk, path=%q, mode=flat, cylinders=%d, heads=16, spt=63
 ata1: enabled=1, ioaddr1=0x170, ioaddr2=0x370, irq=15
@@ -96,7 +104,7 @@ log: %s
 panic: action=report
 error: action=report
 clock: sync=none
-`, b.machine.CPUs, b.machine.MemMB, b.machine.MemMB, b.disk, info.Size()/(16*63*512), iso, console, controlFD,
+`, b.machine.CPUs, b.machine.MemMB, b.machine.MemMB, bochsBIOS, bochsVGA, b.disk, info.Size()/(16*63*512), iso, console, controlFD,
 		filepath.Join(b.dir, "bochs.log"))
 	if err := os.WriteFile(rc, []byte(config), 0o644); err != nil {
 		return nil, err
@@ -123,8 +131,8 @@ func (b boot) iso() (string, error) {
 	for name, from := range map[string]string{
 		"vmlinuz":               b.kernel,
 		"initrd.gz":             b.initrd,
-		"isolinux/isolinux.bin": "/usr/lib/ISOLINUX/isolinux.bin",
-		"isolinux/ldlinux.c32":  "/usr/lib/syslinux/modules/bios/ldlinux.c32",
+		"isolinux/isolinux.bin": isolinuxBin,
+		"isolinux/ldlinux.c32":  ldlinux,
 	} {
 		data, err := os.ReadFile(from)
 		if err != nil {
