@@ -6,8 +6,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cloister-vmm/cloister/internal/testenv"
 	"github.com/cloister-vmm/cloister/internal/testenv/lanes"
@@ -113,4 +116,68 @@ func TestRunRefuses(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A cache that is there and belongs to somebody else is one line with the remedy, whichever part of it that is.
+func TestCacheOfAnother(t *testing.T) {
+	for _, part := range []string{".", "packages", "unpacked", "tmp", "run", "lock"} {
+		t.Run(part, func(t *testing.T) {
+			dir := t.TempDir()
+			c, err := OpenCache(dir, t.Logf)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lock := func() error { return c.locked(t.Context(), func(string) error { return nil }) }
+			if part != "." {
+				if err := lock(); err != nil {
+					t.Fatal(err)
+				}
+			} else if err := os.Remove(filepath.Join(dir, "tmp")); err != nil { // to be made again
+				t.Fatal(err)
+			}
+			name := filepath.Join(dir, part)
+			info, err := os.Stat(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for file, mode := range map[string]os.FileMode{filepath.Dir(dir): 0o755, name: info.Mode().Perm() & 0o555} {
+				if err := os.Chmod(file, mode); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err = asAnother(t, func() error {
+				if _, err := OpenCache(dir, t.Logf); err != nil {
+					return err
+				}
+				return lock()
+			})
+			if merr := os.Chmod(name, info.Mode().Perm()); merr != nil {
+				t.Error(merr)
+			}
+			if err == nil || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "permission denied") ||
+				!strings.Contains(err.Error(), "set "+CacheVar+" to a directory that can be written") {
+				t.Errorf("%v; want one line with the remedy", err)
+			}
+		})
+	}
+}
+
+// asAnother calls f with the rights of a user who owns nothing, if this one may do everything.
+func asAnother(t *testing.T, f func() error) (err error) {
+	t.Helper()
+	if !testenv.Has(testenv.Root) {
+		return f()
+	}
+	const nobody = 65534
+	// Of this thread alone, and of its access to files alone (setfsuid(2)).
+	runtime.LockOSThread()
+	old, err := unix.SetfsuidRetUid(nobody)
+	if err == nil {
+		err = f()
+		if _, back := unix.SetfsuidRetUid(old); back != nil {
+			t.Fatal(back) // the thread ends with its goroutine
+		}
+	}
+	runtime.UnlockOSThread()
+	return err
 }

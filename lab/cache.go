@@ -71,14 +71,26 @@ func DefaultCacheDir() (string, error) {
 	return filepath.Join(dir, "cloister-lab"), nil
 }
 
-// OpenCache makes the cache's directories if need be. Notes about slow steps go to note.
+// OpenCache makes the cache's directories, and that of runs, if need be. Notes about slow steps go to note. The error of
+// a place that cannot be written, another user's or on a read-only disk, is one line with the remedy.
 func OpenCache(dir string, note func(format string, args ...any)) (*Cache, error) {
-	for _, d := range []string{"packages", "unpacked", "tmp"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
-			return nil, fmt.Errorf("lab cache: %w; set %s to a directory that can be written", err, CacheVar)
+	for _, d := range []string{"packages", "unpacked", "tmp", "run"} {
+		d = filepath.Join(dir, d)
+		err := os.MkdirAll(d, 0o755)
+		if err == nil {
+			if err = unix.Faccessat(unix.AT_FDCWD, d, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
+				err = &fs.PathError{Op: "write to", Path: d, Err: err}
+			}
+		}
+		if err != nil {
+			return nil, cannotWrite(err)
 		}
 	}
 	return &Cache{dir: dir, note: note}, nil
+}
+
+func cannotWrite(err error) error {
+	return fmt.Errorf("lab cache: %w; set %s to a directory that can be written", err, CacheVar)
 }
 
 // locked runs f with the cache's lock held. The lock is on an open file, so the
@@ -87,7 +99,7 @@ func OpenCache(dir string, note func(format string, args ...any)) (*Cache, error
 func (c *Cache) locked(ctx context.Context, f func(tmp string) error) (err error) {
 	l, err := os.OpenFile(filepath.Join(c.dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o644)
 	if err != nil {
-		return fmt.Errorf("lab cache: %w", err)
+		return cannotWrite(err)
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
 	if err := unix.Flock(int(l.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == unix.EWOULDBLOCK {
