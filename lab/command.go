@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"os"
 	"os/exec"
 	"syscall"
 	"time"
@@ -20,6 +21,12 @@ func command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second
 	return cmd
+}
+
+// workIn is the environment of a command whose temporary files are to be in dir: who is killed cannot remove them, and there
+// they go with the run.
+func workIn(dir string) []string {
+	return append(os.Environ(), "TMPDIR="+dir, "GOTMPDIR="+dir)
 }
 
 // installer is a command that may not be killed in the middle of its work: the machine's package database would be

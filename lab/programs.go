@@ -39,7 +39,7 @@ func carry(ctx context.Context, note func(string, ...any), pkg, root, dir string
 	for _, p := range programs[pkg] {
 		out := filepath.Join(dir, p.name)
 		if p.goPkg != "" {
-			if _, err := goOutput(ctx, root, "build", "-trimpath", "-o", out, p.goPkg); err != nil {
+			if _, err := goOutput(ctx, dir, root, "build", "-trimpath", "-o", out, p.goPkg); err != nil {
 				return err
 			}
 		} else if err := p.compile(ctx, note, root, dir, out); err != nil {
@@ -56,7 +56,7 @@ func (p program) compile(ctx context.Context, note func(string, ...any), root, d
 	}
 	if p.layout {
 		// Without CPUID: the machine that it is for is not there yet.
-		text, err := goOutput(ctx, root, "run", "./bench", "layout")
+		text, err := goOutput(ctx, dir, root, "run", "./bench", "layout")
 		if err != nil {
 			return err
 		}
@@ -65,7 +65,9 @@ func (p program) compile(ctx context.Context, note func(string, ...any), root, d
 		}
 	}
 	args := append([]string{"-O2", "-Wall", "-static", "-no-pie", "-fno-pie", "-I", dir, "-I", filepath.Join(root, "guest", "sdk", "c"), "-o", out, filepath.Join(root, p.source)}, p.flags...)
-	if text, err := command(ctx, "gcc", args...).CombinedOutput(); err != nil {
+	gcc := command(ctx, "gcc", args...)
+	gcc.Env = workIn(dir)
+	if text, err := gcc.CombinedOutput(); err != nil {
 		return fmt.Errorf("gcc %s: %w\n%s", p.source, err, text)
 	}
 	return nil

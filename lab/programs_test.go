@@ -1,12 +1,14 @@
 package lab
 
 import (
+	"context"
 	"errors"
 	"io"
 	"os"
 	"path"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/cavaliergopher/cpio"
 
@@ -61,5 +63,42 @@ func TestPrograms(t *testing.T) {
 	}
 	for name := range want {
 		t.Errorf("%s is not in the machine, or cannot be executed", name)
+	}
+}
+
+// A build that is interrupted leaves its work in the run's own directory, which goes with the run, and nothing elsewhere.
+func TestInterruptedBuild(t *testing.T) {
+	testenv.Need(t, testenv.Tool("go"))
+	scratch, elsewhere := t.TempDir(), t.TempDir()
+	t.Setenv("TMPDIR", elsewhere)
+	t.Setenv("GOTMPDIR", elsewhere)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := goOutput(ctx, scratch, "..", "build", "-a", "-o", filepath.Join(scratch, "init"), "./lab/init") // -a: it takes long
+		ended <- err
+	}()
+	begun := func() bool {
+		for _, dir := range []string{scratch, elsewhere} {
+			if work, err := filepath.Glob(filepath.Join(dir, "go-build*")); err == nil && len(work) > 0 {
+				return true
+			}
+		}
+		return false
+	}
+	for !begun() {
+		select {
+		case err := <-ended:
+			t.Fatalf("the build ended before it was seen: %v", err)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	cancel()
+	if err := <-ended; err == nil {
+		t.Error("the build was not interrupted")
+	}
+	if left, err := os.ReadDir(elsewhere); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }

@@ -20,13 +20,14 @@ import (
 // results turns the lines of test binaries into events of go test -json, as they
 // come, and shows them.
 type results struct {
-	out    eventFile // events as JSON; nil: nobody keeps them
-	raw    io.Writer // every line as it comes; nil: only what failed
-	show   *lanes.Show
-	tasks  []wire.Task
-	conv   *converter
-	last   lanes.Event // the package's verdict, held until the status is known
-	failed bool
+	out     eventFile // events as JSON; nil: nobody keeps them
+	raw     io.Writer // every line as it comes; nil: only what failed
+	show    *lanes.Show
+	tasks   []wire.Task
+	scratch string // directory for temporary files
+	conv    *converter
+	last    lanes.Event // the package's verdict, held until the status is known
+	failed  bool
 
 	running    int           // the task that has begun and not ended, plus one
 	ended      map[int]bool  // tasks that have ended; true: a line came after that
@@ -99,7 +100,7 @@ func (r *results) start(task int) error {
 		return fmt.Errorf("the guest started task %d again", task)
 	}
 	cmd := command(context.Background(), "go", "tool", "test2json", "-t", "-p", r.tasks[task].Name)
-	cmd.Stderr = os.Stderr
+	cmd.Stderr, cmd.Env = os.Stderr, workIn(r.scratch) // go may have to build it
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return err

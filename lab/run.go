@@ -123,7 +123,7 @@ func run(ctx context.Context, o Options) (status int, err error) {
 	if err := kernel.CheckConfig(); err != nil {
 		return 1, err
 	}
-	r := &results{show: lanes.NewShow(o.Stdout)}
+	r := &results{show: lanes.NewShow(o.Stdout), scratch: dir}
 	if o.Verbose {
 		r.raw = o.Stdout
 	}
@@ -256,7 +256,7 @@ func mergeCover(dir, file string) error {
 // image builds everything and writes the initramfs; its size is in bytes.
 // Packages that do not build are recorded in r, and the others run.
 func image(ctx context.Context, note func(string, ...any), o Options, cache *Cache, kernel *Kernel, file, dir string, r *results) (size int64, err error) {
-	root, err := goOutput(ctx, "", "env", "GOMOD")
+	root, err := goOutput(ctx, dir, "", "env", "GOMOD")
 	if err != nil {
 		return 0, err
 	}
@@ -327,7 +327,7 @@ func image(ctx context.Context, note func(string, ...any), o Options, cache *Cac
 	}
 
 	init := filepath.Join(dir, "init")
-	if _, err := goOutput(ctx, root, "build", "-trimpath", "-ldflags=-s -w", "-o", init, "./lab/init"); err != nil {
+	if _, err := goOutput(ctx, dir, root, "build", "-trimpath", "-ldflags=-s -w", "-o", init, "./lab/init"); err != nil {
 		return 0, err
 	}
 	a.copy("init", init)
@@ -335,7 +335,7 @@ func image(ctx context.Context, note func(string, ...any), o Options, cache *Cac
 		// And the examples: there is no compiler in a machine.
 		bin := filepath.Join(dir, "bin")
 		// If it does not build, that fails the run, but not the tests that do without it.
-		if _, err := goOutput(ctx, root, "build", "-trimpath", "-ldflags=-s -w", "-o", bin+"/", "./cmd/...", "./guest/sdk/go/example", "./isolation/example/..."); err == nil {
+		if _, err := goOutput(ctx, dir, root, "build", "-trimpath", "-ldflags=-s -w", "-o", bin+"/", "./cmd/...", "./guest/sdk/go/example", "./isolation/example/..."); err == nil {
 			for _, name := range []string{"cloister", "cloister-monitor", "example", "quietloop"} {
 				a.copy(path.Join(wire.BinDir, name), filepath.Join(bin, name))
 			}
@@ -382,12 +382,12 @@ func tests(ctx context.Context, note func(string, ...any), o Options, root, dir 
 	if len(o.Packages) == 0 {
 		return nil
 	}
-	list, err := goOutput(ctx, "", append([]string{"list", "-f",
+	list, err := goOutput(ctx, dir, "", append([]string{"list", "-f",
 		`{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{"\t"}}{{.Dir}}{{end}}`}, o.Packages...)...)
 	if err != nil {
 		return err
 	}
-	wanted, err := stating(ctx, o.Packages)
+	wanted, err := stating(ctx, dir, o.Packages)
 	if err != nil {
 		return err
 	}
@@ -413,7 +413,7 @@ func tests(ctx context.Context, note func(string, ...any), o Options, root, dir 
 		if o.Cover != "" {
 			args = append(args, "-cover", "-coverpkg=./...")
 		}
-		if _, err := goOutput(ctx, root, append(args, pkg)...); err != nil {
+		if _, err := goOutput(ctx, dir, root, append(args, pkg)...); err != nil {
 			if ctx.Err() != nil {
 				return err
 			}
@@ -463,15 +463,15 @@ func tests(ctx context.Context, note func(string, ...any), o Options, root, dir 
 // stating returns which packages of the patterns are worth a lab. A package that
 // is named is; of those that a wildcard matches, the ones whose tests state through
 // internal/testenv what they need: the others give the same answer on any machine.
-func stating(ctx context.Context, patterns []string) (func(pkg string) bool, error) {
+func stating(ctx context.Context, dir string, patterns []string) (func(pkg string) bool, error) {
 	if !slices.ContainsFunc(patterns, func(p string) bool { return strings.Contains(p, "...") }) {
 		return func(string) bool { return true }, nil
 	}
-	self, err := goOutput(ctx, "", "list", "-m")
+	self, err := goOutput(ctx, dir, "", "list", "-m")
 	if err != nil {
 		return nil, err
 	}
-	list, err := goOutput(ctx, "", append([]string{"list", "-test", "-f", `{{.ImportPath}} {{join .Deps " "}}`}, patterns...)...)
+	list, err := goOutput(ctx, dir, "", append([]string{"list", "-test", "-f", `{{.ImportPath}} {{join .Deps " "}}`}, patterns...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -484,7 +484,7 @@ func stating(ctx context.Context, patterns []string) (func(pkg string) bool, err
 	}
 	for _, p := range patterns {
 		if !strings.Contains(p, "...") {
-			named, err := goOutput(ctx, "", "list", p)
+			named, err := goOutput(ctx, dir, "", "list", p)
 			if err != nil {
 				return nil, err
 			}
@@ -494,11 +494,11 @@ func stating(ctx context.Context, patterns []string) (func(pkg string) bool, err
 	return func(pkg string) bool { return states[pkg] }, nil
 }
 
-// goOutput runs the go command for a static binary of this machine's kind.
-func goOutput(ctx context.Context, dir string, args ...string) (string, error) {
+// goOutput runs the go command in dir for a static binary of this machine's kind; what it makes on the way is in scratch.
+func goOutput(ctx context.Context, scratch, dir string, args ...string) (string, error) {
 	cmd := command(ctx, "go", args...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	cmd.Env = append(workIn(scratch), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
 	var out, complaint bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &complaint
 	if err := cmd.Run(); err != nil {
