@@ -212,10 +212,30 @@ func status(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(err)
 	}
 	for _, f := range []string{"stdout.txt", "stderr.txt"} {
-		ts.Logf("[%s]\n%s", f, ts.ReadFile(f))
+		ts.Logf("[%s]\n%s", f, ends(ts.ReadFile(f)))
 	}
 	if got := cmd.ProcessState.ExitCode(); got != want {
 		ts.Fatalf("status %d, want %d: %v", got, want, cmd.ProcessState)
+	}
+}
+
+// ends is what a log shows of a text: all of it, or its first and its last 2 KiB. A program that prints until it is stopped has printed
+// megabytes by then, which take minutes through the machine's serial port.
+func ends(text string) string {
+	const most = 2 << 10
+	if len(text) <= 2*most {
+		return text
+	}
+	return fmt.Sprintf("%s\n… %d bytes left out …\n%s", text[:most], len(text)-2*most, text[len(text)-most:])
+}
+
+func TestEnds(t *testing.T) {
+	if text := strings.Repeat("y\n", 2<<10); ends(text) != text {
+		t.Error("4 KiB are not shown whole")
+	}
+	text := "first" + strings.Repeat("y\n", 1<<20) + "last"
+	if e := ends(text); len(e) > 5<<10 || !strings.HasPrefix(e, "first") || !strings.HasSuffix(e, "last") || !strings.Contains(e, fmt.Sprintf("%d bytes left out", len(text)-4<<10)) {
+		t.Errorf("%d bytes are shown as %d: %.40q…", len(text), len(e), e)
 	}
 }
 
