@@ -72,7 +72,7 @@ func classifyIO(c *control) bool {
 	rip := r.Regs.RIP
 	switch {
 	case port == abi.PortSyscall && (rip == c.stubRIP || rip == c.stubRIP+2):
-		c.cause, c.nr = uint64(breaks.Syscall), r.Regs.RAX
+		c.cause, c.nr = uint64(breaks.Syscall), uint64(uint32(r.Regs.RAX)) // Linux takes EAX (entry_SYSCALL_64)
 		c.rip = r.Regs.RCX - 2
 		if c.stay == 0 {
 			// The first system call tells how this back end executes SYSCALL; the segments are synced

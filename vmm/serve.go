@@ -72,7 +72,7 @@ func fail(e unix.Errno) uint64 { return -uint64(e) }
 
 func (p *processor) syscall(x *vcpu.Exit) vcpu.Answer {
 	r, m := x.Regs(), p.m
-	nr := r.RAX
+	nr := uint64(uint32(r.RAX)) // entry_SYSCALL_64 takes EAX
 	p.want = wantNothing
 	if p.ring != nil {
 		p.ring.byExit.Store(false) // ORDER(none): advice; no call is on the ring now

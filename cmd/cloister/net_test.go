@@ -119,3 +119,14 @@ func TestSocketsRefusedAndStopped(t *testing.T) {
 		t.Errorf("a waiting guest: status %d after %v\n%s", r.status, time.Since(start), tail(r.err))
 	}
 }
+
+// What reviews found to differ is answered as natively.
+func TestEdgesAsNatively(t *testing.T) {
+	b := newBox(t)
+	argv := []string{compile(t, "gcc", "edges", "edges.c", "-static", "-O1"), "edges.data"}
+	n := b.do(process{argv: argv})
+	if lines := strings.Count(n.out, "Interrupted system call"); n.status != 0 || lines != 12 {
+		t.Errorf("natively: status %d, %d calls are cut\n%s", n.status, lines, n.out)
+	}
+	b.compare(argv, n, b.cloister(append([]string{"run", "--quiet", "--net", "host", "--rw", ".", "--"}, argv...)...))
+}

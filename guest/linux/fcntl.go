@@ -59,6 +59,8 @@ func sysFcntl(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 			return 0, errnoOf(err)
 		}
 		return uint64(n), 0
+	case fGetOwnEx:
+		return 0, k.copyOut(a[2], make([]byte, 8)) // struct f_owner_ex: F_OWNER_TID, 0
 	case unix.F_GETOWN, unix.F_SETOWN, unix.F_GETSIG, unix.F_SETSIG:
 		return 0, 0 // SIGIO needs delivery: nobody is the owner
 	}
@@ -81,6 +83,9 @@ func (d *description) setStatus(flags int) unix.Errno {
 	d.flags = d.flags&^statusFlags | flags&(statusFlags&^unix.O_ASYNC)
 	return 0
 }
+
+// fGetOwnEx is F_GETOWN_EX (include/uapi/asm-generic/fcntl.h), which glibc asks in place of F_GETOWN.
+const fGetOwnEx = 16
 
 // lockRetry is how often a waiting lock is tried again: the host cannot wait for a lock and for
 // Interrupt together.

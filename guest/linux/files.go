@@ -83,7 +83,8 @@ func sysOpenat2(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	}
 	copy(bytesOf(&how), raw)
 	if how.Flags&^uint64(validOpen) != 0 || how.Mode&^0o7777 != 0 ||
-		how.Mode != 0 && how.Flags&(unix.O_CREAT|unix.O_TMPFILE&^unix.O_DIRECTORY) == 0 {
+		how.Mode != 0 && how.Flags&(unix.O_CREAT|unix.O_TMPFILE&^unix.O_DIRECTORY) == 0 ||
+		how.Flags&unix.O_PATH != 0 && how.Flags&^(unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC) != 0 {
 		return 0, unix.EINVAL
 	}
 	const known = vfs.Resolves | unix.RESOLVE_NO_XDEV | resolveCached

@@ -287,7 +287,7 @@ func (k *Kernel) syscall(t *Task, nr uint64, a args) Outcome {
 	now := [7]uint64{nr, a[0], a[1], a[2], a[3], a[4], a[5]}
 	if !t.again || now != t.last {
 		t.deadline = time.Time{}
-		t.hasEntered = false
+		t.hasEntered, t.limited = false, false
 	}
 	t.again = false
 	for {
@@ -305,7 +305,7 @@ func (k *Kernel) syscall(t *Task, nr uint64, a args) Outcome {
 			return Outcome{Ret: negate(unix.EINTR), Kind: Interrupted}
 		}
 		if k.signalled(t) || t.resumed {
-			if k.act(t, &returning{nr: nr, a: a, ret: ret, errno: errno}) {
+			if k.act(t, &returning{nr: nr, a: a, ret: ret, errno: errno, once: t.limited}) {
 				t.deadline, t.hasEntered = time.Time{}, false
 				return Outcome{Kind: Resume}
 			}

@@ -278,6 +278,7 @@ type returning struct {
 	a     args
 	ret   uint64
 	errno unix.Errno
+	once  bool // it is not made again, whatever the handler asks for
 }
 
 // act acts on the signals that wait for t. It reports true when it has set all of t's registers, so that the
@@ -327,7 +328,7 @@ func (r *returning) settle(regs *Registers, restart bool) {
 		regs.RAX = r.ret
 	case r.errno != eRestart:
 		regs.RAX = negate(r.errno)
-	case class == restartAlways || class == restartIfAsked && restart:
+	case class == restartAlways || class == restartIfAsked && restart && !r.once:
 		regs.RAX = r.nr
 		regs.RIP -= 2
 	default:

@@ -376,7 +376,7 @@ func (k *Kernel) connect(t *Task, d *description, s *socket, host []byte) unix.E
 			return errno // no free port: waiting gives none
 		}
 		if deadline.IsZero() && s.sendLimit > 0 {
-			deadline = t.until(s.sendLimit)
+			deadline = t.untilLimit(s.sendLimit)
 		}
 		if errno == unix.EAGAIN {
 			// A full backlog of a Unix socket: no poll tells when there is room.
@@ -419,7 +419,7 @@ func (k *Kernel) persist(t *Task, d *description, events int16, limit time.Durat
 			return errno
 		}
 		if deadline.IsZero() && limit > 0 {
-			deadline = t.until(limit)
+			deadline = t.untilLimit(limit)
 		}
 		if tries > 0 && events == unix.POLLOUT && d.sock.family == unix.AF_UNIX && !d.sock.stream() {
 			// poll sees our own queue; it is the receiver's that is full.

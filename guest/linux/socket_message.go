@@ -144,7 +144,7 @@ func (k *Kernel) receive(t *Task, d *description, m *message, short bool, flags 
 	if s.pollFirst && !noWait && !d.nonblock() {
 		deadline := time.Time{}
 		if s.recvLimit > 0 {
-			deadline = t.until(s.recvLimit)
+			deadline = t.untilLimit(s.recvLimit)
 		}
 		if errno := k.await(d.fd, unix.POLLIN, deadline); errno != 0 && errno != unix.ETIMEDOUT {
 			return 0, errno

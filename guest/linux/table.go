@@ -103,7 +103,7 @@ Generated from the table in guest/linux by its test (go test ./guest/linux -run 
 
 A program guest is one process. %d calls are full (as their manual page says), %d partial
 (the note says what is missing) and %d refused: they answer one error, are counted, and are named once on
-the standard error of the run. Numbers that are not listed answer ENOSYS in the same way.
+the standard error of the run (but for splice, tee, vmsplice and rseq, which programs try and do without). Numbers that are not listed answer ENOSYS in the same way.
 
 | number | call | level | note |
 | --- | --- | --- | --- |

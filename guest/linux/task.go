@@ -65,6 +65,7 @@ type Task struct {
 	used, ran   time.Duration // CPU time when it ended
 	done        *Outcome      // set by a handler that ends the program
 	again       bool          // the previous call was Interrupted
+	limited     bool          // the call waits no longer than its socket's limit
 	last        [7]uint64
 	deadline    time.Time // of the interrupted call, zero when it has none
 	hasEntered  bool

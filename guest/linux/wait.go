@@ -19,6 +19,13 @@ func (t *Task) until(d time.Duration) time.Time {
 	return t.deadline
 }
 
+// untilLimit is until for SO_RCVTIMEO and SO_SNDTIMEO: where one is set a handler ends the call with EINTR, whatever its SA_RESTART
+// (signal(7); include/net/sock.h: sock_intr_errno).
+func (t *Task) untilLimit(d time.Duration) time.Time {
+	t.limited = true
+	return t.until(d)
+}
+
 // ppoll waits for one of fds (host descriptors; negative ones are ignored) until deadline, a zero one
 // meaning for ever. It returns the number of ready fds (0: time is up), or eRestart when none was ready and
 // Interrupt or a signal came.

@@ -57,6 +57,10 @@ func (s *Space) Map(addr, length uint64, prot, flags, hostFD int, off int64) (ui
 	case length == 0 || kind != unix.MAP_SHARED && kind != unix.MAP_PRIVATE && kind != unix.MAP_SHARED_VALIDATE,
 		!anon && (off < 0 || off%abi.Page != 0):
 		return 0, unix.EINVAL
+	case anon && kind == unix.MAP_SHARED_VALIDATE:
+		return 0, unix.EINVAL
+	case kind == unix.MAP_SHARED_VALIDATE && flags&unix.MAP_SYNC != 0:
+		return 0, unix.EOPNOTSUPP // a store would not reach the medium by itself, and who asked would not call msync
 	case length > abi.UserTop:
 		return 0, unix.ENOMEM
 	}
@@ -422,7 +426,7 @@ func (s *Space) Advise(addr, length uint64, advice int) unix.Errno {
 	switch advice {
 	case unix.MADV_DONTNEED, unix.MADV_REMOVE:
 	case unix.MADV_NORMAL, unix.MADV_RANDOM, unix.MADV_SEQUENTIAL, unix.MADV_WILLNEED, unix.MADV_FREE,
-		unix.MADV_DONTFORK, unix.MADV_DOFORK, unix.MADV_HUGEPAGE, unix.MADV_NOHUGEPAGE, unix.MADV_DONTDUMP,
+		unix.MADV_DONTFORK, unix.MADV_DOFORK, unix.MADV_WIPEONFORK, unix.MADV_KEEPONFORK, unix.MADV_HUGEPAGE, unix.MADV_NOHUGEPAGE, unix.MADV_DONTDUMP,
 		unix.MADV_DODUMP, unix.MADV_COLD, unix.MADV_PAGEOUT, unix.MADV_POPULATE_READ, unix.MADV_POPULATE_WRITE, unix.MADV_COLLAPSE:
 	default:
 		return unix.EINVAL
@@ -471,6 +475,10 @@ func (s *Space) advise(r *region, a, b uint64, advice int) unix.Errno {
 			return s.punch(a, b)
 		}
 		return errno(unix.Madvise(s.cfg.Window[a:b], unix.MADV_REMOVE))
+	case unix.MADV_WIPEONFORK: // mm/madvise.c: private anonymous memory only; nothing forks here
+		if r.shared || r.fd != -1 || r.foreign() {
+			return unix.EINVAL
+		}
 	case unix.MADV_FREE:
 		if r.shared || r.foreign() {
 			return unix.EINVAL

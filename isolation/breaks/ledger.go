@@ -6,8 +6,9 @@ package breaks
 //
 // A reader takes a consistent copy with Snapshot (docs/ordering.md, O2).
 
-// LedgerMagic opens every ledger ("CLLEDGR1").
-const LedgerMagic = 0x31524744454c4c43
+// LedgerMagic opens every ledger ("CLLEDGR2"). Its last digit grows with the layout, so that the halves of two builds do not
+// misread each other.
+const LedgerMagic = 0x32524744454c4c43
 
 // Sizes of the ledger's tables. Each overflow has its own counter: losses are data.
 const (
