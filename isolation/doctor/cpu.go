@@ -61,7 +61,7 @@ func (e *examiner) domains() {
 	f := Finding{ID: "sched-domain", CPUs: e.outside(apart), State: Wrong, What: "the scheduler balances other tasks onto it: no isolcpus, no cpuset", Evidence: evidence,
 		Causes: switched, Cost: Tasks, Cap: D, Way: RunTime}
 	if l.V2 == "" && l.V1 == "" {
-		f.Way, f.Remedy = Boot, "isolcpus=domain,managed_irq,"+spell(e.cpus)
+		e.atBoot(&f, "", "isolcpus=domain,managed_irq,", iso)
 	}
 	if len(f.CPUs) == 0 {
 		f.State, f.What, f.CPUs = OK, "out of the scheduler's domains", e.cpus
@@ -92,10 +92,10 @@ func (e *examiner) tick() {
 		f.State, f.CPUs, f.What = OK, e.cpus, "nohz_full: the tick stops while one task runs"
 	case e.config != nil && e.config["CONFIG_NO_HZ_FULL"] == "":
 		f.What = "the tick comes " + rate + ": this kernel is built without nohz_full"
-		f.Remedy = "a kernel with CONFIG_NO_HZ_FULL, and nohz_full=" + spell(e.cpus)
+		e.atBoot(&f, "a kernel with CONFIG_NO_HZ_FULL, and ", "nohz_full=", full)
 	default:
 		f.What = "the tick comes " + rate + ": the core is not in nohz_full"
-		f.Remedy = "nohz_full=" + spell(e.cpus)
+		e.atBoot(&f, "", "nohz_full=", full)
 	}
 	e.add(f)
 	// In nohz_full the tick stays while something depends on it (include/linux/tick.h, enum tick_dep_bits).
@@ -133,12 +133,12 @@ func (e *examiner) rcu() {
 	}
 	without := e.outside(list)
 	f := Finding{ID: "rcu", CPUs: without, State: verdict(len(without) > 0), What: "RCU callbacks run on it", Causes: append(slices.Clone(interrupt), "softirq RCU"), Cost: OnDemand, Cap: C, Way: Boot,
-		Evidence: []Evidence{e.argEvidence("rcu_nocbs"), {"/proc/*/stat", fmt.Sprintf("%d rcuo threads", threads)}}, Remedy: "rcu_nocbs=" + spell(e.cpus)}
+		Evidence: []Evidence{e.argEvidence("rcu_nocbs"), {"/proc/*/stat", fmt.Sprintf("%d rcuo threads", threads)}}, Remedy: "rcu_nocbs=" + spell(join(list, e.applicable()))}
 	if f.State == OK {
 		f.What, f.CPUs = "RCU callbacks are offloaded", e.cpus
 	}
 	if !given && len(without) > 0 && e.config != nil && e.config["CONFIG_RCU_NOCB_CPU"] == "" {
-		f.Remedy = "a kernel with CONFIG_RCU_NOCB_CPU, and rcu_nocbs=" + spell(e.cpus)
+		f.Remedy = "a kernel with CONFIG_RCU_NOCB_CPU, and " + f.Remedy
 	}
 	e.add(f)
 	e.knob("rcu-expedited", "sys/kernel/rcu_normal", "expedited grace periods interrupt cores that are busy", isNot("1"), Finding{Causes: interrupt, Cost: OnDemand, Cap: B, Way: ByHand,
@@ -184,7 +184,7 @@ func (e *examiner) others() {
 	for _, t := range e.tasks {
 		if t.Name == "irqbalance" {
 			e.add(Finding{ID: "irqbalance", State: Wrong, What: "irqbalance moves interrupts back", Evidence: []Evidence{{fmt.Sprintf("/proc/%d/comm", t.PID), t.Name}}, Causes: interrupt, Cost: OnDemand, Cap: C, Way: ByHand,
-				Remedy: "systemctl stop irqbalance, or IRQBALANCE_BANNED_CPULIST=" + spell(e.cpus)})
+				Remedy: "systemctl stop irqbalance, or IRQBALANCE_BANNED_CPULIST=" + spell(e.applicable())})
 			break
 		}
 	}

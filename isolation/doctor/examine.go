@@ -37,6 +37,7 @@ type examiner struct {
 	blind  string            // why these are not known
 	info   string            // /proc/cpuinfo
 	own    bool              // the CPUs asked about are the caller's
+	left   []int             // CPUs that a remedy leaves out for the rest of the system
 	list   []Finding
 }
 
@@ -75,7 +76,7 @@ func Examine(s host.System, cpus []int, own ...int) (*Report, error) {
 	} {
 		look(e)
 	}
-	r := &Report{Schema: Schema, Kernel: host.Text(s, "proc/sys/kernel/osrelease"), Backend: e.backend(), Nested: e.nested(), HZ: e.hz(), Findings: e.list, Changes: changes(e.list)}
+	r := &Report{Schema: Schema, Kernel: host.Text(s, "proc/sys/kernel/osrelease"), Backend: e.backend(), Nested: e.nested(), HZ: e.hz(), Findings: e.list, Changes: changes(e.list), LeftOut: join(e.spared(), e.left)}
 	for _, c := range e.cpus {
 		k := Core{CPU: c}
 		k.Grade, k.Why = grade(e.list, c, nil)
@@ -116,10 +117,51 @@ func (e *examiner) add(f Finding) {
 // applicable are the CPUs that `host apply` can be told to make quiet: those asked about, less the first one if nothing
 // were left for the rest of the system.
 func (e *examiner) applicable() []int {
-	if len(e.outside(e.online)) == 0 && len(e.cpus) == len(e.online) && len(e.cpus) > 1 {
-		return e.cpus[1:]
+	return minus(e.cpus, e.spared())
+}
+
+// spared is the CPU that the remedies leave out though it was asked about, for the rest of the system; none while another is
+// on line.
+func (e *examiner) spared() []int {
+	if in := e.inside(e.online); len(in) == len(e.online) && len(in) > 1 {
+		return in[:1]
 	}
-	return e.cpus
+	return nil
+}
+
+// boot gives the value of a parameter of the kernel's command line that sets CPUs apart: those asked about and those that it has
+// already, since a second parameter of the name does not add to the first. One CPU stays for the rest of the system, for the kernel
+// needs one (housekeeping_setup of its kernel/sched/isolation.c, which else keeps the boot CPU back), rather one that was not
+// asked about; it is remembered, to be said. Empty where no CPU can be spared.
+func (e *examiner) boot(have []int) string {
+	list := join(have, e.applicable())
+	if len(minus(e.online, list)) == 0 {
+		first := append(minus(e.online, e.applicable()), e.online...)[0]
+		if list = minus(list, []int{first}); len(list) > 0 {
+			e.left = join(e.left, []int{first})
+		}
+	}
+	return spell(list)
+}
+
+// atBoot completes a finding whose remedy is such a parameter; where no CPU can be spared for it nothing takes it away.
+func (e *examiner) atBoot(f *Finding, before, name string, have []int) {
+	f.Way, f.Remedy = Never, ""
+	if value := e.boot(have); value != "" {
+		f.Way, f.Remedy = Boot, before+name+value
+	}
+}
+
+// join gives the members of both lists, in order.
+func join(a, b []int) []int {
+	list := append(slices.Clone(a), b...)
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+// minus gives a without the members of b.
+func minus(a, b []int) []int {
+	return slices.DeleteFunc(slices.Clone(a), func(c int) bool { return slices.Contains(b, c) })
 }
 
 // verdict is Wrong where bad holds.

@@ -129,6 +129,7 @@ type Report struct {
 	Cores    []Core    `json:"cores"`
 	Changes  []Change  `json:"changes"` // the three that matter most
 	Findings []Finding `json:"findings"`
+	LeftOut  []int     `json:"left_out,omitempty"` // CPUs that remedies leave to the rest of the system, which needs one
 }
 
 func (f *Finding) concerns(cpu int) bool { return len(f.CPUs) == 0 || slices.Contains(f.CPUs, cpu) }

@@ -97,7 +97,7 @@ func (e *examiner) interrupts() {
 		e.add(Finding{ID: "irq", State: Unknown, What: "which interrupts come to it is not known", Evidence: []Evidence{{"/proc/irq", "not readable"}}, Causes: interrupt, Cost: OnDemand, Cap: C, Way: Never})
 		return
 	}
-	_, managedAtBoot := e.listOf(cpuDir + "/isolated")
+	apart, managedAtBoot := e.listOf(cpuDir + "/isolated")
 	iso, _ := e.arg("isolcpus")
 	for _, c := range e.cpus {
 		var here, managed, perhaps irqSet
@@ -127,7 +127,10 @@ func (e *examiner) interrupts() {
 		e.add(f)
 		if len(managed.names) > 0 {
 			f := managed.finding(c, "the kernel manages the affinity of some itself: it cannot be changed", Evidence{"/proc/irq/*/smp_affinity_list", "IRQs " + strings.Join(managed.names, " ") + ", by debugfs or the mode"}, managedAtBoot)
-			f.ID, f.Way, f.State, f.Remedy = "irq-managed", Boot, Wrong, "isolcpus=managed_irq,"+spell(e.cpus)+", or fewer queues (ethtool -L)"
+			f.ID, f.State = "irq-managed", Wrong
+			if e.atBoot(&f, "", "isolcpus=managed_irq,", apart); f.Way == Boot {
+				f.Remedy += ", or fewer queues (ethtool -L)"
+			}
 			e.add(f)
 		}
 		if len(perhaps.names) > 0 {

@@ -165,6 +165,9 @@ func (r *Report) WriteText(w io.Writer, all bool) error {
 		}
 		fmt.Fprintf(&b, "  %d. %s   (%s)\n", i+1, how, clip(strings.Join(c.For, ", "), max(30, width-10-len(how))))
 	}
+	if len(r.LeftOut) > 0 {
+		fmt.Fprintf(&b, "  CPU %s is left out of what is advised: the rest of the system, and the kernel itself, need one\n", spell(r.LeftOut))
+	}
 	b.WriteByte('\n')
 	for _, c := range r.Cores {
 		after := "no write can better that"
