@@ -98,6 +98,13 @@ func (e *examiner) tick() {
 		e.atBoot(&f, "", "nohz_full=", full)
 	}
 	e.add(f)
+	skew, _ := e.arg("skew_tick")
+	f = Finding{ID: "skew-tick", CPUs: without, State: verdict(skew != "1" && len(without) > 0 && len(e.online) > 1), What: "the ticks of all CPUs come at once, and contend for locks", Evidence: []Evidence{e.argEvidence("skew_tick")},
+		Causes: interrupt, Cost: Slower, Cap: A, Way: Boot, Remedy: "skew_tick=1"}
+	if f.State == OK {
+		f.CPUs, f.What = e.cpus, "its tick does not come at the moment of all others"
+	}
+	e.add(f)
 	// In nohz_full the tick stays while something depends on it (include/linux/tick.h, enum tick_dep_bits).
 	if in := e.inside(full); len(in) > 0 {
 		if v, ev := e.look("sys/devices/system/clocksource/clocksource0/current_clocksource"); v != "tsc" {
@@ -139,6 +146,14 @@ func (e *examiner) rcu() {
 	}
 	if !given && len(without) > 0 && e.config != nil && e.config["CONFIG_RCU_NOCB_CPU"] == "" {
 		f.Remedy = "a kernel with CONFIG_RCU_NOCB_CPU, and " + f.Remedy
+	}
+	e.add(f)
+	offloaded := minus(e.cpus, without)
+	_, polls := e.arg("rcu_nocb_poll")
+	f = Finding{ID: "rcu-poll", CPUs: offloaded, State: verdict(len(offloaded) > 0 && !polls), What: "the core itself wakes the thread that runs its RCU callbacks", Evidence: []Evidence{e.argEvidence("rcu_nocb_poll")},
+		Causes: slower, Cost: Slower, Cap: A, Way: Boot, Remedy: "rcu_nocb_poll"}
+	if f.State == OK {
+		f.CPUs, f.What = e.cpus, "the threads that run RCU callbacks look for them by themselves, or the core runs its own"
 	}
 	e.add(f)
 	e.knob("rcu-expedited", "sys/kernel/rcu_normal", "expedited grace periods interrupt cores that are busy", isNot("1"), Finding{Causes: interrupt, Cost: OnDemand, Cap: B, Way: ByHand,

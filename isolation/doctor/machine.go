@@ -100,8 +100,58 @@ func (e *examiner) power() {
 			}
 		}
 	}
+	e.energyBias()
+	e.uncore()
 	e.knob("turbo", cpuDir+"/intel_pstate/no_turbo", "turbo changes the frequency with what other cores do", is("0"), Finding{Causes: slower, Cost: Slower, Cap: A, Way: ByHand, Remedy: "echo 1 >/sys/devices/system/cpu/intel_pstate/no_turbo"})
 	e.knob("boost", cpuDir+"/cpufreq/boost", "boost changes the frequency with what other cores do", is("1"), Finding{Causes: slower, Cost: Slower, Cap: A, Way: ByHand, Remedy: "echo 0 >/sys/devices/system/cpu/cpufreq/boost"})
+}
+
+// energyBias: the hint of older processors, in a register, of how much speed may be given up for energy. It is there beside the energy
+// preference (Documentation/admin-guide/pm/intel_epb.rst).
+func (e *examiner) energyBias() {
+	const file = "energy_perf_bias"
+	for _, c := range e.cpus {
+		dir := fmt.Sprintf("%s/cpu%d/power", cpuDir, c)
+		if names, err := e.s.Names(dir); err != nil || !slices.Contains(names, file) {
+			continue // no such processor
+		}
+		v, ev := e.lookAt(c, dir+"/"+file)
+		f := Finding{ID: "energy-bias", CPUs: []int{c}, State: verdict(v != "0"), What: "the processor may give up speed for energy", Evidence: []Evidence{ev}, Causes: slower, Cost: Slower, Cap: B, Way: ByHand,
+			Remedy: fmt.Sprintf("echo performance >/%s/%s", dir, file)}
+		if v == "" {
+			f.State, f.What = Unknown, "whether the processor may give up speed for energy is not known"
+		}
+		e.add(f)
+	}
+}
+
+// uncore: the clock of what cores share, the last-level cache and the way to memory (Documentation/admin-guide/pm/intel_uncore_frequency_scaling.rst).
+// Its limits are in a register of each die, which is read on one CPU there, and no file says on which.
+func (e *examiner) uncore() {
+	const dir = cpuDir + "/intel_uncore_frequency"
+	names, err := e.s.Names(dir)
+	if err != nil {
+		return // not loaded, or no such processor
+	}
+	for _, n := range names {
+		low, high := path.Join(dir, n, "min_freq_khz"), path.Join(dir, n, "max_freq_khz")
+		f := Finding{ID: "uncore", What: "the clock of the cache and of memory changes with load", Causes: slower, Cost: Slower, Cap: A, Way: ByHand}
+		if why := e.anyInUse(nil); why != "" {
+			f.State, f.What, f.Evidence, f.Remedy = Unknown, "whether the clock of the cache and of memory changes is not known", []Evidence{{"/" + low, why}}, "look again when nothing runs"
+			e.add(f)
+			return
+		}
+		l, evLow := e.look(low)
+		h, evHigh := e.look(high)
+		if evLow.Value == "not there" {
+			continue // a directory of another kind
+		}
+		f.State, f.Evidence, f.Remedy = verdict(l != h), []Evidence{evLow, evHigh}, fmt.Sprintf("echo %s >/%s", h, low)
+		if l == "" || h == "" {
+			f.State, f.Remedy = Unknown, "run as root"
+		}
+		e.add(f)
+	}
 }
 
 // caches: what is shared with other cores.
@@ -138,6 +188,53 @@ func (e *examiner) caches() {
 		f.CPUs = e.cpus
 	}
 	e.add(f)
+	e.bandwidth()
+}
+
+// bandwidth: the way to memory, which other cores can fill. Where resctrl's default group may not have all of it, they are held
+// back (Documentation/arch/x86/resctrl.rst).
+func (e *examiner) bandwidth() {
+	const file = "sys/fs/resctrl/schemata"
+	text, ev := e.look(file)
+	f := Finding{ID: "bandwidth", State: Wrong, What: "others can use up the bandwidth of memory: they are not limited (MBA)", Causes: slower, Cost: Slower, Cap: A, Way: ByHand,
+		Remedy: "echo \"MB:0=50\" >/" + file + ", and so for each other domain"}
+	line := ""
+	for l := range strings.Lines(text) {
+		if l = strings.TrimSpace(l); strings.HasPrefix(l, "MB:") {
+			line = l
+		}
+	}
+	switch {
+	case line != "":
+		if ev.Value = line; e.limited(line) {
+			f.State, f.What = OK, "the bandwidth of memory that others can use is limited (MBA)"
+		}
+	case e.blind == "" && !slices.Contains(e.flags, "mba"):
+		return // no such processor: what is shared with others is told by the row of the cache
+	default:
+		f.Remedy = "mount -t resctrl resctrl /sys/fs/resctrl, then " + f.Remedy
+	}
+	f.Evidence = []Evidence{ev}
+	e.add(f)
+}
+
+// limited reports whether a line of bandwidth, "MB:0=100;1=100", allows less than all in each domain. All is 100 percent; on AMD's
+// processors 2048, in steps of 1/8 GB/s; and, mounted with mba_MBps, the greatest number.
+func (e *examiner) limited(line string) bool {
+	all := 100
+	switch {
+	case strings.Contains(host.Text(e.s, "proc/mounts"), "mba_MBps"):
+		all = 1<<32 - 1
+	case strings.Contains(e.info, "AuthenticAMD"):
+		all = 2048
+	}
+	for part := range strings.SplitSeq(strings.TrimPrefix(line, "MB:"), ";") {
+		_, v, _ := strings.Cut(part, "=")
+		if n, ok := number(v); !ok || n >= all {
+			return false
+		}
+	}
+	return true
 }
 
 func (e *examiner) nested() bool { return slices.Contains(e.flags, "hypervisor") }
@@ -200,6 +297,8 @@ func (e *examiner) modules() {
 	case "vmx":
 		e.knob("ple", vmx+"ple_gap", "loops of PAUSE leave the guest", isNot("0"), Finding{Causes: []string{"kernel-other"}, Cost: OnDemand, Cap: A, Way: Module, Remedy: "kvm_intel.ple_gap=0 (Cloister disables these exits per VM where it can)"})
 		e.knob("apicv", vmx+"enable_apicv", "interrupts to a guest cost exits", isNot("Y"), Finding{Causes: []string{"kernel-other"}, Cost: OnDemand, Cap: A, Way: Module, Remedy: "kvm_intel.enable_apicv=1"})
+		e.knob("ipiv", vmx+"enable_ipiv", "interrupts between a guest's CPUs cost exits (a program guest sends none)", isNot("Y"), Finding{Causes: []string{"kernel-other"}, Cost: OnDemand, Cap: A, Way: Module, Remedy: "kvm_intel.enable_ipiv=1"})
+		e.knob("preemption-timer", vmx+"preemption_timer", "a guest's timers are timers of the host on its core: an interrupt each (a program guest has none)", isNot("Y"), Finding{Causes: append(slices.Clone(interrupt), "kernel-other"), Cost: OnDemand, Cap: A, Way: Module, Remedy: "kvm_intel.preemption_timer=1"})
 		e.knob("l1d-flush", vmx+"vmentry_l1d_flush", "each entry flushes the first-level cache", func(v string) bool { return v != "never" && v != "not required" && v != "" }, Finding{Causes: slower, Cost: Slower, Cap: A, Way: Boot, Remedy: "per trust: kvm-intel.vmentry_l1d_flush=never"})
 	case "svm":
 		e.knob("avic", "sys/module/kvm_amd/parameters/avic", "interrupts to a guest cost exits", isNot("Y"), Finding{Causes: []string{"kernel-other"}, Cost: OnDemand, Cap: A, Way: Module, Remedy: "kvm_amd.avic=1"})

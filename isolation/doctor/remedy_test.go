@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"bytes"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -50,3 +51,112 @@ func TestBootRemediesLeaveACPU(t *testing.T) {
 		}
 	}
 }
+
+// How much of the bandwidth of memory is all of it depends on the processor and the mount.
+func TestBandwidth(t *testing.T) {
+	amd, mbps := map[string]string{"proc/cpuinfo": "vendor_id : AuthenticAMD\nflags : mba"}, map[string]string{"proc/mounts": "resctrl /sys/fs/resctrl resctrl rw,mba_MBps 0 0"}
+	schemata := func(mb string) map[string]string {
+		return map[string]string{"sys/fs/resctrl/schemata": "MB:" + mb + "\n    L3:0=fff"}
+	}
+	for name, c := range map[string]struct {
+		line  map[string]string
+		on    map[string]string
+		state State
+		how   string
+	}{
+		"all":               {schemata("0=100;1=100"), nil, Wrong, "echo"},
+		"half":              {schemata("0= 50;1= 50"), nil, OK, ""},
+		"half of one":       {schemata("0=50;1=100"), nil, Wrong, "echo"},
+		"all of AMD's":      {schemata("0=2048"), amd, Wrong, "echo"},
+		"half of AMD's":     {schemata("0=1024"), amd, OK, ""},
+		"all MB/s":          {schemata("0=4294967295"), mbps, Wrong, "echo"},
+		"some MB/s":         {schemata("0=6000"), mbps, OK, ""},
+		"not a number":      {schemata("0=much"), nil, Wrong, "echo"},
+		"not mounted":       {map[string]string{"-sys/fs/resctrl": "", "proc/cpuinfo": "flags : mba"}, nil, Wrong, "mount -t resctrl"},
+		"no such processor": {map[string]string{"-sys/fs/resctrl": "", "proc/cpuinfo": "flags : fpu"}, nil, "", ""},
+	} {
+		f := examine(t, tree(t, "four.txtar", quiet, c.on, c.line), 3).find("bandwidth")
+		if c.state == "" && f == nil {
+			continue
+		}
+		if f == nil || f.State != c.state || f.State == Wrong && !strings.HasPrefix(f.how(), c.how) {
+			t.Errorf("%s: %+v, want %s by %s", name, f, c.state, c.how)
+		}
+	}
+}
+
+// docs/isolation.md lists every finding that can be made, in the row of its knob with the ways in which it can be taken away, and no other.
+func TestTableOfKnobs(t *testing.T) {
+	made := map[string]map[string]bool{} // ways by finding
+	look := func(r *Report) {
+		for _, f := range r.Findings {
+			if made[f.ID] == nil {
+				made[f.ID] = map[string]bool{}
+			}
+			made[f.ID][string(f.Way)] = true
+		}
+	}
+	for _, archive := range []string{"four.txtar", "nested.txtar", "nohz.txtar", "plain.txtar"} {
+		look(examine(t, tree(t, archive)))
+	}
+	look(examine(t, tree(t, "four.txtar", none), 3))
+	for _, c := range wrongs {
+		if made[c.id] != nil {
+			continue // TestEachFindingAlone has them all
+		}
+		look(examine(t, tree(t, "four.txtar", quiet, c.set), 3))
+	}
+	look(examine(t, tree(t, "four.txtar", quiet, map[string]string{"proc/irq/24/smp_affinity_list": "0-3", "sys/kernel/irq/24/chip_name": "PCI-MSI"}), 3))
+	b, err := os.ReadFile("../../docs/isolation.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, ok := strings.Cut(string(b), "| knob | finding | way |\n| --- | --- | --- |\n")
+	table, _, ok2 := strings.Cut(table, "\n\n")
+	if !ok || !ok2 {
+		t.Fatal("docs/isolation.md has no such table")
+	}
+	listed := map[string]map[string]bool{}
+	for line := range strings.Lines(table) {
+		cells := strings.Split(strings.Trim(line, "| \n"), " | ")
+		if strings.HasPrefix(line, "| *") {
+			continue
+		}
+		for _, id := range strings.Split(cells[1], ", ") {
+			if strings.HasPrefix(id, "none: ") {
+				break // and why not
+			}
+			id = strings.Trim(id, "`")
+			if listed[id] == nil {
+				listed[id] = map[string]bool{}
+			}
+			if len(cells) < 3 {
+				t.Errorf("no way in %q", line)
+				continue
+			}
+			for _, w := range strings.Split(cells[2], ", ") {
+				listed[id][w] = true
+			}
+		}
+	}
+	for id, ways := range made {
+		for w := range ways {
+			if !listed[id][w] {
+				t.Errorf("%s, %s: not in the table of docs/isolation.md: %v", id, w, listed[id])
+			}
+		}
+	}
+	for id := range listed {
+		if made[id] == nil {
+			t.Errorf("the table of docs/isolation.md lists %q, which no machine of these tests has", id)
+		}
+	}
+	for _, knob := range []string{"rcu_nocb_poll", "skew_tick", "energy_perf_bias", "intel_uncore_frequency", "preemption_timer", "MBA", "CAT", "isolcpus=domain", "managed_irq", "nohz_full", "halt_poll_ns", "kvmclock_periodic_sync"} {
+		if !strings.Contains(table, knob) {
+			t.Errorf("the table has no row for %s", knob)
+		}
+	}
+}
+
+// none is a host without cpusets.
+var none = map[string]string{"proc/mounts": "proc /proc proc rw 0 0", "-sys/fs/cgroup": ""}

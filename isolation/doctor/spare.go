@@ -56,15 +56,23 @@ func (e *examiner) lookAt(cpu int, name string) (string, Evidence) {
 	return e.look(name)
 }
 
+// anyInUse says who would mind an interrupt on a CPU that is not known; empty when nobody would on any that is on line, but these.
+func (e *examiner) anyInUse(but []int) string {
+	for _, c := range minus(e.online, but) {
+		if why := e.inUse(c); why != "" {
+			return why
+		}
+	}
+	return ""
+}
+
 // cpuinfo reads /proc/cpuinfo. Before Linux 5.18 that asks each CPU for its frequency, by an interrupt on those that have a
 // tick (arch_freq_prepare_all); the kernel's version decides, and why says that it was not read.
 func (e *examiner) cpuinfo() (text, why string) {
 	if !atLeast(host.Text(e.s, "proc/sys/kernel/osrelease"), 5, 18) {
 		full, _ := e.listOf(cpuDir + "/nohz_full")
-		for _, c := range e.online {
-			if why := e.inUse(c); why != "" && !slices.Contains(full, c) {
-				return "", why
-			}
+		if why := e.anyInUse(full); why != "" {
+			return "", why
 		}
 	}
 	return host.Text(e.s, "proc/cpuinfo"), ""
