@@ -113,10 +113,53 @@ func TestWays(t *testing.T) {
 			t.Errorf("%s without %v: %q (%v), want %q", c.line, c.taken, got, err, c.want)
 		}
 	}
-	for mask, want := range map[uint64]uint64{0xfff: 0xfc0, 0x1e0: 0x180, 0x7: 0, 0xf0f: 0, 0: 0} {
-		up, err := ways{"L3:", []string{"0"}, []uint64{mask}}.upper()
-		if (err == nil) != (want != 0) || err == nil && up.masks[0] != want {
-			t.Errorf("the upper half of %x: %x (%v), want %x", mask, up.masks, err, want)
+	for _, c := range [][3]uint64{{0xfff, 0xfff, 0xfc0}, {0x1e0, 0x1e0, 0x180}, {0x7, 0x7, 0}, {0, 0, 0}, {0xf0f, 0xfff, 0xc00}, {0xf3f, 0xf3f, 0x038}, {0xfff, 0xc00, 0x03f}, {0xff, 0x0f, 0xf0}, {0xf, 0, 0}, {1<<63 | 7<<60, ^uint64(0), 3 << 62}} {
+		if got := half(c[0], c[1]); got != c[2] {
+			t.Errorf("half of %x, with %x for the rest: %x, want %x", c[0], c[1], got, c[2])
 		}
+	}
+}
+
+// Ways that somebody's group has are not taken, though the default group may use them too; those that nobody has are.
+func TestWaysOfOthers(t *testing.T) {
+	db := func(masks ...string) map[string]string {
+		out := map[string]string{}
+		for i, m := range masks {
+			out["sys/fs/resctrl/db"+string(rune('0'+i))+"/cpus_list"], out["sys/fs/resctrl/db"+string(rune('0'+i))+"/schemata"] = "", m
+		}
+		return out
+	}
+	for name, c := range map[string]struct {
+		overlay        map[string]string
+		own, rest, why string
+	}{
+		"nobody's":            {nil, "L3:0=fc0", "L3:0=03f", ""},
+		"the upper are":       {db("L3:0=fc0"), "L3:0=038", "L3:0=fc0", ""},
+		"the lower are":       {db("L3:0=00f"), "L3:0=f00", "L3:0=0ff", ""},
+		"the middle ones are": {db("L3:0=0f0"), "L3:0=c00", "L3:0=3ff", ""},
+		"two have them":       {db("L3:0=c00", "L3:0=003"), "L3:0=3c0", "L3:0=03f", ""},
+		"too few are left":    {db("L3:0=ff8"), "", "L3:0=fff", "of cache 0 the mask 7 is free or everybody's, which is too small to be split (the groups db0 below"},
+		"all are somebody's":  {db("L3:0=ff0", "L3:0=00f"), "", "L3:0=fff", "the mask 0 is free or everybody's, which is too small to be split (the groups db0, db1 below"},
+		"not known":           {db("MB:0=100"), "", "L3:0=fff", "which ways /sys/fs/resctrl/db0 has is not known"},
+		"some are free":       {map[string]string{"sys/fs/resctrl/schemata": "MB:0=100\n    L3:0=00f", "sys/fs/resctrl/info/L3/cbm_mask": "fff"}, "L3:0=fc0", "L3:0=00f", ""},
+		"no directory of his": {map[string]string{"sys/fs/resctrl/mon_groups/.dir": "", "sys/fs/resctrl/info/L3/cbm_mask": "fff"}, "L3:0=fc0", "L3:0=03f", ""},
+	} {
+		s := unpack(t, "four.txtar", c.overlay)
+		before := snapshot(t, s.Root)
+		a := &Applier{System: s, Dir: memory(t)}
+		res := mustApply(t, a, Request{CPUs: []int{3}, Cache: true})
+		line := func(file string) string {
+			return Setting{Format: Line, Word: "L3:"}.canonical(Text(s, "sys/fs/resctrl/"+file))
+		}
+		want := func(text string) string { return Setting{Format: Line, Word: "L3:"}.canonical(text) }
+		if line("schemata") != want(c.rest) || line("cloister-cpus-3/schemata") != want(c.own) {
+			t.Errorf("%s: the cores have %s, want %s; the rest %s, want %s", name, line("cloister-cpus-3/schemata"), c.own, line("schemata"), c.rest)
+		}
+		said := slices.ContainsFunc(res.Cannot, func(r Remark) bool { return strings.Contains(r.String(), c.why) && !strings.Contains(r.String(), "\n") })
+		if c.why != "" && !said {
+			t.Errorf("%s: %v, want %q", name, res.Cannot, c.why)
+		}
+		mustRestore(t, a)
+		same(t, name, before, snapshot(t, s.Root))
 	}
 }

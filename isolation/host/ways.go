@@ -75,21 +75,83 @@ func longestRun(mask uint64) (best uint64) {
 	return best
 }
 
-// upper gives the upper half of each cache's ways.
-func (w ways) upper() (ways, error) {
-	up := ways{w.word, w.ids, make([]uint64, len(w.ids))}
-	for i, m := range w.masks {
-		n := bits.OnesCount64(m)
-		if n < 4 || longestRun(m) != m {
-			return up, fmt.Errorf("the mask \"%s=%x\" of the cache is too small to be split, or is split already", w.ids[i], m)
-		}
-		low := (uint64(1)<<(n/2) - 1) << bits.TrailingZeros64(m)
-		up.masks[i] = m &^ low
+// topRun gives the longest run of ways in a mask, of two that are as long the upper one.
+func topRun(mask uint64) uint64 {
+	return bits.Reverse64(longestRun(bits.Reverse64(mask)))
+}
+
+// half gives a half of the longest run in a mask, the upper one unless nothing of rest were left then. Zero where it is too small.
+func half(mask, rest uint64) uint64 {
+	run := topRun(mask)
+	n := bits.OnesCount64(run)
+	low := (uint64(1)<<(n/2) - 1) << bits.TrailingZeros64(run)
+	switch {
+	case n < 4:
+		return 0
+	case rest&^(run&^low) != 0:
+		return run &^ low
+	case rest&^low != 0:
+		return low
 	}
-	return up, nil
+	return 0
 }
 
 const resctrl = "sys/fs/resctrl"
+
+// mask gives the ways of one cache; none of one that is not named.
+func (w ways) mask(id string) uint64 {
+	for i, other := range w.ids {
+		if other == id {
+			return w.masks[i]
+		}
+	}
+	return 0
+}
+
+// open gives half of the ways of each cache that are the default group's or nobody's. Ways of a group that somebody has made are his,
+// though the default group may use them too.
+func (p *planner) open(x Setting) (ways, error) {
+	root, err := parseWays(x.Word, x.canonical(Text(p.s, x.Name)))
+	if err != nil {
+		return root, err
+	}
+	names, err := p.s.Names(resctrl)
+	if err != nil {
+		return root, err
+	}
+	var groups []ways
+	var who []string
+	for _, n := range names {
+		text := Text(p.s, path.Join(resctrl, n, "schemata"))
+		if text == "" || n == group(p.r.CPUs) {
+			continue // a file, or a directory of another kind
+		}
+		g, err := parseWays(x.Word, x.canonical(text))
+		if err != nil {
+			return root, fmt.Errorf("which ways /%s has is not known: %w", path.Join(resctrl, n), err)
+		}
+		groups, who = append(groups, g), append(who, n)
+	}
+	all, err := strconv.ParseUint(Text(p.s, resctrl+"/info/L3/cbm_mask"), 16, 64)
+	if err != nil {
+		all = 0 // not told: what the default group has is all that is known to be there
+	}
+	own := ways{x.Word, root.ids, make([]uint64, len(root.ids))}
+	for i, id := range root.ids {
+		open := root.masks[i] | all
+		for _, g := range groups {
+			open &^= g.mask(id)
+		}
+		if own.masks[i] = half(open, root.masks[i]); own.masks[i] == 0 {
+			why := ""
+			if len(who) > 0 {
+				why = fmt.Sprintf(" (the groups %s below /%s have the rest)", strings.Join(who, ", "), resctrl)
+			}
+			return own, fmt.Errorf("of cache %s the mask %x is free or everybody's, which is too small to be split%s", id, open, why)
+		}
+	}
+	return own, nil
+}
 
 // cache gives the cores half of the last-level cache's ways that nobody has yet, and the rest of the machine the
 // other half.
@@ -99,12 +161,10 @@ func (p *planner) cache() {
 	}
 	const what = "ways of the cache for the cores alone"
 	x := Setting{Kind: File, Name: resctrl + "/schemata", Format: Line, Rule: Ways, Word: "L3:"}
-	free, err := parseWays(x.Word, x.canonical(Text(p.s, x.Name)))
+	err := p.foreignPartition()
+	free := ways{}
 	if err == nil {
-		free, err = free.upper()
-	}
-	if err == nil {
-		err = p.foreignPartition()
+		free, err = p.open(x)
 	}
 	if err != nil {
 		p.cannot(what, "%v", err)
@@ -113,7 +173,7 @@ func (p *planner) cache() {
 	dir := path.Join(resctrl, group(p.r.CPUs))
 	x.Want = free.String()
 	p.set(Setting{Kind: Directory, Name: dir, Rule: Same, Want: present}, "a cache partition for the cores")
-	p.set(Setting{Kind: File, Name: dir + "/schemata", Format: Line, Rule: Same, Word: x.Word, Want: x.Want, Within: dir}, "the upper half of the ways")
+	p.set(Setting{Kind: File, Name: dir + "/schemata", Format: Line, Rule: Same, Word: x.Word, Want: x.Want, Within: dir}, "half of the ways")
 	p.set(Setting{Kind: File, Name: dir + "/cpus_list", Format: List, Rule: Same, Want: cores.Format(p.r.CPUs), Within: dir}, "for whatever runs on the cores")
 	n := len(p.plan.Steps)
 	p.set(x, "and none of them for the rest")
