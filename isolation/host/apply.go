@@ -36,7 +36,7 @@ type Result struct {
 	Foreign []Remark          `json:"foreign"` // changed by somebody else since; left as they are
 	Cannot  []Remark          `json:"cannot"`  // what stays, and why: what no write changes, and what may still come to the cores
 	Written []string          `json:"-"`       // the settings that were written and read back so, as remarks name them; a * stands for one of many files with one value
-	refused map[string]string // why, by key
+	refused map[string]string // why a setting is not as it was to be, by key
 }
 
 // WriteText prints what an administrator wants to know: a line of figures, and a line for each exception.
@@ -126,6 +126,9 @@ func (a *Applier) apply(j *store, r Request) (*Result, error) {
 	}
 	if err == nil {
 		err = a.sweep(j, r, p, res)
+	}
+	if err == nil {
+		err = a.lookAgain(j, r, p.Owner, res)
 	}
 	if err == nil && res.Changed == 0 && len(res.Refused) > 0 {
 		err = fmt.Errorf("nothing could be changed: %s: host isolation needs root and a host whose /sys and /proc can be written", res.Refused[0])
@@ -268,11 +271,16 @@ func (a *Applier) refused(res *Result, x Setting, err error) error {
 		return fmt.Errorf("%s (--strict)", why)
 	}
 	res.Refused = append(res.Refused, why)
-	if res.refused == nil {
-		res.refused = map[string]string{}
-	}
-	res.refused[x.key()] = why.Why
+	res.excuse(x, why.Why)
 	return nil
+}
+
+// excuse remembers why a setting is not as it was to be.
+func (r *Result) excuse(x Setting, why string) {
+	if r.refused == nil {
+		r.refused = map[string]string{}
+	}
+	r.refused[x.key()] = why
 }
 
 // unmovable says why the kernel refuses to set an interrupt's affinity (write_irq_affinity of its kernel/irq/proc.c).

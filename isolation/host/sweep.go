@@ -230,6 +230,7 @@ func (a *Applier) remaining(j *store, r Request, first *Plan, res *Result) error
 			return fmt.Errorf("%s may still come to CPUs %s: %s (--strict)", what, cores.Format(first.CPUs), why)
 		}
 		res.Cannot = append(res.Cannot, Remark{what, why})
+		res.excuse(x, why)
 		return nil
 	}
 	tasks, err := Tasks(a.System)

@@ -3,6 +3,7 @@ package monitor
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +18,8 @@ import (
 // isolation is what the monitor does to the host for one run, and what it notices there.
 type isolation struct {
 	owner   string // of the claim; empty: nothing was applied
+	request host.Request
+	result  *host.Result // nil: nothing was applied
 	latency *os.File
 	watch   *host.Watch
 	drifts  []breaks.Drift
@@ -69,6 +72,24 @@ func (m *monitor) startWatch() {
 	}
 	w.Expect(m.plan.Engine) // of a vCPU that is made now the news may be on its way
 	m.iso.watch = w
+	if m.iso.result == nil {
+		return
+	}
+	list, err := undone(&host.Applier{Waiting: waiting}, w, m.iso.request, m.iso.result)
+	if err != nil {
+		m.warned = append(m.warned, fmt.Sprintf("what was undone before the watch for drift began is not known: %v", err))
+	}
+	m.drifted(list)
+}
+
+// undone is what somebody has undone of an apply up to now: a watch takes what it finds for the way it shall be, so that what was undone
+// before it began has to be asked for. What both have seen is told of once.
+func undone(a *host.Applier, w *host.Watch, r host.Request, res *host.Result) ([]host.Drift, error) {
+	list, err := a.Undone(r, res)
+	now := slices.DeleteFunc(w.Check(), func(d host.Drift) bool {
+		return slices.ContainsFunc(list, func(x host.Drift) bool { return x.File == d.File })
+	})
+	return append(list, now...), err
 }
 
 // ownThreads are those of the run's that the watch for drift has nothing to say of: the vCPUs' are where they shall be, and
@@ -102,7 +123,7 @@ func (m *monitor) isolate() error {
 		if err != nil {
 			return fmt.Errorf("--isolate: %w", err)
 		}
-		m.iso.owner = res.Owner
+		m.iso.owner, m.iso.request, m.iso.result = res.Owner, r, res
 		for _, x := range res.Refused {
 			m.warn(fmt.Sprintf("--isolate: refused: %s", x))
 		}
@@ -144,7 +165,11 @@ func (m *monitor) drift() {
 		return
 	}
 	m.iso.watch.Own(m.ownThreads())
-	list := m.iso.watch.Check()
+	m.drifted(m.iso.watch.Check())
+}
+
+// drifted says what somebody has undone, and keeps it for the report.
+func (m *monitor) drifted(list []host.Drift) {
 	if len(list) == 0 {
 		return
 	}

@@ -71,11 +71,12 @@ func run(args []string, out io.Writer) (err error) {
 	}
 
 	request := host.Request{Owner: fmt.Sprintf("quietloop (process %d)", os.Getpid()), PID: os.Getpid(), Threads: []int{me}, CPUs: []int{core}}
+	var result *host.Result
 	if *dry {
 		err = show(request, out)
 	} else {
 		defer func() { err = errors.Join(err, giveBack(request.Owner, out)) }() // whatever was applied; nothing, if that fails
-		err = isolate(request, out)
+		result, err = isolate(request, out)
 	}
 	if err != nil {
 		return err
@@ -88,6 +89,16 @@ func run(args []string, out io.Writer) (err error) {
 	defer func() { err = errors.Join(err, watch.Close()) }()
 	for _, r := range watch.Blind() {
 		fmt.Fprintln(out, "not watched:", r)
+	}
+	if result != nil { // what was undone before the watch began, which it takes for the way it shall be
+		var a host.Applier
+		undone, err := a.Undone(request, result)
+		if err != nil {
+			return err
+		}
+		for _, d := range undone {
+			fmt.Fprintln(out, "drift:", d)
+		}
 	}
 	var over atomic.Bool // ORDER(none): it says that the time is up, and nothing rests on when it is seen
 	limit, end := context.WithTimeout(stop, *length)
@@ -141,25 +152,25 @@ func show(r host.Request, out io.Writer) error {
 }
 
 // isolate makes the core quiet.
-func isolate(r host.Request, out io.Writer) error {
+func isolate(r host.Request, out io.Writer) (*host.Result, error) {
 	before, err := grade(r)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var a host.Applier
 	result, err := a.Apply(r)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	after, err := grade(r)
 	if err != nil {
-		return err
+		return result, err
 	}
 	fmt.Fprintf(out, "CPU %d: grade %s, and %s with %d settings changed\n", r.CPUs[0], before, after, result.Changed)
 	for _, x := range result.Refused {
 		fmt.Fprintln(out, "refused:", x)
 	}
-	return nil
+	return result, nil
 }
 
 // grade is how quiet the core is, apart from the thread that belongs there.
