@@ -210,12 +210,11 @@ func (e *examiner) throttling() {
 	period := host.Text(e.s, "proc/sys/kernel/sched_rt_period_us")
 	e.knob("rt-throttling", "proc/sys/kernel/sched_rt_runtime_us", "a SCHED_FIFO thread (--fifo) that never sleeps is stopped in each "+period+" us", isNot("-1"),
 		Finding{Causes: []string{"gaps"}, Cost: Seconds, Cap: C, Way: Max, Remedy: "sysctl kernel.sched_rt_runtime_us=-1"})
-	release := host.Text(e.s, "proc/sys/kernel/osrelease")
 	for _, c := range e.cpus {
 		v, ev := e.look(fmt.Sprintf("sys/kernel/debug/sched/fair_server/cpu%d/runtime", c))
 		f := Finding{ID: "fair-server", CPUs: []int{c}, State: verdict(v != "0"), What: "the fair server runs other tasks before a SCHED_FIFO thread", Evidence: []Evidence{ev}, Causes: []string{"gaps"}, Cost: Seconds, Cap: C, Way: Max}
 		if v == "" {
-			if !atLeast(release, 6, 12) {
+			if !host.Since(e.s, 6, 12) {
 				continue
 			}
 			f.State, f.Cap, f.Way, f.Remedy, f.Cost = Unknown, B, ByHand, "mount -t debugfs none /sys/kernel/debug", Proof
@@ -224,15 +223,6 @@ func (e *examiner) throttling() {
 		e.add(f)
 	}
 	e.knob("timer-migration", "proc/sys/kernel/timer_migration", "timers of idle CPUs are moved to busy ones", isNot("0"), Finding{Causes: interrupt, Cost: OnDemand, Cap: B, Way: RunTime})
-}
-
-// atLeast compares a kernel's release.
-func atLeast(release string, major, minor int) bool {
-	var a, b int
-	if _, err := fmt.Sscanf(release, "%d.%d", &a, &b); err != nil {
-		return false
-	}
-	return a > major || a == major && b >= minor
 }
 
 // siblings: the other hardware threads of the core.

@@ -306,9 +306,9 @@ func (e *examiner) modules() {
 	case "":
 		e.add(Finding{ID: "no-kvm", State: Wrong, What: "KVM is not loaded", Evidence: []Evidence{{"/sys/module", "no kvm_intel, kvm_amd or kvm_pvm"}}, Causes: nothing, Cost: Proof, Cap: A, Way: ByHand, Remedy: "modprobe kvm_intel, or kvm_amd"})
 	}
-	release, ev := e.look("proc/sys/kernel/osrelease")
+	_, ev := e.look("proc/sys/kernel/osrelease")
 	f := Finding{ID: "exit-count", State: OK, What: "KVM counts exits that it serves on its fast path", Evidence: []Evidence{ev}, Causes: []string{"exits"}, Cost: Proof, Cap: A, Way: Boot, Remedy: "Linux 6.2, or a stable kernel with \"KVM: x86: Account fastpath-only VM-Exits in vCPU stats\""}
-	if !atLeast(release, 6, 2) {
+	if !host.Since(e.s, 6, 2) {
 		f.State, f.What = Unknown, "whether KVM counts exits that it serves on its fast path is not known (since Linux 6.2)"
 	}
 	e.add(f)

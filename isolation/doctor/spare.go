@@ -66,10 +66,9 @@ func (e *examiner) anyInUse(but []int) string {
 	return ""
 }
 
-// cpuinfo reads /proc/cpuinfo. Before Linux 5.18 that asks each CPU for its frequency, by an interrupt on those that have a
-// tick (arch_freq_prepare_all); the kernel's version decides, and why says that it was not read.
+// cpuinfo reads /proc/cpuinfo, unless that interrupts somebody (host.CPUInfoAsks): then why says that it was not read.
 func (e *examiner) cpuinfo() (text, why string) {
-	if !atLeast(host.Text(e.s, "proc/sys/kernel/osrelease"), 5, 18) {
+	if host.CPUInfoAsks(e.s) {
 		full, _ := e.listOf(cpuDir + "/nohz_full")
 		if why := e.anyInUse(full); why != "" {
 			return "", why

@@ -170,6 +170,19 @@ func Has(s System, name string) bool {
 	return err == nil
 }
 
+// Since reports whether the kernel is of this version or a later one; not where the version cannot be read.
+func Since(s System, major, minor int) bool {
+	var a, b int
+	if _, err := fmt.Sscanf(Text(s, "proc/sys/kernel/osrelease"), "%d.%d", &a, &b); err != nil {
+		return false
+	}
+	return a > major || a == major && b >= minor
+}
+
+// CPUInfoAsks reports whether to read /proc/cpuinfo interrupts CPUs: before Linux 5.18 the kernel asks each one that has a tick for its
+// frequency (arch_freq_prepare_all).
+func CPUInfoAsks(s System) bool { return !Since(s, 5, 18) }
+
 // CPUs reads a file that holds a CPU list.
 func CPUs(s System, name string) ([]int, error) {
 	b, err := s.Read(name)
