@@ -27,7 +27,7 @@ func TestChangedMeanwhile(t *testing.T) {
 		"in vain":              {nil, tunable, khuge, "5", ""}, // before its own step
 		"nothing":              {nil, "", "", "", ""},
 	} {
-		for _, strict := range []bool{false, true} {
+		for _, strict := range []bool{false, true}[:1+min(1, len(c.want))] {
 			s := unpack(t, "four.txtar", with(watchable, c.overlay))
 			before := snapshot(t, s.Root)
 			put := func() { s.put(t, c.file, c.text+"\n") }
