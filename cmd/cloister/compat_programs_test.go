@@ -175,5 +175,5 @@ var compatExcluded = []struct{ what, why string }{
 	{"tests of os: RootConsistency, RootMulti, CopyFileToFile", "hundreds of cases on Unix sockets, which want `--net host`, or of some seconds each"},
 	{"tests of golang.org/x/sys/unix: SCM, Send, Recv, PassFD, PktInfo, ParseOrigDstAddr, Ethtool, Ifreq", "sockets, which want `--net host`; TestSocketsAsNatively has those of ours"},
 	{"tests of golang.org/x/sys/unix: Pidfd, IoctlGetInt, IoctlRetInt, Xattr, OpenByHandleAt, Sysv", "other processes, System V IPC, the random device's counters, namespaces, extended attributes, file handles: refused (docs/linux-abi.md)"},
-	{"tests of golang.org/x/sys/unix: RlimitAs, Openat2", "RLIMIT_AS is recorded and not enforced; openat2 has no RESOLVE_ flags (docs/linux-abi.md)"},
+	{"tests of golang.org/x/sys/unix: RlimitAs, Openat2", "RLIMIT_AS is recorded and not enforced; openat2 has neither RESOLVE_NO_XDEV nor RESOLVE_CACHED (docs/linux-abi.md)"},
 }
