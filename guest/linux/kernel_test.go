@@ -47,8 +47,9 @@ type guest struct {
 	task  *Task
 	mem   *arena
 	dir   string
-	stop  int // the Interrupt eventfd
-	mu    sync.Mutex
+	stop  int        // the Interrupt eventfd
+	mu    sync.Mutex // guards the next two
+	ended bool
 	warns []string
 	next  uint64 // where the next argument is put in the arena
 }
@@ -96,6 +97,9 @@ func newGuest(t testing.TB, mod func(*Config)) *guest {
 	}
 	g.next = g.mem.base
 	t.Cleanup(func() {
+		g.mu.Lock()
+		g.ended = true
+		g.mu.Unlock()
 		g.k.Close()
 		_ = fs.Close()
 		_ = unix.Close(null)
@@ -156,7 +160,13 @@ func (g *guest) bytes(addr, n uint64) []byte {
 
 func (g *guest) word(addr uint64) uint64 { return binary.LittleEndian.Uint64(g.bytes(addr, 8)) }
 
+// interrupt may come late from a timer, after the end of the test that has set it.
 func (g *guest) interrupt() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.ended {
+		return
+	}
 	if _, err := unix.Write(g.stop, []byte{1, 0, 0, 0, 0, 0, 0, 0}); err != nil {
 		g.t.Error(err)
 	}
