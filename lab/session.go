@@ -59,13 +59,13 @@ func watch(ctx context.Context, b boot, handle func(wire.Message) error) (err er
 		return err
 	}
 	defer func() { err = errors.Join(err, e.close()) }()
+	handle = e.consoleOfLate(handle)
 
 	silence := time.NewTimer(b.limit.boot)
 	defer silence.Stop()
 	var (
 		said     bool // anything
 		done     bool
-		late     bool   // the running task was ended for the time that it took
 		panicked string // the panic's line
 		panicAt  = e.console.panicked
 		messages = e.messages
@@ -113,18 +113,6 @@ func watch(ctx context.Context, b boot, handle func(wire.Message) error) (err er
 			if panicked == "" {
 				silence.Reset(b.limit.silence)
 			}
-			if m.Kind == wire.KindLine && tooLong(m.Text) {
-				late = true
-			}
-			if m.Kind == wire.KindEnd && late {
-				late = false
-				text := "lab: end of the guest's console\n" + lastLines(e.console.String(), 60)
-				for line := range strings.Lines(text) {
-					if err := handle(wire.Message{Kind: wire.KindLine, Task: m.Task, Text: strings.TrimRight(line, "\r\n")}); err != nil {
-						return err
-					}
-				}
-			}
 			if err := handle(m); err != nil {
 				return err
 			}
@@ -170,6 +158,26 @@ func watch(ctx context.Context, b boot, handle func(wire.Message) error) (err er
 			}
 			return fmt.Errorf("%w: the machine ended (%v) before its job%s", ErrGuest, e.status(), e.report(false))
 		}
+	}
+}
+
+// consoleOfLate shows the end of the console behind a task that was ended for the time that it took, before its end is told.
+func (e *emulator) consoleOfLate(handle func(wire.Message) error) func(wire.Message) error {
+	late := false
+	return func(m wire.Message) error {
+		switch {
+		case m.Kind == wire.KindLine && tooLong(m.Text):
+			late = true
+		case m.Kind == wire.KindEnd && late:
+			late = false
+			text := "lab: end of the guest's console\n" + lastLines(e.console.String(), 60)
+			for line := range strings.Lines(text) {
+				if err := handle(wire.Message{Kind: wire.KindLine, Task: m.Task, Text: strings.TrimRight(line, "\r\n")}); err != nil {
+					return err
+				}
+			}
+		}
+		return handle(m)
 	}
 }
 

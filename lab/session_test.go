@@ -84,7 +84,7 @@ func TestWatch(t *testing.T) {
 func TestConsoleOfALateTask(t *testing.T) {
 	t.Setenv("PATH", os.Getenv("PATH"))
 	for _, line := range []string{"panic: test timed out after 10m0s", "lab: x runs longer than 10m30s; SIGQUIT", "panic: other"} {
-		script := `echo '{"Kind":"hello","Text":"6.1"}' > $M` + "\necho 'INFO: task blocked' > $C\nsleep 0.5\n" +
+		script := `echo '{"Kind":"hello","Text":"6.1"}' > $M` + "\necho 'INFO: task blocked' > $C\nsleep 1\n" +
 			`echo '{"Kind":"line","Text":"` + line + `"}' > $M` + "\n" + `echo '{"Kind":"end","Status":2}' > $M` + "\n" + `echo '{"Kind":"done","Status":1}' > $M` + "\n"
 		var all []string
 		if err := watch(t.Context(), fakeQEMU(t, script), func(m wire.Message) error {
