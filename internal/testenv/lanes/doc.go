@@ -16,6 +16,8 @@
 //  4. A lane that could not run has a row that says so, with the reason above the
 //     table; it counts for nothing. So does each time that a lane's machine was
 //     started again.
+//  5. What failed at first and passed when it was run again is passed, and is named
+//     above the table; what is grave is not run again (Judge).
 //
 // Alternatives rejected: gotestsum and test2json consumers of that family (they
 // know packages and tests, not lanes, and drop the reason of a skip); counting in a

@@ -44,6 +44,8 @@ type Lane struct {
 	NotRun string
 	// Retries holds one line for each time that the lane's machine was started again.
 	Retries []string
+	// Again holds one line for each package of which something failed and was run a second time: what that said counts.
+	Again []string
 	// Failures holds one line for each failure, in order of appearance.
 	Failures []string
 	// Reasons counts the skips by requirement and reason ("svm: the KVM back end is pvm").
@@ -64,6 +66,7 @@ type test struct {
 	seen    bool // had an event of its own; t.Run("a/b") has no test "a"
 	parent  bool // has subtests
 	broken  bool // a subtest of it failed
+	owed    bool // it is to be run again; its subtests may have other names then
 }
 
 // maxLine bounds one line of a stream, in bytes; a test that prints more than
@@ -123,6 +126,9 @@ func (c *counter) add(e Event) {
 	case NotRun:
 		c.lane.NotRun = e.Output
 		return
+	case Again:
+		c.again(e)
+		return
 	case "build-fail":
 		c.built[e.ImportPath] = false
 		return
@@ -157,12 +163,11 @@ func (c *counter) add(e Event) {
 // test finds or starts a test, and marks its parents as headings (invariant 1).
 func (c *counter) test(k key) *test {
 	t, ok := c.tests[k]
-	if ok {
-		return t
+	if !ok {
+		t = &test{}
+		c.tests[k] = t
+		c.order = append(c.order, k)
 	}
-	t = &test{}
-	c.tests[k] = t
-	c.order = append(c.order, k)
 	if i := strings.LastIndexByte(k.test, '/'); i > 0 {
 		c.test(key{k.pkg, k.test[:i]}).parent = true
 	}
@@ -176,7 +181,8 @@ func (c *counter) close() {
 	verdicts := make([]string, len(c.order))
 	for i, k := range slices.Backward(c.order) {
 		t := c.tests[k]
-		bad := t.seen && (t.verdict == "fail" || t.verdict == "")
+		missing := t.owed && !t.seen
+		bad := missing || t.seen && (t.verdict == "fail" || t.verdict == "")
 		if bad || t.broken {
 			failedIn[k.pkg] = true
 			if j := strings.LastIndexByte(k.test, '/'); j > 0 {
@@ -184,6 +190,8 @@ func (c *counter) close() {
 			}
 		}
 		switch {
+		case missing:
+			verdicts[i] = "was not run again"
 		case !t.seen, bad && t.broken, !bad && t.parent && t.verdict == "pass":
 			// A heading.
 		case t.verdict == "":
@@ -238,6 +246,9 @@ func Print(w io.Writer, all []Lane) (bool, error) {
 	for _, l := range all {
 		for _, f := range l.Failures {
 			fmt.Fprintf(&b, "failed in %s: %s\n", l.Name, f)
+		}
+		for _, a := range l.Again {
+			fmt.Fprintf(&b, "failed at first in %s, and was run again: %s\n", l.Name, a)
 		}
 		for _, r := range l.Retries {
 			fmt.Fprintf(&b, "started again in %s: %s\n", l.Name, r)

@@ -15,6 +15,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -68,7 +69,7 @@ func table(files []string) (bool, error) {
 	return lanes.Print(os.Stdout, all)
 }
 
-// goTest runs go test -json with the lane set, copies the events to file and
+// goTest runs go test -json with the lane set, a second time what may have failed by chance, copies the events to file and
 // shows a person what go test without -v would: verdicts of packages, and the
 // output of tests that failed.
 func goTest(lane, file string, args []string) (ok bool, err error) {
@@ -92,6 +93,43 @@ func goTest(lane, file string, args []string) (ok bool, err error) {
 		return false, err
 	}
 
+	var judge lanes.Judge
+	show := lanes.NewShow(os.Stdout)
+	ok, err = once(args, func(e lanes.Event) error {
+		judge.Add(e)
+		return errors.Join(out.Encode(e), show.Add(e))
+	})
+	if ok || err != nil {
+		return ok, err
+	}
+	list := judge.Reruns()
+	if len(list) == 0 {
+		return false, nil
+	}
+	flags := slices.DeleteFunc(slices.Clone(args), func(s string) bool { return strings.HasPrefix(s, "./") })
+	ok = true
+	for _, r := range list {
+		fmt.Fprintf(os.Stderr, "lanes: run again: %s %s\n", r.Package, strings.Join(r.Tests, " "))
+		if err := out.Encode(r.Event()); err != nil {
+			return false, err
+		}
+		args := flags
+		if len(r.Tests) > 0 {
+			args = append(slices.Clone(flags), "-run", "^("+strings.Join(r.Tests, "|")+")$")
+		}
+		passed, err := once(append(slices.Clone(args), "-count=1", r.Package), func(e lanes.Event) error {
+			return errors.Join(out.Encode(e), show.Add(e))
+		})
+		if err != nil {
+			return false, err
+		}
+		ok = ok && passed
+	}
+	return ok, nil
+}
+
+// once runs go test -json once, and gives its events to add. It reports whether go test itself says that all passed.
+func once(args []string, add func(lanes.Event) error) (ok bool, err error) {
 	cmd := exec.Command("go", append([]string{"test", "-json"}, args...)...)
 	cmd.Stderr = os.Stderr
 	pipe, err := cmd.StdoutPipe()
@@ -101,13 +139,12 @@ func goTest(lane, file string, args []string) (ok bool, err error) {
 	if err := cmd.Start(); err != nil {
 		return false, err
 	}
-	show := lanes.NewShow(os.Stdout)
 	in := bufio.NewReader(pipe)
 	var failed error
 	for {
 		line, err := in.ReadBytes('\n')
 		if len(line) > 0 && failed == nil {
-			failed = record(line, out, show)
+			failed = record(line, add)
 		}
 		if errors.Is(err, io.EOF) {
 			break
@@ -125,17 +162,14 @@ func goTest(lane, file string, args []string) (ok bool, err error) {
 	return err == nil, errors.Join(err, failed)
 }
 
-func record(line []byte, out *json.Encoder, show *lanes.Show) error {
+func record(line []byte, add func(lanes.Event) error) error {
 	var e lanes.Event
 	if err := json.Unmarshal(line, &e); err != nil {
 		// go test prints some complaints about its arguments outside of JSON.
 		_, err := fmt.Fprint(os.Stderr, strings.TrimRight(string(line), "\n")+"\n")
 		return err
 	}
-	if err := out.Encode(e); err != nil {
-		return err
-	}
-	return show.Add(e)
+	return add(e)
 }
 
 func release() (string, error) {
