@@ -482,6 +482,7 @@ func TestExamineRefuses(t *testing.T) {
 	}{
 		"absent":   {tree(t, "four.txtar"), []int{9}, "CPU 9 does not exist: this machine has 0-3"},
 		"no sysfs": {host.Live{Root: t.TempDir()}, nil, "read the host's CPUs"},
+		"no CPUs":  {tree(t, "four.txtar", map[string]string{"sys/devices/system/cpu/online": ""}), nil, "online is empty"},
 		"no proc":  {tree(t, "four.txtar", map[string]string{"-proc": ""}), nil, "list processes"},
 	} {
 		if _, err := Examine(c.s, c.cpus); err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {

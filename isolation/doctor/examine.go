@@ -49,6 +49,9 @@ func Examine(s host.System, cpus []int, own ...int) (*Report, error) {
 	if e.online, err = host.CPUs(s, "sys/devices/system/cpu/online"); err != nil {
 		return nil, fmt.Errorf("read the host's CPUs: %w", err)
 	}
+	if len(e.online) == 0 {
+		return nil, errors.New("read the host's CPUs: sys/devices/system/cpu/online is empty: is this a whole tree of a host?")
+	}
 	present, err := host.CPUs(s, "sys/devices/system/cpu/present")
 	if err != nil {
 		return nil, fmt.Errorf("read the host's CPUs: %w", err)

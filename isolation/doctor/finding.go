@@ -23,9 +23,9 @@ const (
 
 // ParseGrade reads A, B, C, D or F, in either case.
 func ParseGrade(s string) (Grade, error) {
-	g := Grade(strings.ToUpper(s))
-	if !slices.Contains([]Grade{A, B, C, D, F}, g) {
-		return "", fmt.Errorf("grade %q: choose A, B, C, D or F", s)
+	g := Grade(s)
+	if !slices.Contains([]Grade{A, B, C, D}, g) {
+		return "", fmt.Errorf("grade %q: choose A, B, C or D", s)
 	}
 	return g, nil
 }

@@ -255,3 +255,29 @@ func TestBusyJournal(t *testing.T) {
 		t.Errorf("when it was free: %v (%v)", list, err)
 	}
 }
+
+// Where the boot cannot be told a whole journal is neither of this boot nor of another: it stays, and so does the host.
+func TestBootUnknown(t *testing.T) {
+	s, a, good := journalOf(t)
+	id := s.path(bootID)
+	if err := os.Rename(id, id+".away"); err != nil {
+		t.Fatal(err)
+	}
+	for what, err := range map[string]error{
+		"restore": func() error { _, err := a.Restore(nil); return err }(),
+		"apply":   func() error { _, err := a.Apply(Request{CPUs: []int{1}}); return err }(),
+	} {
+		if err == nil || !strings.Contains(err.Error(), "boot_id cannot be read") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if b, err := os.ReadFile(filepath.Join(a.Dir, journalFile)); err != nil || !bytes.Equal(b, good) {
+		t.Errorf("the journal is not what it was (%v)", err)
+	}
+	if err := os.Rename(id+".away", id); err != nil {
+		t.Fatal(err)
+	}
+	if list := mustRestore(t, a); len(list) == 0 {
+		t.Error("nothing was restored")
+	}
+}

@@ -25,6 +25,10 @@ type Plan struct {
 	off          []int    // siblings that go off line
 }
 
+// Siblings are the CPUs that the plan takes off line, the other hardware threads of its cores. Whoever applies it keeps others off
+// them as off the cores themselves.
+func (p *Plan) Siblings() []int { return slices.Clone(p.off) }
+
 // Step is one write.
 type Step struct {
 	Setting Setting `json:"setting"`

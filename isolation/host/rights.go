@@ -57,7 +57,20 @@ func foreignCgroups(s System, mounts []mount) error {
 		}
 		return fmt.Errorf("host isolation: /%s is not the root of the hierarchy, and no partition that cores could be taken from: nothing was changed; run outside the container", m.at)
 	}
+	if l.V1 == "" && l.V2 == "" && hasCPUSets(s) {
+		return fmt.Errorf("host isolation: %s: nothing was changed", l.Note)
+	}
 	return nil
+}
+
+// hasCPUSets reports whether the kernel has cpusets, mounted here or not: without them the threads of others could not be kept off.
+func hasCPUSets(s System) bool {
+	for line := range strings.Lines(Text(s, "proc/cgroups")) { // cgroups(7): name, hierarchy, number, enabled
+		if f := strings.Fields(line); len(f) == 4 && f[0] == "cpuset" && f[3] == "1" {
+			return true
+		}
+	}
+	return Has(s, "proc/self/cpuset") // cpuset(7)
 }
 
 // mount is a line of /proc/mounts.

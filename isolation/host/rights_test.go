@@ -118,3 +118,22 @@ func TestControllerInUse(t *testing.T) {
 		mustApply(t, a, Request{CPUs: []int{3}})
 	}
 }
+
+// A container that sees no hierarchy is no host without cpusets: half an isolation is none.
+func TestCPUSetsNotMounted(t *testing.T) {
+	for name, change := range map[string]map[string]string{
+		"by /proc/cgroups":     {"proc/cgroups": "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpuset\t0\t1\t1\n"},
+		"by /proc/self/cpuset": {"proc/self/cpuset": "/\n"},
+	} {
+		s := unpack(t, "four.txtar", with(none, change))
+		before := snapshot(t, s.Root)
+		if _, err := (&Applier{System: s, Dir: memory(t)}).Apply(Request{CPUs: []int{3}}); err == nil || !strings.Contains(err.Error(), "mount one") || !strings.Contains(err.Error(), "nothing was changed") {
+			t.Errorf("%s: %v", name, err)
+		}
+		same(t, name, before, snapshot(t, s.Root))
+	}
+	s := unpack(t, "four.txtar", with(none, map[string]string{"proc/cgroups": "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpuset\t0\t1\t0\n"}))
+	if _, err := (&Applier{System: s, Dir: memory(t)}).Apply(Request{CPUs: []int{3}}); err != nil {
+		t.Errorf("switched off: %v", err)
+	}
+}

@@ -234,3 +234,34 @@ func TestSiblingOfAnOwner(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// elsewhere is a host on which a program has leased CPU 1.
+type elsewhere struct{ *sim }
+
+func (elsewhere) InUse(cpu int) (bool, error) { return cpu == 1, nil }
+
+// A sibling on which a program runs stays on line, with the program's threads, and the plan says so.
+func TestSiblingInUse(t *testing.T) {
+	s := unpack(t, "four.txtar", beside())
+	before := allowed(s, 39) // pinned to CPU 1
+	a := &Applier{System: elsewhere{s}, Dir: memory(t)}
+	p, err := Make(a.System, a.Dir, Request{CPUs: []int{3}, Level: Max})
+	if err != nil || len(p.Siblings()) != 0 {
+		t.Fatalf("siblings %v, %v", p.Siblings(), err)
+	}
+	res, err := a.Apply(Request{CPUs: []int{3}, Level: Max})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if now := allowed(s, 39); now != before || Text(s, cpuDir+"/cpu1/online") != "1" {
+		t.Errorf("thread 39 may run on %s, was %s; cpu1/online is %s", now, before, Text(s, cpuDir+"/cpu1/online"))
+	}
+	if !slices.ContainsFunc(res.Cannot, func(r Remark) bool {
+		return r.What == "the sibling CPU 1 of CPU 3" && strings.Contains(r.Why, "leased")
+	}) {
+		t.Errorf("it does not say why: %v", res.Cannot)
+	}
+	if free, err := Make(s, memory(t), Request{CPUs: []int{3}, Level: Max}); err != nil || !slices.Equal(free.Siblings(), []int{1}) {
+		t.Errorf("nobody's: %v, %v", free.Siblings(), err)
+	}
+}

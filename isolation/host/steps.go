@@ -28,6 +28,10 @@ func (p *planner) siblings() {
 				p.cannot(what, "taken off line, it would be lost to the cpuset /%s for good", dir)
 				continue
 			}
+			if used, err := inUse(p.s, sib); used || err != nil {
+				p.cannot(what, "not taken off line: a program has leased it (cloister ps), and would be moved off its core")
+				continue
+			}
 			if len(minus(p.keep, []int{sib})) == 0 {
 				p.cannot(what, "it is the last one for the rest of the system")
 				continue

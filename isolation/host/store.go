@@ -126,6 +126,9 @@ func (j *store) load(s System, write bool) error {
 	if err != nil && (st.boot == "" || st.boot == now || now == "") { // else the damage, as all of it, is of another boot
 		return fmt.Errorf("host journal %s: %w: nothing was changed: put back by hand what its lines say was changed, then remove it (after a reboot it is void)", name, err)
 	}
+	if whole > 0 && now == "" {
+		return fmt.Errorf("host journal %s: /%s cannot be read, so whether it is of this boot cannot be told: nothing was changed: make that file readable (mount /proc)", name, bootID)
+	}
 	if whole == 0 || st.boot != now {
 		if !write {
 			return nil

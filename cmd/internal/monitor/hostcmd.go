@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 
 	"github.com/cloister-vmm/cloister/cmd/internal/session"
@@ -82,6 +83,13 @@ func hostApply(args []string) int {
 	if r.Level, err = host.ParseLevel(*level); err == nil && len(r.CPUs) == 0 {
 		err = errors.New("host apply: which CPUs? give --cpu LIST")
 	}
+	switch {
+	case err != nil:
+	case *all && !*dry:
+		err = errors.New("host apply: --all is for the plan: give --dry-run too, or leave it out")
+	case *dry && (*hold || *strict):
+		err = errors.New("host apply: --dry-run changes nothing: leave --hold and --strict out")
+	}
 	if err != nil {
 		return session.Failf("%v", err)
 	}
@@ -146,7 +154,11 @@ func holdUntil(stop <-chan struct{}, a *host.Applier, owner string, asJSON bool)
 
 // applyLeased holds the cores' leases while it applies: threads are not pulled from under a running VM.
 func applyLeased(a *host.Applier, r host.Request) (*host.Result, error) {
-	release, err := leaseAll(r.CPUs, "cloister host apply")
+	p, err := host.Make(live, host.JournalDir, r)
+	if err != nil {
+		return nil, err
+	}
+	release, err := leaseAll(append(slices.Clone(r.CPUs), p.Siblings()...), "cloister host apply")
 	if err != nil {
 		return nil, err
 	}
@@ -200,6 +212,16 @@ func hostRestore(args []string) int {
 	asJSON := f.Bool("json", false, "print JSON")
 	if status, done := parseHost(f, args); done {
 		return status
+	}
+	if *owner != "" && len(cpus) > 0 {
+		return session.Failf("host restore: --owner gives back all of an owner's: leave --cpu out")
+	}
+	if present, err := host.CPUs(live, "sys/devices/system/cpu/present"); err == nil {
+		for _, c := range cpus {
+			if !slices.Contains(present, c) {
+				return session.Failf("CPU %d does not exist: this machine has %s", c, cores.Format(present))
+			}
+		}
 	}
 	a := &host.Applier{Waiting: waiting}
 	if *owner != "" {
