@@ -70,7 +70,12 @@ func TestIsolationBadInput(t *testing.T) {
 		{"CPU 8000 does not exist", []string{"doctor", "--cpu", "8000"}},
 		{"the list is empty", []string{"doctor", "--cpu", ""}},
 		{"is no CPU or range", []string{"doctor", "--cpu", "1-0"}},
-		{"choose A, B, C, D or F", []string{"doctor", "--require", "E"}},
+		{"choose A, B, C or D", []string{"doctor", "--require", "E"}},
+		{"choose A, B, C or D", []string{"doctor", "--require", "b"}},
+		{"give --dry-run too", []string{"host", "apply", "--cpu", "0", "--all"}},
+		{"--dry-run changes nothing", []string{"host", "apply", "--cpu", "0", "--dry-run", "--hold"}},
+		{"leave --cpu out", []string{"host", "restore", "--cpu", "0", "--owner", "x"}},
+		{"CPU 8000 does not exist", []string{"host", "restore", "--cpu", "8000"}},
 		{"takes no arguments", []string{"doctor", "now"}},
 		{"read the host's CPUs", []string{"doctor", "--root", "/nowhere"}},
 		{"choose apply, restore or status", []string{"host"}},
@@ -94,7 +99,7 @@ func TestIsolationBadInput(t *testing.T) {
 			t.Errorf("%q: status %d, %q, want 125 and %q in one line", c.args, r.status, r.err, c.want)
 		}
 	}
-	if r := b.cloister("host", "restore", "--cpu", "8000"); r.status != 0 || !strings.Contains(r.out, "nothing to give back") {
+	if r := b.cloister("host", "restore", "--cpu", lastCPU(t)); r.status != 0 || !strings.Contains(r.out, "nothing to give back") {
 		t.Errorf("restore of what nobody has: %d %q", r.status, r.out+r.err)
 	}
 	if r := b.cloister("host", "status", "--json"); r.status != 0 || !strings.HasPrefix(r.out, "[") {
