@@ -33,7 +33,7 @@ type Watch struct {
 	last   map[string]reading
 	rest   map[string]Task // the other threads that may run there
 	expect []int           // processes of which the owner learns of new threads later than they come
-	looks  map[string]int  // at how many looks in a row threads of theirs were there
+	first  map[string]bool // threads of theirs that were there for the first time at the last look
 	public bool            // at the start the cores were everybody's
 	begun  bool            // everything was read once
 	writes *Writes
@@ -68,12 +68,8 @@ func NewWatch(s System, cpus, own []int) (*Watch, error) {
 // Own replaces the owner's threads: he makes and ends some while the watch goes on.
 func (w *Watch) Own(tids []int) { w.own = slices.Clone(tids) }
 
-// enoughLooks is at how many looks in a row a thread of the owner's process may be there before it is told of. Two are not enough: on a
-// machine where a look takes longer than the time between two, its owner can look twice before he reads the news.
-const enoughLooks = 5
-
 // Expect names a process of the owner's of whose threads he learns later than they come: one that comes to the cores is told of
-// when it is still there, and not yet his, at the fifth look.
+// when it is still there, and not yet his, at the second look.
 func (w *Watch) Expect(pid int) { w.expect = append(w.expect, pid) }
 
 // Blind lists what is not watched, and why.
@@ -267,7 +263,7 @@ func (w *Watch) arrivals() (list []Drift) {
 	}
 	bound := func(t Task) bool { return len(minus(t.Allowed, w.cpus)) == 0 }
 	more := 0
-	here, looks := w.strangers(tasks), map[string]int{}
+	here, first := w.strangers(tasks), map[string]bool{}
 	for _, t := range tasks {
 		name := threadName(t)
 		if _, ok := here[name]; !ok {
@@ -277,8 +273,8 @@ func (w *Watch) arrivals() (list []Drift) {
 		if w.public && (!bound(t) || known && bound(before)) || !w.public && known {
 			continue
 		}
-		if slices.Contains(w.expect, t.PID) && w.looks[name]+1 < enoughLooks {
-			looks[name] = w.looks[name] + 1
+		if slices.Contains(w.expect, t.PID) && !w.first[name] {
+			first[name] = true
 			if delete(here, name); known {
 				here[name] = before // as if it had not come
 			}
@@ -295,6 +291,6 @@ func (w *Watch) arrivals() (list []Drift) {
 	if more > named {
 		list = append(list, Drift{fmt.Sprintf("%d more threads may run there", more-named), "/proc", notThere, "there"})
 	}
-	w.rest, w.looks = here, looks
+	w.rest, w.first = here, first
 	return list
 }

@@ -140,6 +140,9 @@ func (m *monitor) run(ledgerFD int) error {
 					}
 				}
 			}
+			// The second between two looks begins here: where a look takes longer than that, news that came meanwhile would else have to
+			// win against the next look, and a vCPU that is only new would be drift at its second.
+			slow.Reset(time.Second)
 		}
 	}
 }
