@@ -8,8 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -841,41 +839,23 @@ func TestDescriptorsRunOut(t *testing.T) {
 }
 
 // reserveHuge makes sure that n huge pages are free until the test ends.
-func reserveHuge(t *testing.T, n int) error {
-	const file = "/proc/sys/vm/nr_hugepages"
-	read := func() (int, error) {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			return 0, err
-		}
-		return strconv.Atoi(strings.TrimSpace(string(b)))
-	}
-	old, err := read()
+func reserveHuge(t *testing.T, n int) {
+	t.Helper()
+	testenv.Need(t, testenv.Root, testenv.HugePages(n))
+	release, err := testenv.ReserveHuge(n)
 	if err != nil {
-		return err
-	}
-	write := func(n int) error { return os.WriteFile(file, []byte(strconv.Itoa(n)), 0) }
-	if err := write(old + n); err != nil {
-		return err
+		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := write(old); err != nil {
+		if err := release(); err != nil {
 			t.Error(err)
 		}
 	})
-	if got, err := read(); err != nil || got < old+n {
-		return fmt.Errorf("%s: %d of %d pages (%v)", file, got, old+n, err)
-	}
-	return nil
 }
 
 // TestHuge: on 2 MiB pages a part of one is zeroed by hand, a whole one given back, and the neighbours stay.
 func TestHuge(t *testing.T) {
-	testenv.Need(t, testenv.Root)
-	if err := reserveHuge(t, 6); err != nil {
-		t.Logf("nothing tested: this machine has no huge pages to reserve: %v", err)
-		return
-	}
+	reserveHuge(t, 6)
 	r := newRigOn(t, 64<<20, true)
 	const a, n = 0x4000_0000, 3 * abi.Huge
 	if _, e := r.Map(a, n, Read|Write, unix.MAP_FIXED|unix.MAP_PRIVATE|unix.MAP_ANONYMOUS, -1, 0); e != 0 {
@@ -937,12 +917,8 @@ func TestHuge(t *testing.T) {
 
 // TestHugeInterrupted: a signal that arrives while huge pages are taken is nothing that the program hears of.
 func TestHugeInterrupted(t *testing.T) {
-	testenv.Need(t, testenv.Root)
 	const n = 8
-	if err := reserveHuge(t, n); err != nil {
-		t.Logf("nothing tested: this machine has no huge pages to reserve: %v", err)
-		return
-	}
+	reserveHuge(t, n)
 	r := newRigOn(t, 64<<20, true)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

@@ -61,6 +61,42 @@ func CPUs(n int) Requirement {
 	return Requirement{fmt.Sprintf("cpus:%d", n), func() error { return probeCPUs(n) }}
 }
 
+// HugePages requires that the kernel can set n pages of 2 MiB apart, besides those that are; it is asked to, and they are given back.
+func HugePages(n int) Requirement {
+	return Requirement{fmt.Sprintf("huge-pages:%d", n), func() error {
+		release, err := ReserveHuge(n)
+		if err != nil {
+			return err
+		}
+		return release()
+	}}
+}
+
+// ReserveHuge sets n pages of 2 MiB apart, besides those that are (Documentation/admin-guide/mm/hugetlbpage.rst), until release.
+func ReserveHuge(n int) (release func() error, err error) {
+	const file = "/proc/sys/vm/nr_hugepages"
+	read := func() (int, error) {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return 0, err
+		}
+		return strconv.Atoi(strings.TrimSpace(string(b)))
+	}
+	write := func(n int) error { return os.WriteFile(file, []byte(strconv.Itoa(n)), 0) }
+	old, err := read()
+	if err == nil {
+		err = write(old + n)
+	}
+	if err != nil {
+		return nil, err
+	}
+	release = func() error { return write(old) }
+	if got, err := read(); err != nil || got < old+n {
+		return nil, errors.Join(fmt.Errorf("%s: %d of %d pages: memory is too fragmented, or too little", file, got, old+n), err, release())
+	}
+	return release, nil
+}
+
 // Tool requires an executable of that name in PATH.
 func Tool(name string) Requirement {
 	return Requirement{"tool:" + name, func() error {
