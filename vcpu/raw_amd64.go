@@ -34,7 +34,7 @@ var _ = loop
 //go:noescape
 func spawn(stackTop, tls uintptr, c *control, entry uintptr) (tid int64)
 
-// takeLine fetches the line of a byte to be written soon; it changes nothing.
+// takeLine fetches the line of a byte to be written soon; it changes nothing (PREFETCHW, Intel SDM volume 2B: a hint).
 //
 //go:noescape
 func takeLine(p *uint8)

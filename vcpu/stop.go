@@ -29,7 +29,7 @@ type Set struct {
 	// then a lost kick is a timeout.
 	Resend time.Duration
 
-	rehearsal *Set
+	rehearsal func() *Set // made when it is first asked for: most runs are never patched
 
 	// between, in tests, is called before each step that t could see, with its label: other threads' steps may come there, and
 	// true means that the deadline has passed.
@@ -56,14 +56,17 @@ var ErrStopTimeout = errors.New("stop timed out")
 
 // NewSet takes threads that were not started yet.
 func NewSet(threads ...*Thread) *Set {
-	nobody := &Thread{c: &control{run: new(kvm.Run), ended: 1}}
-	return &Set{threads: threads, pid: unix.Getpid(), gen: 1, Resend: 20 * time.Millisecond,
-		rehearsal: &Set{threads: []*Thread{nobody}, pid: unix.Getpid(), gen: 1, Resend: 20 * time.Millisecond}}
+	s := &Set{threads: threads, pid: unix.Getpid(), gen: 1, Resend: 20 * time.Millisecond}
+	s.rehearsal = sync.OnceValue(func() *Set {
+		nobody := &Thread{c: &control{run: new(kvm.Run), ended: 1}}
+		return &Set{threads: []*Thread{nobody}, pid: s.pid, gen: 1, Resend: s.Resend}
+	})
+	return s
 }
 
 // Rehearsal is a set to rehearse stops with: its one vCPU is nobody's, and has ended. Stopping it does nothing, by the way that a stop goes, so that the code and
 // the tables of pages are in the caches when vCPUs wait for them.
-func (s *Set) Rehearsal() *Set { return s.rehearsal }
+func (s *Set) Rehearsal() *Set { return s.rehearsal() }
 
 // Start makes the threads, pins them, and returns them as stopped: nothing has entered the guest.
 func (s *Set) Start() (*Stopped, error) {
