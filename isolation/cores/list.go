@@ -66,6 +66,16 @@ func (h Host) list(name string) ([]int, error) {
 	return ParseList(string(b))
 }
 
+// Exist says in one line which of the CPUs is not among those that are present.
+func Exist(present []int, cpus ...int) error {
+	for _, c := range cpus {
+		if !slices.Contains(present, c) {
+			return fmt.Errorf("CPU %d does not exist: this machine has %s", c, Format(present))
+		}
+	}
+	return nil
+}
+
 // check says whether cpu can be dedicated to one thread, as far as that can be told without going there.
 func (h Host) check(cpu int, allowed []int) error {
 	present, err := h.list("present")
@@ -76,9 +86,10 @@ func (h Host) check(cpu int, allowed []int) error {
 	if err != nil {
 		return err
 	}
+	if err := Exist(present, cpu); err != nil {
+		return err
+	}
 	switch {
-	case !slices.Contains(present, cpu):
-		return fmt.Errorf("CPU %d does not exist: this machine has %s", cpu, Format(present))
 	case !slices.Contains(online, cpu):
 		return fmt.Errorf("CPU %d is offline: echo 1 >/sys/devices/system/cpu/cpu%d/online, or choose one of %s", cpu, cpu, Format(online))
 	case len(Without(allowed, cpu)) == 0:

@@ -61,10 +61,8 @@ func Examine(s host.System, cpus []int, own ...int) (*Report, error) {
 	}
 	slices.Sort(e.cpus)
 	e.cpus = slices.Compact(e.cpus)
-	for _, c := range e.cpus {
-		if !slices.Contains(present, c) {
-			return nil, fmt.Errorf("CPU %d does not exist: this machine has %s", c, cores.Format(present))
-		}
+	if err := cores.Exist(present, e.cpus...); err != nil {
+		return nil, err
 	}
 	if e.tasks, err = host.Tasks(s); err != nil {
 		return nil, err

@@ -184,11 +184,11 @@ func (r *Request) check(s System, l Layout) (online []int, err error) {
 	if online, err = CPUs(s, "sys/devices/system/cpu/online"); err != nil {
 		return nil, fmt.Errorf("read the host's CPUs: %w", err)
 	}
+	if err := cores.Exist(present, r.CPUs...); err != nil {
+		return nil, err
+	}
 	for _, c := range r.CPUs {
-		switch {
-		case !slices.Contains(present, c):
-			return nil, fmt.Errorf("CPU %d does not exist: this machine has %s", c, cores.Format(present))
-		case !slices.Contains(online, c):
+		if !slices.Contains(online, c) {
 			return nil, fmt.Errorf("CPU %d is offline: echo 1 >/sys/devices/system/cpu/cpu%d/online, or choose one of %s", c, c, cores.Format(online))
 		}
 	}

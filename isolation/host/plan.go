@@ -136,17 +136,22 @@ func makePlan(s System, st *state, r Request) (*Plan, error) {
 	return p.plan, p.failed
 }
 
+// elsewhere is what has to go to other CPUs, or to pause, before anything happens to the cores themselves.
+func (p *planner) elsewhere() {
+	p.interrupts()
+	p.workqueues()
+	p.watchdogs()
+	p.memory()
+	p.timers()
+}
+
 // steps is the order, which is that of the hazards: what a CPU that goes off line would push elsewhere, for good, is moved
 // before; what it forgets is set after.
 func (p *planner) steps() {
 	if p.r.Level == Max {
 		p.siblings()
 	}
-	p.interrupts()
-	p.workqueues()
-	p.watchdogs()
-	p.memory()
-	p.timers()
+	p.elsewhere()
 	if p.r.Level == Max {
 		p.tasks(p.alone)
 		p.offline()

@@ -79,11 +79,7 @@ func (a *Applier) undone(j *store, r Request, c *Claim, res *Result) (list []Dri
 		}
 	}
 	p := a.planner(j, r, &Plan{CPUs: c.CPUs, Housekeeping: minus(online, j.claimed("")), off: c.Off})
-	p.interrupts()
-	p.workqueues()
-	p.watchdogs()
-	p.memory()
-	p.timers()
+	p.elsewhere()
 	p.power()
 	if p.layout.V2 == "" && p.layout.V1 != "" {
 		p.exclusive()

@@ -217,10 +217,8 @@ func hostRestore(args []string) int {
 		return session.Failf("host restore: --owner gives back all of an owner's: leave --cpu out")
 	}
 	if present, err := host.CPUs(live, "sys/devices/system/cpu/present"); err == nil {
-		for _, c := range cpus {
-			if !slices.Contains(present, c) {
-				return session.Failf("CPU %d does not exist: this machine has %s", c, cores.Format(present))
-			}
+		if err := cores.Exist(present, cpus...); err != nil {
+			return session.Failf("%v", err)
 		}
 	}
 	a := &host.Applier{Waiting: waiting}
