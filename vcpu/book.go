@@ -95,7 +95,7 @@ func site(c *control, nr uint32, k, lost uint64) {
 }
 
 // keepStack copies the words above the guest's RSP, page by page and only where the guest's own tables
-// map them, so that looking never allocates guest memory.
+// map them, so that looking never allocates guest memory. The kernel copies them: the stack may be a file that somebody makes shorter meanwhile.
 //
 //go:nosplit
 //go:norace
@@ -109,21 +109,20 @@ func keepStack(c *control, s *breaks.Site) {
 	dst := &l.Stacks[l.StackNext]
 	a := c.rsp &^ 7
 	mapped := ^uint64(0)
-	n := 0
-	for ; n < breaks.StackWords; n++ {
-		if a+8 < a || a+8 > c.userTop {
+	n := uintptr(0)
+	for ; n < breaks.StackWords*8; n += 8 {
+		w := a + uint64(n)
+		if w+8 < a || w+8 > c.userTop {
 			break
 		}
-		if a>>12 != mapped {
-			if !present(c, a) {
+		if w>>12 != mapped {
+			if !present(c, w) {
 				break
 			}
-			mapped = a >> 12
+			mapped = w >> 12
 		}
-		dst[n] = peek(c.window + uintptr(a))
-		a += 8
 	}
-	if n == 0 {
+	if n == 0 || readOwn(c.pid, &dst[0], c.window+uintptr(a), n) < 8 {
 		return
 	}
 	l.StackNext++

@@ -69,6 +69,7 @@ type control struct {
 	fd       uintptr
 	run      *kvm.Run
 	ledger   *breaks.VCPU
+	pid      int64   // of this process
 	window   uintptr // host address of guest address 0
 	tables   uintptr // host address of the supervisor block (page tables)
 	tabGPA   uint64

@@ -39,5 +39,11 @@ func spawn(stackTop, tls uintptr, c *control, entry uintptr) (tid int64)
 //go:noescape
 func takeLine(p *uint8)
 
-// peek reads a word at a host address that is not the Go heap's.
+// peek reads a word at a host address that is not the Go heap's, nor what the guest can map a file to: a file that was made shorter would end the VMM.
 func peek(addr uintptr) uint64
+
+// readOwn copies n bytes from src, an address of this process, to dst, and returns how many were read or -errno: what cannot be read is EFAULT here,
+// where an access would be a SIGBUS (process_vm_readv(2)).
+//
+//go:noescape
+func readOwn(pid int64, dst *uint64, src, n uintptr) int64

@@ -30,6 +30,26 @@ TEXT ·peek(SB),NOSPLIT,$0-16
 	MOVQ AX, ret+8(FP)
 	RET
 
+// func readOwn(pid int64, dst *uint64, src, n uintptr) int64
+TEXT ·readOwn(SB),NOSPLIT,$32-40
+	MOVQ dst+8(FP), AX
+	MOVQ n+24(FP), CX
+	MOVQ src+16(FP), DX
+	MOVQ AX, 0(SP)
+	MOVQ CX, 8(SP)
+	MOVQ DX, 16(SP)
+	MOVQ CX, 24(SP)
+	MOVQ pid+0(FP), DI
+	LEAQ 0(SP), SI
+	MOVQ $1, DX
+	LEAQ 16(SP), R10
+	MOVQ $1, R8
+	XORL R9, R9
+	MOVQ $310, AX // SYS_process_vm_readv
+	SYSCALL
+	MOVQ AX, ret+32(FP)
+	RET
+
 // func store64(p *uint64, v uint64)
 TEXT ·store64(SB),NOSPLIT,$0-16
 	MOVQ p+0(FP), AX

@@ -105,7 +105,7 @@ func New(cfg Config) (*Thread, error) {
 	}
 	t := &Thread{cfg: cfg, c: c, top: top, tls: tls, mapping: m, done: make(chan struct{})}
 	c.fd, c.run, c.ledger = cfg.VCPU.FD(), cfg.VCPU.Run, cfg.Ledger
-	c.window, c.userTop = cfg.Window, cfg.UserTop
+	c.pid, c.window, c.userTop = int64(unix.Getpid()), cfg.Window, cfg.UserTop
 	c.tables, c.tabGPA, c.tabSize, c.root = cfg.Supervisor, cfg.SupervisorGPA, cfg.SupervisorSize, cfg.Root
 	c.stubRIP, c.donRIP, c.excRIP, c.excStep = cfg.SyscallStub, cfg.DoneStub, cfg.ExceptionStub, cfg.ExceptionStep
 	c.frame = cfg.Frame
