@@ -84,16 +84,36 @@ func (t *tracer) vcpu(v *vcpu) {
 	if c.EventNext-r.next > breaks.NEvent {
 		t.drop(v, r, c.EventNext-breaks.NEvent-r.next)
 	}
-	for ; r.next < c.EventNext && t.err == nil; r.next++ {
-		e := v.ledger.Events[r.next%breaks.NEvent]
-		var now breaks.Counts
-		if !v.ledger.Snapshot(&now) || now.EventNext-r.next >= breaks.NEvent {
+	for r.next < c.EventNext && t.err == nil {
+		switch e, is := eventAt(v, r.next); is {
+		case unread:
+			r.next++
+			t.event(v, r, c.TSCHz, e)
+		case overwritten:
 			t.drop(v, r, 1)
-			r.next--
-			continue
+		case unsure:
+			return
 		}
-		t.event(v, r, c.TSCHz, e)
 	}
+}
+
+// What an event is that was read while its vCPU may write.
+const (
+	unread = iota
+	overwritten
+	unsure // its vCPU's thread is not done with a break, and is not running perhaps: the event can wait
+)
+
+func eventAt(v *vcpu, n uint64) (e breaks.Event, is int) {
+	e = v.ledger.Events[n%breaks.NEvent]
+	var now breaks.Counts
+	switch {
+	case !v.ledger.Snapshot(&now):
+		return e, unsure
+	case now.EventNext-n >= breaks.NEvent:
+		return e, overwritten
+	}
+	return e, unread
 }
 
 // trackThreads is how many names of threads a track shows.

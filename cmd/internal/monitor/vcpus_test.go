@@ -475,6 +475,18 @@ func TestTraceOfSeveralVCPUs(t *testing.T) {
 	if tracks[0] != "vCPU 0: rt-loop-of-mine" || tracks[1] != "vCPU 1: rt, second" {
 		t.Errorf("tracks %v", tracks)
 	}
+	// One that is still writing loses nothing: what was read then is read again.
+	b.Seq++
+	if _, is := eventAt(m.vcpus[1], b.EventNext-1); is != unsure {
+		t.Errorf("an event of a vCPU that writes: %d", is)
+	}
+	b.Seq++
+	if _, is := eventAt(m.vcpus[1], b.EventNext-1); is != unread {
+		t.Errorf("an event of a vCPU that has written: %d", is)
+	}
+	if _, is := eventAt(m.vcpus[1], b.EventNext-breaks.NEvent); is != overwritten {
+		t.Errorf("an event that is being overwritten: %d", is)
+	}
 	// An overrun is one vCPU's.
 	b.EventNext += breaks.NEvent + 5
 	m.trace.drain(m.vcpus) // the file is closed; what it lost counts all the same
