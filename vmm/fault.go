@@ -7,6 +7,7 @@ import (
 	"github.com/cloister-vmm/cloister/guest/linux"
 	"github.com/cloister-vmm/cloister/guest/stub"
 	"github.com/cloister-vmm/cloister/internal/kvm"
+	"github.com/cloister-vmm/cloister/isolation/breaks"
 	"github.com/cloister-vmm/cloister/vcpu"
 	"golang.org/x/sys/unix"
 )
@@ -156,15 +157,24 @@ func (p *processor) deliver(f *Fault, s linux.Fault) vcpu.Answer {
 // fault ends the program for an exit that is not an exception of the guest's CPU.
 func (p *processor) fault(x *vcpu.Exit, sig unix.Signal, vector int) vcpu.Answer {
 	f := p.newFault(vector, x.Cause.String())
-	if gpa, _ := x.MMIO(); x.Cause.String() == "mmio" {
+	if gpa, _ := x.MMIO(); x.Cause == breaks.MMIO {
 		f.Address, f.HasAddress = gpa, true
 	}
-	code := int32(siKernel)
+	told := linux.Fault{Signal: sig, Code: siKernel, Trap: uint64(max(0, vector))}
 	if sig == unix.SIGBUS {
-		code = busAdrErr
+		told.Code = busAdrErr
 	}
-	return p.deliver(f, linux.Fault{Signal: sig, Code: code, Addr: f.Address, Trap: uint64(max(0, vector))})
+	if x.Cause == breaks.MemoryFault {
+		if f.Address, f.HasAddress = p.lostAt(); f.HasAddress {
+			told.Trap, told.Err = 14, pfUser // a page fault for the program (arch/x86/mm/fault.c: do_sigbus)
+		}
+	}
+	told.Addr = f.Address
+	return p.deliver(f, told)
 }
+
+// pfUser is the bit of a page fault's error code that says that it came at CPL 3 (Intel SDM vol. 3A, 4.7). Whether it was a write is not told.
+const pfUser = 4
 
 func registers(r *kvm.Regs) map[string]uint64 {
 	return map[string]uint64{

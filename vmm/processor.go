@@ -60,6 +60,7 @@ type processor struct {
 	sregsDirty bool
 	regs       linux.Registers // the program's registers at the current exit, once asked for
 	haveRegs   bool
+	probed     byte // read by lost, so that the read is made
 }
 
 // work is the beginning of a thread of the guest.

@@ -130,3 +130,20 @@ func TestEdgesAsNatively(t *testing.T) {
 	}
 	b.compare(argv, n, b.cloister(append([]string{"run", "--quiet", "--net", "host", "--rw", ".", "--"}, argv...)...))
 }
+
+// What an instruction touches beyond the end of a mapped file is a SIGBUS that names the byte, whatever the instruction; the VMM, which looks at
+// the stack when it keeps a site, does not die of it.
+func TestLostPages(t *testing.T) {
+	b := newBox(t)
+	prog := compile(t, "gcc", "lostpage", "lostpage.c", "-static", "-O1")
+	n := b.do(process{argv: []string{prog}})
+	if lines := strings.Count(n.out, "signal 7 code 2 at"); n.status != 0 || lines < 24 {
+		t.Errorf("natively: status %d, %d signals\n%s", n.status, lines, n.out)
+	}
+	b.compare([]string{prog}, n, b.cloister("run", "--quiet", "--rw", ".", "--", prog))
+	r := b.cloister("run", "--report", b.work+"/r", "--rw", ".", "--", prog, "-")
+	if rep := b.report(b.work+"/r", r); r.status != 135 || rep.Fault == nil || rep.Fault.Signal != "SIGBUS" || rep.Fault.Address == nil || *rep.Fault.Address&0xfff != 100 ||
+		len(rep.Fault.Backtrace) == 0 || rep.Fault.Backtrace[0].Symbol != "main" {
+		t.Errorf("without a handler: status %d\n%s", r.status, tail(r.err))
+	}
+}

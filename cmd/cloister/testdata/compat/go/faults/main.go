@@ -1,5 +1,5 @@
 // Faults needs signal handlers: a loop without calls gives way to others by the runtime's preemption, which is SIGURG; a nil
-// dereference and a division by zero become panics, which are SIGSEGV and SIGFPE; os/signal delivers what the program sends itself.
+// dereference, a division by zero and a mapped file that was made shorter become panics, which are SIGSEGV, SIGFPE and SIGBUS; os/signal delivers what the program sends itself.
 package main
 
 import (
@@ -51,6 +51,7 @@ func main() {
 			p.a++
 		}()
 	}
+	lost()
 	c := make(chan os.Signal, 4)
 	signal.Notify(c, syscall.SIGUSR1, syscall.SIGHUP)
 	for _, s := range []syscall.Signal{syscall.SIGUSR1, syscall.SIGHUP} {
