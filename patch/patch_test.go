@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -390,4 +391,88 @@ func FuzzPlan(f *testing.F) {
 			t.Fatalf("%s (%s), and memory is not what it should be", r.Outcome, r.Reason)
 		}
 	})
+}
+
+// TestOldPatchesAreFolded: thousands of patches of a few sites are remembered as few, which explain the text at any time, and can all be taken back.
+func TestOldPatchesAreFolded(t *testing.T) {
+	f, p := newFake()
+	f.far, f.places = true, func(int) []Place {
+		return []Place{{CPU: -1, Where: WhereGuest, Guest: true, Safe: true, RIPs: []uint64{0x10f0}}}
+	}
+	was := bytes.Clone(f.mem)
+	explained := func(when string) {
+		t.Helper()
+		want := bytes.Clone(was)
+		for _, a := range p.State().Applied {
+			for _, w := range a.Sites {
+				if at := w.Addr - 0x1000; !bytes.Equal(want[at:at+uint64(len(w.Old))], w.Old) {
+					t.Fatalf("%s: patch %d has %x for what is %x", when, a.Number, w.Old, want[at:at+uint64(len(w.Old))])
+				}
+				copy(want[w.Addr-0x1000:], w.New)
+			}
+		}
+		if !bytes.Equal(want, f.mem) {
+			t.Fatalf("%s: the patches that stand do not explain the text", when)
+		}
+	}
+	apply := func(list ...Site) {
+		t.Helper()
+		for i := range list {
+			list[i].Old = bytes.Clone(f.mem[list[i].Addr-0x1000:][:len(list[i].New)])
+		}
+		if r := p.Apply(simple(list...)); r.Outcome != Committed {
+			t.Fatalf("%s: %s", r.Outcome, r.Reason)
+		}
+	}
+	rnd := rand.New(rand.NewPCG(3, 4))
+	apply(site("once", 0x1080, 7, 7)) // nothing lies over it: it is remembered
+	const patches = 3000
+	for i := range patches {
+		v := byte(rnd.Uint32())
+		a, b, c := site("a", 0x1010, v, 1), site("b", 0x1020, v), site("c", 0x1030, v, 2, 3)
+		switch rnd.IntN(4) {
+		case 0:
+			apply(a)
+		case 1:
+			apply(a, b)
+		case 2:
+			apply(b, c)
+		case 3:
+			apply(a, b, c)
+		}
+		if n := len(p.State().Applied); n > MostApplied {
+			t.Fatalf("%d patches are remembered", n)
+		}
+		if i%50 == 0 {
+			explained(fmt.Sprint("patch ", i))
+		}
+	}
+	all := 0
+	list := p.State().Applied
+	for _, a := range list {
+		all += 1 + a.Folded
+	}
+	if all != patches+1 || list[0].Number != 1 || list[0].Folded != 0 {
+		t.Errorf("%d patches are accounted for; the first is %+v", all, list[0])
+	}
+	for i := len(list) - 1; i >= 0; i-- {
+		if r := p.Apply(Plan{Revert: list[i].Number}); r.Outcome != Committed {
+			t.Fatalf("revert %d: %s: %s", list[i].Number, r.Outcome, r.Reason)
+		}
+		explained(fmt.Sprint("revert ", list[i].Number))
+	}
+	if !bytes.Equal(was, f.mem) {
+		t.Error("all was taken back, and the text is not as it was")
+	}
+	// A patch that another one crosses is in force, and stays.
+	for i := range 3 * MostApplied {
+		apply(site("s", 0x1010, byte(i), 1))
+		if i == 0 {
+			apply(site("t", 0x1011, 9, 9))
+		}
+	}
+	explained("crossed")
+	if list := p.State().Applied; len(list) != MostApplied || list[0].Folded != 0 || list[1].Sites[0].Name != "t" {
+		t.Errorf("%d are remembered, the first two %+v", len(list), list[:2])
+	}
 }

@@ -3,6 +3,7 @@ package patch
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
@@ -83,7 +84,7 @@ func (p *Patcher) commit(a *attempt) {
 		s.SpareData.Used = a.plan.Data[n-1].Addr + uint64(len(a.plan.Data[n-1].Bytes))
 	}
 	if a.plan.Revert == 0 {
-		s.Applied = append(s.Applied, Applied{Number: a.r.Number, Name: a.plan.Name, Sites: a.sites})
+		s.Applied = fold(append(s.Applied, Applied{Number: a.r.Number, Name: a.plan.Name, Sites: a.sites}))
 		return
 	}
 	kept := make([]Applied, 0, len(s.Applied))
@@ -93,6 +94,54 @@ func (p *Patcher) commit(a *attempt) {
 		}
 	}
 	s.Applied = kept
+}
+
+// fold makes list no longer than MostApplied, if it can: of the patches that later ones have overwritten in whole, the oldest become part of
+// those. What is left explains the same text, and each of its bytes can still be taken back to what the program had.
+func fold(list []Applied) []Applied {
+	for i := 0; i < len(list) && len(list) > MostApplied; {
+		if !overwritten(list, i) {
+			i++
+			continue
+		}
+		for j := range list[i].Sites {
+			at, w := above(list, i, &list[i].Sites[j])
+			// A record that somebody may still read has the same sites: they are copied.
+			list[at].Sites = slices.Clone(list[at].Sites)
+			list[at].Sites[w].Old = list[i].Sites[j].Old
+			if j == 0 {
+				list[at].Folded += 1 + list[i].Folded
+			}
+		}
+		list = slices.Delete(list, i, i+1)
+	}
+	return list
+}
+
+// overwritten says whether later patches lie over each site of patch i, exactly.
+func overwritten(list []Applied, i int) bool {
+	for j := range list[i].Sites {
+		if at, _ := above(list, i, &list[i].Sites[j]); at < 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// above is the next patch over a site of patch i, and which of its sites; -1: there is none, or it has other bounds.
+func above(list []Applied, i int, under *Site) (at, site int) {
+	for at := i + 1; at < len(list); at++ {
+		for j := range list[at].Sites {
+			over := &list[at].Sites[j]
+			switch {
+			case over.Addr == under.Addr && len(over.Old) == len(under.Old):
+				return at, j
+			case over.Addr < under.Addr+uint64(len(under.Old)) && under.Addr < over.Addr+uint64(len(over.Old)):
+				return -1, 0
+			}
+		}
+	}
+	return -1, 0
 }
 
 // entries is every function entry that is a JMP, if the sites of a are in force.

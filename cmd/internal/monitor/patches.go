@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,15 +27,15 @@ type patches struct {
 	making chan struct{} // has room for one: who is between the check of the log and the record in it
 
 	mu       sync.Mutex
-	state    *patch.State // as the engine told it last; nil: the program cannot be patched
-	over     bool         // the run has ended: no more patches
-	id       uint64       // of the latest request to the engine
-	waiting  chan answer  // for the record of that request; nil: the engine has none
-	asking   int          // clients that wait for an answer
-	list     []patch.Record
-	unlogged []patch.Record // that the log did not take, oldest first
-	head     audit.Hash     // of the latest that it took
-	trouble  []string       // for the report
+	state    *patch.State         // as the engine told it last; nil: the program cannot be patched
+	over     bool                 // the run has ended: no more patches
+	id       uint64               // of the latest request to the engine
+	waiting  chan answer          // for the record of that request; nil: the engine has none
+	asking   int                  // clients that wait for an answer
+	list     []breaks.PatchReport // the latest, at least mostReported of them if there were so many
+	unlogged []patch.Record       // that the log did not take, oldest first
+	head     audit.Hash           // of the latest that it took
+	trouble  []string             // for the report
 	counts   observe.Patches
 }
 
@@ -52,6 +53,9 @@ type made struct {
 	head  audit.Hash // of its line
 	notes []string   // about the log
 }
+
+// mostReported is how many patches stand in the report: a VM that is patched every second for weeks has the others in its log.
+const mostReported = 1000
 
 // patchPatience is how long the monitor waits for the record of a patch when the run has ended.
 const patchPatience = 2 * time.Second
@@ -320,7 +324,9 @@ func (p *patches) send(w session.Wire, plan patch.Plan) (<-chan answer, error) {
 func (p *patches) keep(r *patch.Record) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.list = append(p.list, *r)
+	if p.list = append(p.list, patchReport(r)); len(p.list) >= 2*mostReported {
+		p.list = slices.Delete(p.list, 0, len(p.list)-mostReported)
+	}
 	p.counts.Number = max(p.counts.Number, r.Number)
 	if p.counts.Outcomes == nil {
 		return // nobody has told how patches stand; a test
@@ -411,9 +417,7 @@ func (m *monitor) patchFacts(f *breaks.Facts) {
 	p := &m.patches
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for i := range p.list {
-		f.Patches = append(f.Patches, patchReport(&p.list[i]))
-	}
+	f.Patches = append(f.Patches, p.list[max(0, len(p.list)-mostReported):]...)
 	if p.head != (audit.Hash{}) {
 		if path, err := m.patchLog(); err == nil { // it was appended to
 			f.PatchLog = &breaks.PatchLog{File: path, Head: p.head.String()}

@@ -565,3 +565,28 @@ func TestPatchRecordUnreadable(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 }
+
+// TestReportedPatches: a VM that was patched for weeks reports the latest patches, and says how many came before.
+func TestReportedPatches(t *testing.T) {
+	m := &monitor{patches: newPatches()}
+	for i := range 4*mostReported + 7 {
+		m.patches.keep(&patch.Record{Number: uint64(i + 1), Name: "n", Outcome: patch.Committed})
+	}
+	if n := cap(m.patches.list); n > 4*mostReported {
+		t.Errorf("room for %d patches is kept", n)
+	}
+	var f breaks.Facts
+	m.patchFacts(&f)
+	if n := len(f.Patches); n != mostReported || f.Patches[0].Number != 3*mostReported+8 || f.Patches[n-1].Number != 4*mostReported+7 {
+		t.Fatalf("%d patches, from %d to %d", n, f.Patches[0].Number, f.Patches[len(f.Patches)-1].Number)
+	}
+	var out strings.Builder
+	if err := breaks.Build(f, nil).WriteText(&out, breaks.TextOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, say := range []string{"3007 patches before the first of the JSON report, in the log only", "990 patches before these in the JSON report"} {
+		if !strings.Contains(out.String(), say) {
+			t.Errorf("the report does not say %q:\n%s", say, out.String())
+		}
+	}
+}

@@ -188,7 +188,11 @@ func (v *listView) write(w io.Writer, name string) error {
 		fmt.Fprintln(t, "PATCH\tSITES\tWHAT")
 	}
 	for _, a := range s.Applied {
-		fmt.Fprintf(t, "%d\t%d\t%s\n", a.Number, len(a.Sites), oneLine(a.Name))
+		what := oneLine(a.Name)
+		if a.Folded > 0 {
+			what += fmt.Sprintf(" (and %d before it, which a revert takes back as well)", a.Folded)
+		}
+		fmt.Fprintf(t, "%d\t%d\t%s\n", a.Number, len(a.Sites), what)
 	}
 	return t.Flush()
 }
