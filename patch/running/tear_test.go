@@ -65,7 +65,7 @@ func printRows(to io.Writer) error {
 	return w.Flush()
 }
 
-// scaled is a number of patches: all of them, fewer in a hurry, and on an emulated machine as many as take minutes.
+// scaled is a number of patches: all of them, fewer in a hurry, and on Bochs as many as take minutes.
 func scaled(all int) int {
 	switch {
 	case testenv.Has(testenv.LabMachine) && testenv.Has(testenv.VMX):
@@ -75,8 +75,6 @@ func scaled(all int) int {
 		return all / 100
 	case testing.Short():
 		return all / 50
-	case testenv.Has(testenv.LabMachine):
-		return all / 5
 	}
 	return all
 }
