@@ -45,7 +45,8 @@ const howToRead = `How to read it:
 - "Exit served by Go": the floor serves that call on its one thread; Cloister hands it to another core and back.
 - "Threads": all of Cloister has the same two CPUs as the native program, for its helpers too. Times are those of the program, from before
   the first thread is made to after the last one has ended; 1/0.97 of native is the target. "Short tasks" are of some 1 ms; "long loops" are
-  preempted by Go's runtime with signals every 10 ms, some 700 exits a second.
+  preempted by Go's runtime with signals every 10 ms, some 700 exits a second. "What N of the floor's exits take": that much of the difference
+  is the back end's, whoever serves them; exits that the kernel serves by itself (interrupts, first touches) come to it.
 - "Futex hand-over": from before the word is stored to behind the return of the other thread's wait, on another core.
 - "System call by the ring" (--syscalls=ring): the floor is a loop in C behind the same stub of the same guest. On pvm SYSCALL
   itself is a switch to the hypervisor and back, on both sides.

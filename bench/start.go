@@ -115,7 +115,8 @@ type report struct {
 			Total   uint64
 			ByCause map[string]struct{ Count *uint64 } `json:"by_cause"`
 		}
-		SealedNS uint64 `json:"sealed_ns"`
+		SealedNS uint64                   `json:"sealed_ns"`
+		Breaks   struct{ Returns uint64 } // of KVM_RUN
 	}
 }
 
