@@ -110,6 +110,8 @@ type control struct {
 	opArg   uintptr
 	opRet   int64
 	regs    kvm.Regs  // ansState
+	have    uint64    // of the next two, what was read at this exit
+	setX    uint64    // 1: with the answer xsave is loaded
 	sregs   kvm.Sregs // ansState, and the buffer of handOp
 	xsave   kvm.XSave // the buffer of handOp
 	msr     kvm.MSRBlock
@@ -143,8 +145,17 @@ const (
 	handDone   = 4 // Go to vCPU: answered
 )
 
-// opIdle as control.op is no ioctl: the vCPU's thread of the guest has ended.
-const opIdle = 0
+// Bits of control.have.
+const (
+	haveSregs = 1 << iota
+	haveXSave
+)
+
+// What control.op can be that is no ioctl.
+const (
+	opIdle  = 0 // the vCPU's thread of the guest has ended
+	opFetch = 1 // read all that have says
+)
 
 // Kinds of answers.
 const (

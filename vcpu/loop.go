@@ -148,6 +148,50 @@ func answerRAX(c *control, v uint64) {
 //go:norace
 //go:nocheckptr
 func handOver(c *control) bool {
+	c.have = 0
+	if c.why == uint64(breaks.Signal) || c.why == uint64(breaks.Syscall) && c.nr == sysRtSigreturn {
+		complete(c)
+		fetch(c) // a signal's frame holds it all: to be asked for it would be two more hand-overs each way
+	}
+	for !served(c) {
+		if c.setX == 0 || c.ansKind == ansEnd {
+			return answer(c)
+		}
+		c.setX = 0
+		complete(c)
+		ret := kvm.IoctlRaw(c.fd, kvm.IoSetXSave, c.xsaveAddr())
+		if ret >= 0 {
+			return answer(c)
+		}
+		c.errno, c.cause, c.have = uint64(-ret), uint64(breaks.InternalError), 0
+		c.why = c.cause
+	}
+	return true
+}
+
+// sysRtSigreturn is rt_sigreturn(2) (arch/x86/entry/syscalls/syscall_64.tbl).
+const sysRtSigreturn = 15
+
+// fetch reads what Go may ask for, as far as KVM gives it.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func fetch(c *control) {
+	if c.have&haveSregs == 0 && kvm.IoctlRaw(c.fd, kvm.IoGetSregs, c.sregsAddr()) >= 0 {
+		c.have |= haveSregs
+	}
+	if c.have&haveXSave == 0 && kvm.IoctlRaw(c.fd, kvm.IoGetXSave, c.xsaveAddr()) >= 0 {
+		c.have |= haveXSave
+	}
+}
+
+// served has Go serve the exit. It reports true when the thread shall end.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func served(c *control) bool {
 	store64(&c.hand, handPosted)
 	knock(c)
 	for {
@@ -180,9 +224,12 @@ func handOver(c *control) bool {
 		}
 		if load64(&c.hand) == handOp {
 			complete(c)
-			if c.op == opIdle {
+			switch c.op {
+			case opIdle:
 				idle(c)
-			} else {
+			case opFetch:
+				fetch(c)
+			default:
 				c.opRet = kvm.IoctlRaw(c.fd, c.op, c.opArg)
 			}
 			store64(&c.hand, handOpDone)
@@ -192,6 +239,15 @@ func handOver(c *control) bool {
 		break
 	}
 	store64(&c.hand, handIdle)
+	return false
+}
+
+// answer carries out what Go answered. It reports true when the thread shall end.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func answer(c *control) bool {
 	switch c.ansKind {
 	case ansEnd:
 		return true

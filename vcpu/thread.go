@@ -299,28 +299,55 @@ func (x *Exit) Reason() (reason uint32, detail [2]uint64) {
 func (x *Exit) StaysAtCPL3() bool { return x.t.c.stay == 1 }
 
 // Sregs reads the segment and control registers. The ioctl runs on the vCPU's own thread: from another
-// one it would move the vCPU to that CPU and back.
+// one it would move the vCPU to that CPU and back. What XSave reads comes with it: whoever asks for one will want the other.
 func (x *Exit) Sregs() (*kvm.Sregs, error) {
-	if err := x.ioctl(kvm.IoGetSregs, x.t.c.sregsAddr(), "KVM_GET_SREGS"); err != nil {
+	if err := x.fetch(haveSregs, kvm.IoGetSregs, x.t.c.sregsAddr(), "KVM_GET_SREGS"); err != nil {
 		return nil, err
 	}
 	return &x.t.c.sregs, nil
 }
 
-// XSave reads the x87, SSE, AVX … state in the processor's standard format. The pointer is good until the next call.
+// XSave reads the x87, SSE, AVX … state in the processor's standard format. The pointer is good until the exit is answered.
 func (x *Exit) XSave() (*kvm.XSave, error) {
-	if err := x.ioctl(kvm.IoGetXSave, x.t.c.xsaveAddr(), "KVM_GET_XSAVE"); err != nil {
+	if err := x.fetch(haveXSave, kvm.IoGetXSave, x.t.c.xsaveAddr(), "KVM_GET_XSAVE"); err != nil {
 		return nil, err
 	}
 	return &x.t.c.xsave, nil
 }
 
+// fetch makes sure that what was read at this exit.
+func (x *Exit) fetch(what uint64, op, arg uintptr, name string) error {
+	c := x.t.c
+	if c.have&what != 0 {
+		return nil
+	}
+	if err := x.ioctl(opFetch, 0, name); err != nil || c.have&what != 0 {
+		return err
+	}
+	err := x.ioctl(op, arg, name) // for its error
+	if err == nil {
+		c.have |= what
+	}
+	return err
+}
+
 // SetXSave loads what XSave reads; KVM refuses what the processor would.
 func (x *Exit) SetXSave(s *kvm.XSave) error {
-	if s != &x.t.c.xsave {
-		x.t.c.xsave = *s
+	c := x.t.c
+	c.setX = 0
+	c.have &^= haveXSave // KVM may put it in another form
+	if s != &c.xsave {
+		c.xsave = *s
 	}
-	return x.ioctl(kvm.IoSetXSave, x.t.c.xsaveAddr(), "KVM_SET_XSAVE")
+	return x.ioctl(kvm.IoSetXSave, c.xsaveAddr(), "KVM_SET_XSAVE")
+}
+
+// PutXSave is SetXSave with the answer, for what cannot be refused: a state that was is an internal error of the vCPU, and is served as that.
+func (x *Exit) PutXSave(s *kvm.XSave) {
+	c := x.t.c
+	c.xsave = *s
+	c.setX = 1
+	c.have |= haveXSave
 }
 
 // SetMSR writes one model-specific register of the vCPU.

@@ -313,6 +313,13 @@ func (p *processor) SetXState(b []byte) unix.Errno {
 	return 0
 }
 
+// PutXState loads an XSAVE area with the answer.
+func (p *processor) PutXState(b []byte) {
+	var s kvm.XSave
+	copy(s[:], b)
+	p.x.PutXSave(&s)
+}
+
 // cpuTime is how long the vCPU's thread has been on a CPU, by the host's clock for it, and how long of that it has executed
 // the guest. What the ledger calls guest time goes on while a thread that shares its CPU waits for it: the clock does not.
 func (p *processor) cpuTime() (cpu, program time.Duration) {

@@ -39,6 +39,7 @@ func (c *fakeCPU) SetGSBase(v uint64) { c.gs = v }
 func (c *fakeCPU) Registers() *Registers         { return &c.regs }
 func (c *fakeCPU) XState() ([]byte, unix.Errno)  { return c.xstate[:], 0 }
 func (c *fakeCPU) SetXState(b []byte) unix.Errno { copy(c.xstate[:], b); return 0 }
+func (c *fakeCPU) PutXState(b []byte)            { copy(c.xstate[:], b) }
 
 // guest is a kernel with an arena and a writable directory.
 type guest struct {

@@ -67,6 +67,12 @@ func (c *traceeCPU) SetXState(b []byte) unix.Errno {
 	return errno
 }
 
+func (c *traceeCPU) PutXState(b []byte) {
+	if errno := c.SetXState(b); errno != 0 {
+		panic(errno) // cannot be reached by input: the initial state is always taken
+	}
+}
+
 // stopped serves a stop that is no system call: a kick or an exception.
 func (c *traceeCPU) stopped(k *Kernel, task *Task, sig unix.Signal) (status int, ended bool, err error) {
 	var out Outcome

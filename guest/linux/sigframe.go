@@ -87,9 +87,7 @@ func (k *Kernel) enter(t *Task, regs *Registers, e *sigEntry, action *sigaction)
 	if action.flags&saSiginfo != 0 && k.copyOut(sp+frameInfo, e.info.bytes()) != 0 {
 		return false
 	}
-	if t.CPU.SetXState(initialXState(len(area)-xstateTail)) != 0 {
-		return false
-	}
+	t.CPU.PutXState(initialXState(len(area) - xstateTail))
 	regs.RDI, regs.RSI, regs.RDX, regs.RAX = e.sig, sp+frameInfo, sp+frameFlags, 0
 	regs.RIP, regs.RSP = action.handler, sp
 	regs.RFLAGS &^= flagDF | flagTF | flagRF

@@ -31,8 +31,10 @@ type CPU interface {
 	// XState is the XSAVE area in the standard format (Intel SDM vol. 1, 13.4), good until the next call. Its length,
 	// at least 576 bytes, is what a signal frame takes: that of the components in XCR0 (CPUID leaf 0DH, EBX).
 	// SetXState loads one of the same length; EINVAL when the processor would refuse it.
+	// PutXState loads one that no processor would refuse, at the latest before the program goes on.
 	XState() ([]byte, unix.Errno)
 	SetXState([]byte) unix.Errno
+	PutXState([]byte)
 }
 
 // Task is one guest thread, as the kernel sees it. All of it is guarded by the kernel's lock.
