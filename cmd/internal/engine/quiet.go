@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"os"
 	"os/signal"
 	"runtime"
 	"runtime/debug"
@@ -19,6 +20,20 @@ func hold() {
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(heapLimit)
 	runtime.GOMAXPROCS(max(4, runtime.GOMAXPROCS(0))) // an idle P for whoever comes back from a system call
+	occupyPoller()
+}
+
+// occupyPoller has one goroutine wait for ever for what Go's network poller watches. Where nobody does, each goroutine that goes to sleep as the last one
+// wakes a thread that is to watch for others (runtime.handoffp), which finds nothing and sleeps again: two switches more for each exit that Go serves.
+func occupyPoller() {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return // without it exits only cost more
+	}
+	never := os.NewFile(uintptr(fd), "never")
+	go func() {
+		_, _ = never.Read(make([]byte, 8)) // nobody writes
+	}()
 }
 
 // hearSignals takes over the signals. The runtime makes a thread for them and hands each over to it, one by
