@@ -57,7 +57,7 @@ type control struct {
 	sleepReq uint32 // the server sleeps on doorReq
 
 	tid      uint32 // cleared by the kernel when the thread has ended (CLONE_CHILD_CLEARTID)
-	spin     uint64 // PAUSE loops before a sleep, while Go serves an exit
+	spin     uint64 // TSC cycles before a sleep, while Go serves an exit
 	spinStop uint64 // TSC cycles before a sleep, while stopped
 	serial   uint64 // serialising instruction: 1 SERIALIZE, 2 CPUID, 3 IRET
 	sigset   uint64 // the kick signal

@@ -195,13 +195,13 @@ func served(c *control) bool {
 	store64(&c.hand, handPosted)
 	knock(c)
 	for {
-		spins := c.spin
+		until := kvm.TSC() + c.spin
 		for {
 			h := load64(&c.hand)
 			if h == handDone || h == handOp || load64(&c.req) != c.done {
 				break
 			}
-			if spins == 0 {
+			if kvm.TSC() >= until {
 				b := load32(&c.bell)
 				add32(&c.sleepBell, 1)
 				h = load64(&c.hand)
@@ -210,7 +210,6 @@ func served(c *control) bool {
 				}
 				add32(&c.sleepBell, ^uint32(0))
 			} else {
-				spins--
 				pause()
 			}
 		}

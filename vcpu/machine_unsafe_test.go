@@ -102,7 +102,7 @@ func boot(t testing.TB, code []byte, h handler, change ...func(*Config)) (*machi
 	m := &machine{ledger: &breaks.VCPU{}}
 	c := Config{
 		VCPU: cpu, Ledger: m.ledger, CPU: dedicated(t), Window: uintptr(unsafe.Pointer(&page[0])), UserTop: 4096,
-		SyscallStub: syscallOut, DoneStub: ^uint64(0) - 1, Serialise: 2, Handler: h, SpinHost: 200, SpinService: 200,
+		SyscallStub: syscallOut, DoneStub: ^uint64(0) - 1, Serialise: 2, Handler: h, SpinHost: 2 * time.Microsecond, SpinService: 2 * time.Microsecond,
 		Constant: func(nr uint64) (func() uint64, bool) { return func() uint64 { return 7 }, nr == 39 },
 	}
 	for _, f := range change {

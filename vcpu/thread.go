@@ -44,10 +44,9 @@ type Config struct {
 	Serialise             int     // 1 SERIALIZE, 2 CPUID, 3 IRET
 	Constant              func(nr uint64) (func() uint64, bool)
 	Handler               Handler
-	SpinHost, SpinService int // PAUSE loops before the vCPU's, the server's thread sleeps
-	// SpinStop is how long the stopped vCPU, and who has stopped it, look at what they wait for before they sleep. Not a number of PAUSEs, each of which
-	// is 12 cycles on one processor and 140 on another: here a sleep is on the path of all vCPUs.
-	SpinStop time.Duration
+	// How long each looks at what it waits for before it sleeps: the vCPU's thread at the answer, who serves it at the next exit; the stopped vCPU, and who
+	// has stopped it. Not numbers of PAUSEs, each of which is 12 cycles on one processor and 140 on another.
+	SpinHost, SpinService, SpinStop time.Duration
 }
 
 // Handler serves the exits that the vCPU's thread does not answer itself. Serve runs on a housekeeping
@@ -110,8 +109,7 @@ func New(cfg Config) (*Thread, error) {
 	c.stubRIP, c.donRIP, c.excRIP, c.excStep = cfg.SyscallStub, cfg.DoneStub, cfg.ExceptionStub, cfg.ExceptionStep
 	c.frame = cfg.Frame
 	c.serial = uint64(cfg.Serialise)
-	c.spin = uint64(cfg.SpinHost)
-	c.spinStop = uint64(cfg.SpinStop.Nanoseconds()) * (cfg.Ledger.TSCHz / 1e6) / 1000
+	c.spin, c.spinStop = t.cycles(cfg.SpinHost), t.cycles(cfg.SpinStop)
 	c.sigset = 1 << (uint(KickSignal) - 1)
 	c.req = 1 // born stopped, by generation 1: see Set.Start
 	if cfg.Constant != nil {
@@ -123,6 +121,11 @@ func New(cfg Config) (*Thread, error) {
 	}
 	c.run.ValidRegs = kvm.SyncRegs | kvm.SyncSregs
 	return t, cfg.VCPU.SetSignalMask(^c.sigset)
+}
+
+// cycles is d in cycles of the TSC.
+func (t *Thread) cycles(d time.Duration) uint64 {
+	return uint64(d.Nanoseconds()) * (t.cfg.Ledger.TSCHz / 1e6) / 1000
 }
 
 // start makes the thread; it parks before it looks at the guest.
@@ -260,9 +263,8 @@ func (t *Thread) waitDoor(want uint64) bool {
 		// store64(&c.hand, …) and store64(&c.ended, 1). Without it cause and nr could be an older exit's.
 		return atomic.LoadUint64(&c.hand) == want || atomic.LoadUint64(&c.ended) != 0
 	}
-	for spins := t.cfg.SpinService; !done(); {
-		if spins > 0 {
-			spins--
+	for until := kvm.TSC() + t.cycles(t.cfg.SpinService); !done(); {
+		if kvm.TSC() < until {
 			pause()
 			continue
 		}

@@ -188,10 +188,10 @@ func (p *processor) makeThread() (err error) {
 	l.Magic = breaks.LedgerMagic
 	kind := serialiseKind(kvm.CPUID)
 	m.Info.Serialise = serialising[kind]
-	// Some 50 µs of PAUSE: less than two sleeps and wakes cost, and on a core of its own nothing else waits.
-	spin := 1000
+	// Less than two sleeps and wakes cost, and on a core of its own nothing else waits.
+	spin := 50 * time.Microsecond
 	if p.host < 0 && (p.id > 0 || runtime.NumCPU() == 1) {
-		spin = 50 // whoever serves the exit, or another thread of the program, waits for this very CPU
+		spin = time.Microsecond // whoever serves the exit, or another thread of the program, waits for this very CPU
 	}
 	// A kick is there within some 30 µs, a patch of one site made in some more. On a shared CPU whoever spins may keep
 	// away the one it waits for.
@@ -205,7 +205,7 @@ func (p *processor) makeThread() (err error) {
 		Supervisor: addr(m.sup), SupervisorGPA: abi.SupGPA, SupervisorSize: uint64(len(m.sup)), Root: m.space.Root(),
 		SyscallStub: stub.SyscallEntry, DoneStub: stub.Done, ExceptionStub: stub.Exception, ExceptionStep: stub.ExceptionStep,
 		Frame: addr(m.sup) + uintptr(stub.StackTop(p.id)), Serialise: kind, Handler: p,
-		SpinHost: spin, SpinService: 400, SpinStop: stop,
+		SpinHost: spin, SpinService: 4 * time.Microsecond, SpinStop: stop,
 	}
 	c.Admit = m.cfg.Admit
 	c.FIFO, c.Float = m.cfg.FIFO, p.host < 0 && p.id > 0
