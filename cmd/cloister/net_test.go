@@ -132,7 +132,7 @@ func TestEdgesAsNatively(t *testing.T) {
 }
 
 // What an instruction touches beyond the end of a mapped file is a SIGBUS that names the byte, whatever the instruction; the VMM, which looks at
-// the stack when it keeps a site, does not die of it.
+// the stack when it keeps a site, does not die of it. System calls answer EFAULT.
 func TestLostPages(t *testing.T) {
 	b := newBox(t)
 	prog := compile(t, "gcc", "lostpage", "lostpage.c", "-static", "-O1")
@@ -141,6 +141,12 @@ func TestLostPages(t *testing.T) {
 		t.Errorf("natively: status %d, %d signals\n%s", n.status, lines, n.out)
 	}
 	b.compare([]string{prog}, n, b.cloister("run", "--quiet", "--rw", ".", "--", prog))
+	calls := []string{compile(t, "gcc", "lostcalls", "lostcalls.c", "-static", "-O1")}
+	n = b.do(process{argv: calls})
+	if lines := strings.Count(n.out, "errno 14"); n.status != 0 || lines < 35 {
+		t.Errorf("natively: status %d, %d calls are EFAULT\n%s", n.status, lines, n.out)
+	}
+	b.compare(calls, n, b.cloister("run", "--quiet", "--rw", ".", "--", calls[0]))
 	r := b.cloister("run", "--report", b.work+"/r", "--rw", ".", "--", prog, "-")
 	if rep := b.report(b.work+"/r", r); r.status != 135 || rep.Fault == nil || rep.Fault.Signal != "SIGBUS" || rep.Fault.Address == nil || *rep.Fault.Address&0xfff != 100 ||
 		len(rep.Fault.Backtrace) == 0 || rep.Fault.Backtrace[0].Symbol != "main" {

@@ -148,6 +148,9 @@ func sysMlock(k *Kernel, _ *Task, a args) (uint64, unix.Errno) {
 	if !done && uint64(len(k.mem.Prefix(from, n, false))) < n {
 		return 0, unix.ENOMEM // what cannot be touched cannot be made resident
 	}
+	if !done && k.mem.Advise(from, n, unix.MADV_POPULATE_READ) == unix.EFAULT {
+		return 0, unix.ENOMEM // beyond the end of a file (mm/gup.c: __mm_populate; mm/mlock.c: __mlock_posix_error_return)
+	}
 	return 0, errno
 }
 
