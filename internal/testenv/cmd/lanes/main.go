@@ -3,12 +3,14 @@
 //	lanes detect                          the richest lane of this machine
 //	lanes run LANE FILE [go test args]    go test -json in that lane, events to FILE
 //	lanes table FILE…                     the table; exit status 1 if a test failed
+//	lanes again FILE                      exit status 0 if all that failed may be chance, in a lane that somebody else ran
 //
 // The lab writes its own FILE.
 package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,7 +26,7 @@ import (
 	"github.com/cloister-vmm/cloister/internal/testenv/lanes"
 )
 
-const usage = "usage: lanes detect | lanes run LANE FILE [go test arguments] | lanes table FILE…"
+const usage = "usage: lanes detect | lanes run LANE FILE [go test arguments] | lanes table FILE… | lanes again FILE"
 
 func main() {
 	ok, err := run(os.Args[1:])
@@ -49,6 +51,8 @@ func run(args []string) (ok bool, err error) {
 		return goTest(args[1], args[2], args[3:])
 	case len(args) >= 2 && args[0] == "table":
 		return table(args[1:])
+	case len(args) == 2 && args[0] == "again":
+		return again(args[1])
 	}
 	return false, errors.New(usage)
 }
@@ -67,6 +71,23 @@ func table(files []string) (bool, error) {
 		all = append(all, lane)
 	}
 	return lanes.Print(os.Stdout, all)
+}
+
+// again reports whether a run may be made once more. A lab's machine that panicked, hung or ended early is no chance: what it leaves is a package that failed
+// without a test of its own.
+func again(file string) (bool, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return false, err
+	}
+	var judge lanes.Judge
+	for line := range bytes.Lines(b) {
+		if err := record(line, func(e lanes.Event) error { judge.Add(e); return nil }); err != nil {
+			return false, fmt.Errorf("%s: %w", file, err)
+		}
+	}
+	list := judge.Reruns()
+	return len(list) > 0 && !slices.ContainsFunc(list, func(r lanes.Rerun) bool { return len(r.Tests) == 0 }), nil
 }
 
 // goTest runs go test -json with the lane set, a second time what may have failed by chance, copies the events to file and

@@ -60,3 +60,34 @@ func TestC(t *testing.T) { }
 		})
 	}
 }
+
+// TestAgain: a lane of the lab may be run again if tests failed, and not if its machine did.
+func TestAgain(t *testing.T) {
+	const failed = `{"Action":"run","Package":"p","Test":"TestA"}
+{"Action":"fail","Package":"p","Test":"TestA"}
+{"Action":"fail","Package":"p"}
+`
+	for what, c := range map[string]struct {
+		text string
+		want bool
+	}{
+		"a test":             {failed, true},
+		"nothing":            {`{"Action":"pass","Package":"p"}` + "\n", false},
+		"the machine":        {`{"Action":"output","Package":"p","Output":"FAIL\tp [guest panic]\n"}` + "\n" + `{"Action":"fail","Package":"p"}` + "\n", false},
+		"both":               {failed + `{"Action":"fail","Package":"q"}` + "\n", false},
+		"a test that hung":   {`{"Action":"run","Package":"p","Test":"TestA"}` + "\n" + `{"Action":"fail","Package":"p"}` + "\n", false},
+		"a race, and a test": {`{"Action":"output","Package":"p","Test":"TestA","Output":"WARNING: DATA RACE\n"}` + "\n" + failed, false},
+		"not built":          {`{"Action":"build-fail","ImportPath":"p"}` + "\n" + failed, false},
+	} {
+		file := filepath.Join(t.TempDir(), "lane.json")
+		if err := os.WriteFile(file, []byte(c.text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if ok, err := run([]string{"again", file}); err != nil || ok != c.want {
+			t.Errorf("%s: %v, %v", what, ok, err)
+		}
+	}
+	if _, err := run([]string{"again", filepath.Join(t.TempDir(), "none")}); err == nil {
+		t.Error("a lane that left no file may be run again")
+	}
+}
