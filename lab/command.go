@@ -2,8 +2,11 @@ package lab
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
 	"syscall"
 	"time"
 )
@@ -23,6 +26,29 @@ func command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
+// runTree is cmd.Run for a command of which children of its own may outlive it: the death signal reaches go and gcc, but not the compilers that they
+// start. A shell waits beside them for the end of a pipe, which comes when this process is gone, and ends their group. It begins some hundred microseconds
+// behind the command, whose children begin milliseconds behind.
+func runTree(cmd *exec.Cmd) (err error) {
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	guard := exec.Command("sh", "-c", `read -r _; kill -9 -"$0"`, strconv.Itoa(cmd.Process.Pid))
+	guard.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	pipe, err := guard.StdinPipe()
+	if err == nil {
+		err = guard.Start()
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("watch over %s: %w", cmd.Path, err), cmd.Cancel(), cmd.Wait())
+	}
+	defer func() {
+		err = errors.Join(err, guard.Process.Kill(), pipe.Close()) // in this order: the end of the pipe is its sign
+		_ = guard.Wait()                                           // it was killed: its status says only that
+	}()
+	return cmd.Wait()
+}
+
 // workIn is the environment of a command whose temporary files are to be in dir: who is killed cannot remove them, and there
 // they go with the run.
 func workIn(dir string) []string {
@@ -37,3 +63,6 @@ func installer(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
 	return cmd
 }
+
+// fullDisk is the failure of a build for which nobody's code is to blame.
+type fullDisk struct{ error }

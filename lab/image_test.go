@@ -222,15 +222,20 @@ func TestWantedFile(t *testing.T) {
 func TestCheckConfig(t *testing.T) {
 	good := "CONFIG_SERIAL_8250_CONSOLE=y\nCONFIG_DEVTMPFS=y\nCONFIG_KVM=y\nCONFIG_NO_HZ_FULL=y\nCONFIG_RCU_NOCB_CPU=y\n" +
 		"CONFIG_CPUSETS=y\nCONFIG_DEBUG_INFO_BTF=y\nCONFIG_FTRACE=y\n"
-	if err := checkConfig(good); err != nil {
+	if err := checkConfig(good, SVM); err != nil {
 		t.Error(err)
 	}
-	err := checkConfig(strings.Replace(good, "CONFIG_NO_HZ_FULL=y", "# CONFIG_NO_HZ_FULL is not set", 1))
+	err := checkConfig(strings.Replace(good, "CONFIG_NO_HZ_FULL=y", "# CONFIG_NO_HZ_FULL is not set", 1), SVM)
 	if err == nil || err.Error() != "no CONFIG_NO_HZ_FULL=y (cores without a tick)" {
 		t.Errorf("without NO_HZ_FULL: %v", err)
 	}
-	if err := checkConfig(strings.Replace(good, "DEVTMPFS=y", "DEVTMPFS=m", 1)); err == nil {
+	if err := checkConfig(strings.Replace(good, "DEVTMPFS=y", "DEVTMPFS=m", 1), VMX); err == nil {
 		t.Error("a needed option as a module passed")
+	}
+	for on, says := range map[Backend]string{SVM: "vmx-rt", VMX: ""} {
+		if err := checkConfig(good+"CONFIG_PREEMPT_RT=y\n", on); (err == nil) != (says == "") || err != nil && !strings.Contains(err.Error(), says) {
+			t.Errorf("PREEMPT_RT on %v: %v", on, err)
+		}
 	}
 }
 

@@ -203,19 +203,19 @@ var needed = []struct{ option, value, why string }{
 	{"CONFIG_FTRACE", "y", "tracepoints"},
 }
 
-// CheckConfig fails if the kernel cannot be a lab host, naming all that it lacks.
-func (k *Kernel) CheckConfig() error {
+// CheckConfig fails if the kernel cannot be the host of that machine, naming all that it lacks.
+func (k *Kernel) CheckConfig(on Backend) error {
 	b, err := os.ReadFile(filepath.Join(k.dir, "boot", "config-"+k.Release))
 	if err != nil {
 		return err
 	}
-	if err := checkConfig(string(b)); err != nil {
+	if err := checkConfig(string(b), on); err != nil {
 		return fmt.Errorf("kernel %s cannot be a lab host: %w; choose another with -kernel", k.Release, err)
 	}
 	return nil
 }
 
-func checkConfig(config string) error {
+func checkConfig(config string, on Backend) error {
 	have := map[string]string{}
 	for line := range strings.Lines(config) {
 		if name, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok {
@@ -227,6 +227,9 @@ func checkConfig(config string) error {
 		if v := have[n.option]; v != n.value && (n.value != "m" || v != "y") {
 			lacks = append(lacks, fmt.Sprintf("no %s=%s (%s)", n.option, n.value, n.why))
 		}
+	}
+	if on == SVM && have["CONFIG_PREEMPT_RT"] == "y" {
+		lacks = append(lacks, "CONFIG_PREEMPT_RT=y (KVM does not load there without a constant TSC, which this emulator does not have: use -machine vmx-rt)")
 	}
 	if len(lacks) > 0 {
 		return errors.New(strings.Join(lacks, ", "))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -226,5 +227,60 @@ func TestKilledAtAnyMoment(t *testing.T) {
 		if left, err := os.ReadDir(filepath.Join(dir, d)); err != nil || len(left) != 0 {
 			t.Errorf("left in %s: %v, %v", d, left, err)
 		}
+	}
+}
+
+// A lab that is killed while go or gcc work leaves none of the compilers that those have started.
+func TestKilledWhileItBuilds(t *testing.T) {
+	const treeVar = "LAB_TEST_TREE"
+	if os.Getenv(treeVar) != "" {
+		cmd := command(t.Context(), "sh", "-c", "sleep 60 & echo; wait")
+		cmd.Stdout = os.Stdout
+		if err := runTree(cmd); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
+		mark := fmt.Sprintf("tree%d-%d", sig, os.Getpid())
+		cmd := exec.Command(self, "-test.run=^TestKilledWhileItBuilds$")
+		cmd.Env = append(os.Environ(), treeVar+"=1", markVar+"="+mark)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(out, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(20 * time.Second); len(marked(t, mark)) < 4 && time.Now().Before(end); { // it, the shell, sleep, the guard
+			time.Sleep(10 * time.Millisecond)
+		}
+		if err := cmd.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err == nil {
+			t.Error("nobody has killed it")
+		}
+		left := marked(t, mark)
+		for end := time.Now().Add(20 * time.Second); len(left) > 0 && time.Now().Before(end); left = marked(t, mark) {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if len(left) > 0 {
+			t.Errorf("%v: left behind: %v", sig, left)
+		}
+	}
+	// One that ends by itself is not touched, nor is who has its number next.
+	if err := runTree(command(t.Context(), "true")); err != nil {
+		t.Error(err)
+	}
+	if err := runTree(command(t.Context(), "false")); err == nil {
+		t.Error("false gives no error")
 	}
 }

@@ -6,7 +6,7 @@
 #   make lab-tear                 the test of patching, 100,000 patches
 #   make lab-ci                   what CI runs
 #   make lab BACKEND=svm-shadow   another machine of lab/machine.go
-#   make lab LABFLAGS='-append foo=1 -kernel linux-image-rt-amd64'
+#   make lab LABFLAGS='-append foo=1 -kernel linux-image-amd64'
 #
 # The lab is the last command of its recipe, so that make (or the shell, which
 # execs it) is its parent: it asks the kernel to be told when that dies.

@@ -1,11 +1,17 @@
 package lab
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/cloister-vmm/cloister/lab/wire"
 )
@@ -32,6 +38,62 @@ var programs = map[string][]program{
 		{name: "hello", source: "bench/c/hello.c"},
 		{name: "hot", source: "bench/c/hot.c"},
 	},
+}
+
+// manifests name the programs that a package's tests build for themselves where there is a compiler, by its directory below the module's root, in which they are
+// built; the tests look for them in the PATH, below the package's name.
+var manifests = map[string]string{"cmd/cloister": "testdata/programs/built.json"}
+
+// carryBuilt builds what a package's manifest names into the machine's PATH, some at a time. What wants another compiler than gcc is left out where
+// that is not installed; its tests say then what they miss.
+func carryBuilt(ctx context.Context, note func(string, ...any), pkg, root, dir string, a *initramfs) error {
+	file := manifests[pkg]
+	if file == "" {
+		return nil
+	}
+	b, err := os.ReadFile(filepath.Join(root, pkg, file))
+	if err != nil {
+		return err
+	}
+	var list []struct {
+		Name, Tool string
+		Args       []string
+	}
+	if err := json.Unmarshal(b, &list); err != nil {
+		return fmt.Errorf("%s/%s: %w", pkg, file, err)
+	}
+	if err := Install(ctx, note, []string{"gcc"}, []string{"gcc", "libc6-dev"}); err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(runtime.NumCPU())
+	out := make([]string, len(list))
+	for i, p := range list {
+		if len(missing([]string{p.Tool})) > 0 {
+			note("%s is not built: no %s", p.Name, p.Tool)
+			continue
+		}
+		out[i] = filepath.Join(dir, strings.ReplaceAll(pkg, "/", "-")+"-"+p.Name)
+		group.Go(func() error {
+			c := command(ctx, p.Tool, append([]string{"-o", out[i]}, p.Args...)...)
+			c.Dir, c.Env = filepath.Join(root, pkg), workIn(dir)
+			var text bytes.Buffer
+			c.Stdout, c.Stderr = &text, &text
+			if err := runTree(c); err != nil {
+				return fmt.Errorf("%s %s: %w\n%s", p.Tool, p.Name, err, &text)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	for _, file := range out {
+		if file != "" {
+			a.copy(path.Join(wire.BinDir, filepath.Base(file)), file)
+		}
+	}
+	return nil
 }
 
 // carry builds a package's programs into the machine's PATH.
@@ -67,8 +129,10 @@ func (p program) compile(ctx context.Context, note func(string, ...any), root, d
 	args := append([]string{"-O2", "-Wall", "-static", "-no-pie", "-fno-pie", "-I", dir, "-I", filepath.Join(root, "guest", "sdk", "c"), "-o", out, filepath.Join(root, p.source)}, p.flags...)
 	gcc := command(ctx, "gcc", args...)
 	gcc.Env = workIn(dir)
-	if text, err := gcc.CombinedOutput(); err != nil {
-		return fmt.Errorf("gcc %s: %w\n%s", p.source, err, text)
+	var text bytes.Buffer
+	gcc.Stdout, gcc.Stderr = &text, &text
+	if err := runTree(gcc); err != nil {
+		return fmt.Errorf("gcc %s: %w\n%s", p.source, err, &text)
 	}
 	return nil
 }

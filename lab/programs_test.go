@@ -41,6 +41,12 @@ func TestPrograms(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	for pkg := range manifests {
+		if err := carryBuilt(t.Context(), t.Logf, pkg, root, dir, a); err != nil {
+			t.Error(err)
+		}
+	}
+	want[path.Join(wire.BinDir, "cmd-cloister-seal")] = true
 	if err := a.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/cloister-vmm/cloister/internal/testenv"
@@ -120,7 +121,7 @@ func run(ctx context.Context, o Options) (status int, err error) {
 	if err != nil {
 		return 1, err
 	}
-	if err := kernel.CheckConfig(); err != nil {
+	if err := kernel.CheckConfig(o.Machine.Backend); err != nil {
 		return 1, err
 	}
 	r := &results{show: lanes.NewShow(o.Stdout), scratch: dir}
@@ -414,7 +415,7 @@ func tests(ctx context.Context, note func(string, ...any), o Options, root, dir 
 			args = append(args, "-cover", "-coverpkg=./...")
 		}
 		if _, err := goOutput(ctx, dir, root, append(args, pkg)...); err != nil {
-			if ctx.Err() != nil {
+			if full := (fullDisk{}); ctx.Err() != nil || errors.As(err, &full) {
 				return err
 			}
 			if err := r.unbuilt(pkg, err.Error()); err != nil {
@@ -429,6 +430,11 @@ func tests(ctx context.Context, note func(string, ...any), o Options, root, dir 
 		if o.Machine.Backend == SVM { // what needs them needs isolated CPUs
 			if err := carry(ctx, note, filepath.ToSlash(rel), root, dir, a); err != nil {
 				return err
+			}
+			if o.Only[filepath.ToSlash(rel)] == "" { // what CI runs of a package needs none
+				if err := carryBuilt(ctx, note, filepath.ToSlash(rel), root, dir, a); err != nil {
+					return err
+				}
 			}
 		}
 		work := path.Join(wire.SrcDir, filepath.ToSlash(rel))
@@ -501,7 +507,10 @@ func goOutput(ctx context.Context, scratch, dir string, args ...string) (string,
 	cmd.Env = append(workIn(scratch), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
 	var out, complaint bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &complaint
-	if err := cmd.Run(); err != nil {
+	if err := runTree(cmd); err != nil {
+		if strings.Contains(complaint.String(), syscall.ENOSPC.Error()) {
+			return "", fullDisk{fmt.Errorf("go %s: no space left on device: make room where `go env GOCACHE` says, or set GOCACHE to another disk", args[0])}
+		}
 		return "", fmt.Errorf("go %s: %w\n%s", args[0], err, strings.TrimRight(complaint.String(), "\n"))
 	}
 	return strings.TrimSpace(out.String()), nil

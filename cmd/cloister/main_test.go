@@ -374,26 +374,3 @@ func (b *box) copyIn(from string) string {
 	}
 	return to
 }
-
-var compiled sync.Map // output name -> func() error
-
-// compile builds a source of testdata/programs once; tool is a C or C++ compiler or rustc.
-func compile(t *testing.T, tool, name, source string, args ...string) string {
-	t.Helper()
-	testenv.Need(t, testenv.Tool(tool))
-	out := filepath.Join(shared, name)
-	once, _ := compiled.LoadOrStore(name, sync.OnceValue(func() error {
-		argv := append([]string{filepath.Join("testdata", "programs", source), "-o", out}, args...)
-		if strings.HasSuffix(source, ".c") {
-			argv = append([]string{"-I", filepath.Join("..", "..", "guest", "sdk", "c"), "-Wall", "-Werror"}, append(argv, "-lm")...)
-		}
-		if b, err := exec.Command(tool, argv...).CombinedOutput(); err != nil {
-			return fmt.Errorf("%s %q: %w\n%s", tool, argv, err, b)
-		}
-		return nil
-	}))
-	if err := once.(func() error)(); err != nil {
-		t.Fatal(err)
-	}
-	return out
-}

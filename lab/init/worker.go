@@ -98,6 +98,9 @@ func holdVM() error {
 		return fmt.Errorf("hold a VM: /dev/kvm: %w", err)
 	}
 	vm, err := unix.IoctlRetInt(kvm, createVM)
+	for err == unix.EINTR { // KVM makes a thread, and any signal of Go's runtime interrupts that
+		vm, err = unix.IoctlRetInt(kvm, createVM)
+	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("hold a VM: create: %w", err), unix.Close(kvm))
 	}
