@@ -96,24 +96,41 @@ func (p *Patcher) commit(a *attempt) {
 	s.Applied = kept
 }
 
-// fold makes list no longer than MostApplied, if it can: of the patches that later ones have overwritten in whole, the oldest become part of
+// fold leaves MostApplied of the patches that later ones have overwritten in whole; the oldest of them become part of
 // those. What is left explains the same text, and each of its bytes can still be taken back to what the program had.
 func fold(list []Applied) []Applied {
-	for i := 0; i < len(list) && len(list) > MostApplied; {
+	if len(list) <= MostApplied {
+		return list
+	}
+	under := 0
+	for i := range list {
+		if overwritten(list, i) {
+			under++
+		}
+	}
+	for i := 0; i < len(list) && under > MostApplied; {
 		if !overwritten(list, i) {
 			i++
 			continue
+		}
+		oldest := list[i].Number
+		if list[i].Since > 0 {
+			oldest = list[i].Since
 		}
 		for j := range list[i].Sites {
 			at, w := above(list, i, &list[i].Sites[j])
 			// A record that somebody may still read has the same sites: they are copied.
 			list[at].Sites = slices.Clone(list[at].Sites)
 			list[at].Sites[w].Old = list[i].Sites[j].Old
+			if o := &list[at]; o.Since == 0 || o.Since > oldest {
+				o.Since = oldest
+			}
 			if j == 0 {
 				list[at].Folded += 1 + list[i].Folded
 			}
 		}
 		list = slices.Delete(list, i, i+1)
+		under--
 	}
 	return list
 }

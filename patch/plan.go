@@ -83,16 +83,17 @@ type Range struct{ Start, End uint64 }
 // Space is spare memory for new code or data: [Start, End), of which [Start, Used) was given out.
 type Space struct{ Start, End, Used uint64 }
 
-// Applied is a patch that was committed and not taken back. Its Old are what a revert writes: the bytes before it, or, where Folded is not 0, before the
-// first of so many earlier patches that it stands for as well.
+// Applied is a patch that was committed and not taken back. Its Old are what a revert writes: the bytes before it, or, where Since is not 0, before
+// earlier patches of which it stands for what they did to its sites.
 type Applied struct {
 	Number uint64
 	Name   string
 	Sites  []Site
-	Folded int
+	Folded int    // so that their sum over all is the number of patches
+	Since  uint64 // not 0: of patches from this number on some site was folded into this one, and a revert takes it back too
 }
 
-// MostApplied is how many patches a VM remembers one by one if later ones have overwritten them: who sets a constant every second for weeks must
+// MostApplied is how many patches a VM remembers one by one although later ones have overwritten them: who sets a constant every second for weeks must
 // not make each patch slower, nor the VM larger. Patches that are in force anywhere are all remembered.
 const MostApplied = 100
 

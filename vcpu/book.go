@@ -122,7 +122,11 @@ func keepStack(c *control, s *breaks.Site) {
 			mapped = w >> 12
 		}
 	}
-	if n == 0 || readOwn(c.pid, &dst[0], c.window+uintptr(a), n) < 8 {
+	if n == 0 {
+		return
+	}
+	if readOwn(c.pid, &dst[0], c.window+uintptr(a), n) < 8 {
+		l.StackLost++ // gone meanwhile, or the host refuses the call
 		return
 	}
 	l.StackNext++

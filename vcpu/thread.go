@@ -30,20 +30,20 @@ type Config struct {
 
 	Float bool // not in SCHED_FIFO until Move says so
 
-	Window                uintptr // guest address 0, on the host
-	Supervisor            uintptr // GPA SupervisorGPA, on the host
-	SupervisorGPA         uint64
-	SupervisorSize        uint64
-	Root                  uint64 // GPA of the guest's PML4
-	UserTop               uint64
-	SyscallStub           uint64  // guest addresses: LSTAR, …
-	DoneStub              uint64  // … the OUT that ends a supervisor routine, …
-	ExceptionStub         uint64  // … the first of 32 exception stubs, …
-	ExceptionStep         uint64  // … and their distance, bytes
-	Frame                 uintptr // RSP0, on the host
-	Serialise             int     // 1 SERIALIZE, 2 CPUID, 3 IRET
-	Constant              func(nr uint64) (func() uint64, bool)
-	Handler               Handler
+	Window         uintptr // guest address 0, on the host
+	Supervisor     uintptr // GPA SupervisorGPA, on the host
+	SupervisorGPA  uint64
+	SupervisorSize uint64
+	Root           uint64 // GPA of the guest's PML4
+	UserTop        uint64
+	SyscallStub    uint64  // guest addresses: LSTAR, …
+	DoneStub       uint64  // … the OUT that ends a supervisor routine, …
+	ExceptionStub  uint64  // … the first of 32 exception stubs, …
+	ExceptionStep  uint64  // … and their distance, bytes
+	Frame          uintptr // RSP0, on the host
+	Serialise      int     // 1 SERIALIZE, 2 CPUID, 3 IRET
+	Constant       func(nr uint64) (func() uint64, bool)
+	Handler        Handler
 	// How long each looks at what it waits for before it sleeps: the vCPU's thread at the answer, who serves it at the next exit; the stopped vCPU, and who
 	// has stopped it. Not numbers of PAUSEs, each of which is 12 cycles on one processor and 140 on another.
 	SpinHost, SpinService, SpinStop time.Duration

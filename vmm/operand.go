@@ -49,8 +49,12 @@ func operands(code []byte, r *kvm.Regs, fs, gs uint64) []uint64 {
 		list = in.modRM(op, r.RIP)
 	}
 	switch {
-	case in.escape == oneByte && (op >= 0xa4 && op <= 0xa7 || op >= 0xaa && op <= 0xaf || op >= 0x6c && op <= 0x6f): // strings
+	case in.escape == oneByte && op >= 0xa4 && op <= 0xa7: // MOVS, CMPS
 		list = append(list, in.address(reg[6])+in.segment, in.address(reg[7]))
+	case in.escape == oneByte && (op&0xfe == 0xac || op&0xfe == 0x6e): // LODS, OUTS
+		list = append(list, in.address(reg[6])+in.segment)
+	case in.escape == oneByte && (op&0xfe == 0xaa || op&0xfe == 0xae || op&0xfe == 0x6c): // STOS, SCAS, INS
+		list = append(list, in.address(reg[7]))
 	case in.escape == oneByte && op >= 0xa0 && op <= 0xa3: // MOV with an absolute address
 		if n := 1 + 8; !in.short && len(in.rest) >= n {
 			list = append(list, binary.LittleEndian.Uint64(in.rest[1:])+in.segment)
@@ -64,7 +68,39 @@ func operands(code []byte, r *kvm.Regs, fs, gs uint64) []uint64 {
 	case in.escape == map0F38 && op == 0xf8 && len(in.rest) > 1: // MOVDIR64B, ENQCMD: the register is an address too
 		list = append(list, in.address(reg[in.r|int(in.rest[1]>>3&7)]))
 	}
-	return append(list, reg[4]-8, reg[4], reg[5]) // PUSH, CALL; POP, RET; LEAVE
+	return in.stack(op, list)
+}
+
+// stack adds to the operands that are named what an instruction pops, which it does first, or pushes, which it does last.
+func (in *instruction) stack(op byte, list []uint64) []uint64 {
+	size := uint64(8)
+	if in.word && !in.w {
+		size = 2
+	}
+	rsp, rbp := in.register[4], in.register[5]
+	switch {
+	case in.vex:
+	case in.escape == map0F && (op == 0xa0 || op == 0xa8): // PUSH FS, GS
+		return append(list, rsp-size)
+	case in.escape == map0F && (op == 0xa1 || op == 0xa9):
+		return append(list, rsp)
+	case in.escape != oneByte:
+	case op == 0x8f: // POP to memory; an address that RSP is in counts from behind it
+		popped := []uint64{rsp}
+		for _, a := range list {
+			popped = append(popped, a, a+size)
+		}
+		return popped
+	case op&0xf8 == 0x58 || op == 0x9d || op&0xfe == 0xc2 || op&0xfe == 0xca || op == 0xcf: // POP, POPF, RET, IRET
+		return append(list, rsp)
+	case op == 0xc9: // LEAVE
+		return append(list, rbp)
+	case op == 0xe8 || op == 0xff && len(in.rest) > 1 && in.rest[1]>>3&7 == 2: // CALL
+		return append(list, rsp-8)
+	case op&0xf8 == 0x50 || op == 0x68 || op == 0x6a || op == 0x9c || op == 0xc8 || op == 0xff && len(in.rest) > 1 && in.rest[1]>>3&7 == 6: // PUSH, PUSHF, ENTER
+		return append(list, rsp-size)
+	}
+	return list
 }
 
 // prefixes takes them off code; false where no opcode follows.
@@ -149,7 +185,8 @@ func unit(escape int, p1, p2, op byte) uint64 {
 func (in *instruction) hasModRM(op byte) bool {
 	switch {
 	case in.vex:
-		return in.escape != map0F || op != 0x77 // VZEROUPPER
+		// Neither VZEROUPPER, nor gathers and scatters, whose index is a vector.
+		return !(in.escape == map0F && op == 0x77 || in.escape == map0F38 && (op&0xfc == 0x90 || op&0xfc == 0xa0))
 	case in.escape == oneByte:
 		return op < 0x40 && op&4 == 0 || op == 0x63 || op == 0x69 || op == 0x6b || op >= 0x80 && op < 0x90 || op&0xfe == 0xc0 || op&0xfe == 0xc6 ||
 			op&0xfc == 0xd0 || op&0xf8 == 0xd8 || op&0xfe == 0xf6 || op >= 0xfe
@@ -252,7 +289,10 @@ func (p *processor) lostAt() (uint64, bool) {
 	if err != nil {
 		return 0, false
 	}
-	code := append([]byte(nil), p.m.space.Prefix(r.RIP, n, false)...)
+	var code []byte
+	if lost(func() { code = append(code, p.m.space.Prefix(r.RIP, n, false)...) }) {
+		return r.RIP, true // somebody has made that file shorter meanwhile
+	}
 	list := operands(code, r, s.FS.Base, s.GS.Base)
 	for _, a := range list {
 		if p.lost(a) {
@@ -268,18 +308,23 @@ func (p *processor) lostAt() (uint64, bool) {
 }
 
 // lost reports whether the guest may touch the byte at a, and the host cannot.
-func (p *processor) lost(a uint64) (lost bool) {
+func (p *processor) lost(a uint64) bool {
 	b, errno := p.m.space.In(a, 1)
 	if errno != 0 {
 		return false
 	}
-	defer func() { // Serve has set debug.SetPanicOnFault
+	return lost(func() { p.probed = b[0] })
+}
+
+// lost reports whether look met memory that the host cannot touch. Serve has set debug.SetPanicOnFault.
+func lost(look func()) (lost bool) {
+	defer func() {
 		if r := recover(); r != nil {
 			if _, lost = r.(interface{ Addr() uintptr }); !lost {
-				panic(r) // cannot be reached by input: nothing else than a fault can happen in the read below
+				panic(r) // cannot be reached by input: nothing else than a fault can happen in a look
 			}
 		}
 	}()
-	p.probed = b[0]
+	look()
 	return false
 }

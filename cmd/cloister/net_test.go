@@ -141,6 +141,7 @@ func TestLostPages(t *testing.T) {
 		t.Errorf("natively: status %d, %d signals\n%s", n.status, lines, n.out)
 	}
 	b.compare([]string{prog}, n, b.cloister("run", "--quiet", "--rw", ".", "--", prog))
+	b.same(process{argv: []string{compile(t, "gcc", "shrinking", "shrinking.c", "-static", "-O1", "-pthread")}}, nil)
 	calls := []string{compile(t, "gcc", "lostcalls", "lostcalls.c", "-static", "-O1")}
 	n = b.do(process{argv: calls})
 	if lines := strings.Count(n.out, "errno 14"); n.status != 0 || lines < 35 {

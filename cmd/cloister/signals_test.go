@@ -28,6 +28,7 @@ func TestSignals(t *testing.T) {
 		}
 	}
 	b.t = t
+	b.same(process{argv: []string{compile(t, "gcc", "nested", "nested.c", "-static", "-O1")}}, nil)
 	b.same(process{argv: []string{compile(t, "gcc", "delivery", "delivery.c", "-static", "-O1", "-pthread")}}, nil)
 }
 

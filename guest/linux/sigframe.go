@@ -87,7 +87,9 @@ func (k *Kernel) enter(t *Task, regs *Registers, e *sigEntry, action *sigaction)
 	if action.flags&saSiginfo != 0 && k.copyOut(sp+frameInfo, e.info.bytes()) != 0 {
 		return false
 	}
-	t.CPU.PutXState(initialXState(len(area) - xstateTail))
+	begin := initialXState(len(area) - xstateTail)
+	copy(begin[mxcsrMaskAt:xmmAt], area[mxcsrMaskAt:mxcsrMaskAt+4]) // the processor's: the frame of a further signal has it from here
+	t.CPU.PutXState(begin)
 	regs.RDI, regs.RSI, regs.RDX, regs.RAX = e.sig, sp+frameInfo, sp+frameFlags, 0
 	regs.RIP, regs.RSP = action.handler, sp
 	regs.RFLAGS &^= flagDF | flagTF | flagRF

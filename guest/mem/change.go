@@ -487,8 +487,8 @@ func (s *Space) advise(r *region, a, b uint64, advice int) unix.Errno {
 		if advice == unix.MADV_POPULATE_READ && r.prot&Read == 0 || advice == unix.MADV_POPULATE_WRITE && r.prot&Write == 0 {
 			return unix.EINVAL
 		}
-		if r.file() { // beyond its end there is nothing to populate: EFAULT
-			if err := unix.Madvise(s.cfg.Window[a:b], advice); err != unix.EINVAL { // Linux before 5.14 does not know it
+		if r.file() { // beyond its end there is nothing to populate: EFAULT. The last page tells; all of them would take as long as reading the file, with the locks
+			if err := unix.Madvise(s.cfg.Window[b-abi.Page:b], advice); err != unix.EINVAL { // Linux before 5.14 does not know it
 				return errno(err)
 			}
 		}

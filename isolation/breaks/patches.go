@@ -41,8 +41,8 @@ func (p *page) patches(list []PatchReport, log *PatchLog) {
 	}
 	p.line("")
 	p.line("  %s", p.paint(bold, "patches"))
-	if len(list) > 0 && list[0].Number > 1 { // a run's patches are numbered from 1
-		p.line("    %s before the first of the JSON report, in the log only", pluralAs(list[0].Number-1, "patch", "patches"))
+	if len(list) > 0 && list[0].Number > 1 {
+		p.line("    the JSON report begins with patch %d", list[0].Number)
 	}
 	if more := len(list) - patchRows; more > 0 {
 		p.line("    %s before these in the JSON report", pluralAs(uint64(more), "patch", "patches"))

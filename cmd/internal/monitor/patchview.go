@@ -189,8 +189,8 @@ func (v *listView) write(w io.Writer, name string) error {
 	}
 	for _, a := range s.Applied {
 		what := oneLine(a.Name)
-		if a.Folded > 0 {
-			what += fmt.Sprintf(" (and %d before it, which a revert takes back as well)", a.Folded)
+		if a.Since > 0 {
+			what += fmt.Sprintf(" (and of those from patch %d on what lay under it, which a revert takes back as well)", a.Since)
 		}
 		fmt.Fprintf(t, "%d\t%d\t%s\n", a.Number, len(a.Sites), what)
 	}

@@ -100,6 +100,13 @@ int main(int argc, char **argv)
 	TRY("scasb", asm volatile("repne scasb" ::"D"(lost), "a"(0L), "c"(16L) : "memory"));
 	TRY("push", asm volatile("mov %%rsp, %%rbx; mov %0, %%rsp; push %%rax; mov %%rbx, %%rsp" ::"r"(lost + 256) : "rbx", "memory"));
 	TRY("call", asm volatile("mov %%rsp, %%rbx; mov %0, %%rsp; call *%1; mov %%rbx, %%rsp" ::"r"(lost + 512), "r"(lost) : "rbx", "memory"));
+	TRY("push 16 bits", asm volatile("mov %0, %%rsp; pushw %%ax" ::"r"(lost + 256) : "memory"));
+	TRY("pop", asm volatile("mov %0, %%rsp; pop %%rax" ::"r"(lost + 256) : "rax", "memory"));
+	TRY("pop to memory", asm volatile("mov %0, %%rsp; popq 16(%%rsp)" ::"r"(lost - 24) : "memory"));
+	TRY("ret", asm volatile("mov %0, %%rsp; ret" ::"r"(lost + 256) : "memory"));
+	TRY("leave", asm volatile("mov %0, %%rsp; mov %1, %%rbp; leave" ::"r"(lost + 256), "r"(lost + 512) : "memory"));
+	TRY("rep stosb, rsi lost", asm volatile("rep stosb" ::"D"(lost + 256), "S"(lost + 4101), "c"(8L), "a"(0L) : "memory"));
+	TRY("scasb, rsi lost", asm volatile("scasb" ::"D"(lost + 256), "S"(lost + 4101), "a"(0L) : "memory"));
 	lost = code + 4096;
 	TRY("jump", asm volatile("jmp *%0" ::"r"(lost + 77)));
 	TRY("into the next page", memset(map, 0x90, 4096); asm volatile("jmp *%0" ::"r"(lost - 9)));
