@@ -82,7 +82,7 @@ func carryBuilt(ctx context.Context, note func(string, ...any), pkg, root, dir s
 			if err := runTree(c); err != nil {
 				return fmt.Errorf("%s %s: %w\n%s", p.Tool, p.Name, err, &text)
 			}
-			return nil
+			return os.Chmod(out[i], 0o755) // an object is found in PATH like a program
 		})
 	}
 	if err := group.Wait(); err != nil {

@@ -85,6 +85,10 @@ func TestSupervisorIsOutOfReach(t *testing.T) {
 	b := newBox(t)
 	prog := hostile(t)
 	const segv, trap, survived = 139, 133, 0
+	outAtCPL3 := survived
+	if testenv.Has(testenv.LabMachine) && testenv.Has(testenv.SVM) {
+		outAtCPL3 = segv // QEMU's TCG refuses OUT at CPL 3 (docs/backends.md)
+	}
 	for _, c := range []struct {
 		what   string
 		at     uint64
@@ -103,7 +107,7 @@ func TestSupervisorIsOutOfReach(t *testing.T) {
 		{"behind user memory", abi.UserTop, nil},
 		{"MMIO hole", abi.MMIOHole, nil},
 		// Its jump is a system call like another: getpid.
-		{"system call stub", stub.SyscallEntry, map[string]int{"jump": survived, "peek": survived}},
+		{"system call stub", stub.SyscallEntry, map[string]int{"jump": outAtCPL3, "peek": survived}},
 		{"sysret in the stub", stub.SyscallEntry + 2, map[string]int{"peek": survived}},
 		{"touching to write", stub.TouchWrite, map[string]int{"peek": survived}},
 		{"touching to read", stub.TouchRead, map[string]int{"peek": survived}},

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/cloister-vmm/cloister/internal/testenv"
 )
 
 // What a run-time library reads of itself at start is there and says the same.
@@ -30,7 +32,7 @@ func TestTasksInProc(t *testing.T) {
 
 // CPU clocks count what each thread uses, and never more than the processors give.
 func TestCPUClocks(t *testing.T) {
-	b := newBox(t)
+	b := newBox(t, testenv.ParallelCPUs) // where CPUs take turns, those of others run on while one stands still
 	n := b.same(process{argv: []string{compile(t, "gcc", "cpuclock", "cpuclock.c", "-static", "-O1", "-pthread")}}, nil)
 	if n.status != 0 || strings.Contains(n.out, "busy 0") {
 		t.Errorf("natively: %d, %s", n.status, n.out)
