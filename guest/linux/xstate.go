@@ -29,9 +29,11 @@ const (
 
 var order = binary.LittleEndian
 
-// initialXState is an area of n bytes in which every component is as after FNINIT, with which handlers begin.
+// initialXState is an area of n bytes in which every component is as after FNINIT, with which handlers begin. x87 and SSE are there, with the values that
+// they have initially: without SSE in XSTATE_BV Linux 6.1 leaves MXCSR as it was (KVM_SET_XSAVE, copy_uabi_to_xstate).
 func initialXState(n int) []byte {
 	b := make([]byte, n)
+	order.PutUint64(b[xstateBV:], featuresFXSR)
 	order.PutUint16(b, initialFCW)
 	order.PutUint32(b[mxcsrAt:], initialMXCSR)
 	return b
