@@ -199,6 +199,16 @@ func (b *box) started(args ...string) *background {
 	return p
 }
 
+// says waits until the program has written text.
+func (p *background) says(text string) {
+	p.b.t.Helper()
+	for ; !strings.Contains(p.out.String(), text); time.Sleep(5 * time.Millisecond) {
+		if p.ctx.Err() != nil {
+			p.b.t.Fatalf("%q does not say %q within %v; %s", p.cmd.Args, text, limit, tail(p.err.String()))
+		}
+	}
+}
+
 // running waits until the guest has run for a tenth of a second.
 func (p *background) running() {
 	p.b.t.Helper()

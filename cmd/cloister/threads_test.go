@@ -69,7 +69,7 @@ func TestFutexes(t *testing.T) {
 
 // clone and clone3 with arguments that nobody uses are refused, or make a thread, as natively.
 func TestOddClones(t *testing.T) {
-	b := newBox(t)
+	b := newBox(t, testenv.Linux(6, 18)) // of a TLS beyond user memory
 	n := b.same(process{argv: []string{compile(t, "gcc", "clones", "clones.c", "-static", "-O1")}}, nil)
 	if n.status != 0 || strings.Count(n.out, "\n") < 80 {
 		t.Errorf("natively: status %d, %s", n.status, tail(n.out))

@@ -97,6 +97,26 @@ func ReserveHuge(n int) (release func() error, err error) {
 	return release, nil
 }
 
+// Linux requires a kernel of that version or a later one, for what is held against its own answers and was answered otherwise before.
+func Linux(major, minor int) Requirement {
+	want := fmt.Sprintf("linux:%d.%d", major, minor)
+	return Requirement{want, func() error {
+		var u unix.Utsname
+		if err := unix.Uname(&u); err != nil {
+			return err
+		}
+		release := unix.ByteSliceToString(u.Release[:])
+		var a, b int
+		if n, err := fmt.Sscanf(release, "%d.%d", &a, &b); n != 2 {
+			return fmt.Errorf("kernel %s: %w", release, err)
+		}
+		if a < major || a == major && b < minor {
+			return fmt.Errorf("the guest answers as Linux %d.%d does, and this kernel is %s", major, minor, release)
+		}
+		return nil
+	}}
+}
+
 // Tool requires an executable of that name in PATH.
 func Tool(name string) Requirement {
 	return Requirement{"tool:" + name, func() error {

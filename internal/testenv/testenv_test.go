@@ -202,3 +202,15 @@ func TestProbesAgree(t *testing.T) {
 		t.Error("hardware KVM without KVM")
 	}
 }
+
+// A kernel is old or new enough by its numbers, not by their letters.
+func TestLinux(t *testing.T) {
+	for _, r := range []Requirement{Linux(1, 0), Linux(2, 99)} {
+		if err := r.check(); err != nil {
+			t.Errorf("%v: %v", r, err)
+		}
+	}
+	if err := Linux(1000, 0).check(); err == nil || !strings.Contains(err.Error(), "1000.0") {
+		t.Errorf("Linux 1000.0: %v", err)
+	}
+}
