@@ -4,6 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -73,6 +76,43 @@ func (p program) known(t *testing.T) {
 	}
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestBuiltIsWhole: also what only long tests build is in builtFile, as far as its name is written out.
+func TestBuiltIsWhole(t *testing.T) {
+	list, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob("*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := 0
+	for _, file := range files {
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok || len(call.Args) < 3 {
+				return true
+			}
+			lit, ok := call.Args[2].(*ast.BasicLit)
+			if f, is := call.Fun.(*ast.Ident); !ok || !is || f.Name != "compile" {
+				return true
+			}
+			names++
+			if name := strings.Trim(lit.Value, `"`); !slices.ContainsFunc(list, func(p program) bool { return p.Name == name }) {
+				t.Errorf("%s: %s is not in %s: CLOISTER_WRITE=programs go test ./cmd/cloister writes it", file, name, builtFile)
+			}
+			return true
+		})
+	}
+	if names < 30 {
+		t.Errorf("only %d calls of compile were found", names)
 	}
 }
 
