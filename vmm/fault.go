@@ -176,6 +176,46 @@ func (p *processor) fault(x *vcpu.Exit, sig unix.Signal, vector int) vcpu.Answer
 // pfUser is the bit of a page fault's error code that says that it came at CPL 3 (Intel SDM vol. 3A, 4.7). Whether it was a write is not told.
 const pfUser = 4
 
+// lostAt is where the instruction at RIP touched a page that cannot be touched although it is mapped: one beyond the end of a shared file's
+// mapping. KVM says only that there was one (KVM_RUN: EFAULT).
+func (p *processor) lostAt() (uint64, bool) {
+	r := p.x.Regs()
+	if p.lost(r.RIP) {
+		return r.RIP, true
+	}
+	n := uint64(15) // the longest instruction: Intel SDM vol. 2A, 2.3.11
+	page := func(a uint64) uint64 { return a &^ (abi.Page - 1) }
+	if next := page(r.RIP) + abi.Page; r.RIP+n > next && p.lost(next) {
+		n = next - r.RIP
+	}
+	s, err := p.x.Sregs()
+	if err != nil {
+		return 0, false
+	}
+	var code []byte
+	if linux.Safely(func() { code = append(code, p.m.space.Prefix(r.RIP, n, false)...) }) != 0 {
+		return r.RIP, true // somebody has made that file shorter meanwhile
+	}
+	list := operands(code, r, s.FS.Base, s.GS.Base)
+	for _, a := range list {
+		if p.lost(a) {
+			return a, true
+		}
+	}
+	for _, a := range append(list, r.RIP) {
+		if next := page(a) + abi.Page; p.lost(next) { // the operand begins before it
+			return next, true
+		}
+	}
+	return 0, false
+}
+
+// lost reports whether the guest may touch the byte at a, and the host cannot.
+func (p *processor) lost(a uint64) bool {
+	b, errno := p.m.space.In(a, 1)
+	return errno == 0 && linux.Safely(func() { p.probed = b[0] }) != 0
+}
+
 func registers(r *kvm.Regs) map[string]uint64 {
 	return map[string]uint64{
 		"rax": r.RAX, "rbx": r.RBX, "rcx": r.RCX, "rdx": r.RDX, "rsi": r.RSI, "rdi": r.RDI, "rsp": r.RSP, "rbp": r.RBP,

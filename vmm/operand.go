@@ -3,7 +3,6 @@ package vmm
 import (
 	"encoding/binary"
 
-	"github.com/cloister-vmm/cloister/guest/abi"
 	"github.com/cloister-vmm/cloister/internal/kvm"
 )
 
@@ -12,7 +11,7 @@ func registersInOrder(r *kvm.Regs) [16]uint64 {
 	return [16]uint64{r.RAX, r.RCX, r.RDX, r.RBX, r.RSP, r.RBP, r.RSI, r.RDI, r.R8, r.R9, r.R10, r.R11, r.R12, r.R13, r.R14, r.R15}
 }
 
-// The encodings of an opcode (Intel SDM vol. 2A, 2.1 to 2.7): its map, and whether it has the prefix of AVX or AVX-512.
+// The maps of opcodes (Intel SDM vol. 2A, 2.1 to 2.7).
 const (
 	oneByte = iota
 	map0F
@@ -174,8 +173,19 @@ func unit(escape int, p1, p2, op byte) uint64 {
 	case escape == map0F38 && op&0xe8 == 0x20 && op&7 < 6: // VPMOVSX, VPMOVZX
 		return vector >> [...]int{1, 2, 3, 1, 2, 1}[op&7]
 	case escape == map0F38:
-		if n, ok := map[byte]uint64{0x18: 4, 0x19: 8, 0x58: 4, 0x59: 8, 0x78: 1, 0x79: 2, 0x1a: 16, 0x5a: 16, 0x1b: 32, 0x5b: 32}[op]; ok { // broadcasts
-			return n
+		switch op { // broadcasts
+		case 0x78:
+			return 1
+		case 0x79:
+			return 2
+		case 0x18, 0x58:
+			return 4
+		case 0x19, 0x59:
+			return 8
+		case 0x1a, 0x5a:
+			return 16
+		case 0x1b, 0x5b:
+			return 32
 		}
 	}
 	return vector
@@ -271,60 +281,4 @@ func (in *instruction) modRM(op byte, rip uint64) []uint64 {
 		base += uint64(near())
 	}
 	return []uint64{in.address(base) + in.segment}
-}
-
-// lostAt is where the instruction at RIP touched a page that cannot be touched although it is mapped: one beyond the end of a shared file's
-// mapping. KVM says only that there was one (KVM_RUN: EFAULT).
-func (p *processor) lostAt() (uint64, bool) {
-	r := p.x.Regs()
-	if p.lost(r.RIP) {
-		return r.RIP, true
-	}
-	n := uint64(15) // the longest instruction: Intel SDM vol. 2A, 2.3.11
-	page := func(a uint64) uint64 { return a &^ (abi.Page - 1) }
-	if next := page(r.RIP) + abi.Page; r.RIP+n > next && p.lost(next) {
-		n = next - r.RIP
-	}
-	s, err := p.x.Sregs()
-	if err != nil {
-		return 0, false
-	}
-	var code []byte
-	if lost(func() { code = append(code, p.m.space.Prefix(r.RIP, n, false)...) }) {
-		return r.RIP, true // somebody has made that file shorter meanwhile
-	}
-	list := operands(code, r, s.FS.Base, s.GS.Base)
-	for _, a := range list {
-		if p.lost(a) {
-			return a, true
-		}
-	}
-	for _, a := range append(list, r.RIP) {
-		if next := page(a) + abi.Page; p.lost(next) { // the operand begins before it
-			return next, true
-		}
-	}
-	return 0, false
-}
-
-// lost reports whether the guest may touch the byte at a, and the host cannot.
-func (p *processor) lost(a uint64) bool {
-	b, errno := p.m.space.In(a, 1)
-	if errno != 0 {
-		return false
-	}
-	return lost(func() { p.probed = b[0] })
-}
-
-// lost reports whether look met memory that the host cannot touch. Serve has set debug.SetPanicOnFault.
-func lost(look func()) (lost bool) {
-	defer func() {
-		if r := recover(); r != nil {
-			if _, lost = r.(interface{ Addr() uintptr }); !lost {
-				panic(r) // cannot be reached by input: nothing else than a fault can happen in a look
-			}
-		}
-	}()
-	look()
-	return false
 }

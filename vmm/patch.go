@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/cloister-vmm/cloister/guest/abi"
 	"github.com/cloister-vmm/cloister/guest/elf"
+	"github.com/cloister-vmm/cloister/guest/linux"
 	"github.com/cloister-vmm/cloister/guest/mem"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
 	"github.com/cloister-vmm/cloister/vcpu"
@@ -374,16 +374,12 @@ func (m *Machine) Scatter() {
 
 // setWords writes the program's safe words. One that is no longer there, or lies in a file that has shrunk, is passed over.
 func (m *Machine) setWords(v uint32) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	for _, a := range m.patching.words {
 		b, e := m.space.Out(a, 4)
 		if e != 0 {
 			continue
 		}
-		func() {
-			defer func() { _ = recover() }() // the fault of that file
-			storeWord(b, v)
-		}()
+		_ = linux.Safely(func() { storeWord(b, v) }) // the fault of that file
 	}
 }
 

@@ -62,7 +62,7 @@ func (k *Kernel) readSynthetic(d *description, vec [][]byte, off int64) (uint64,
 			n, errno = result(d.file.Pread(own, off+int64(total)))
 		}
 		if errno == 0 {
-			errno = safely(func() { copy(p, own[:n]) })
+			errno = Safely(func() { copy(p, own[:n]) })
 		}
 		if errno != 0 {
 			if total > 0 {
@@ -147,7 +147,7 @@ func (k *Kernel) writeSynthetic(d *description, vec [][]byte, off int64) (int, u
 	total := 0
 	for _, p := range vec {
 		own := make([]byte, min(len(p), 1<<20))
-		errno := safely(func() { copy(own, p) })
+		errno := Safely(func() { copy(own, p) })
 		if errno == 0 {
 			var n int
 			n, errno = result(d.file.Write(own))

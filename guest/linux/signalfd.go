@@ -136,7 +136,7 @@ func (k *Kernel) readSignals(d *description, vec [][]byte) (uint64, unix.Errno) 
 func scatter(vec [][]byte, b []byte) ([][]byte, unix.Errno) {
 	for len(b) > 0 {
 		n := min(len(vec[0]), len(b))
-		if errno := safely(func() { copy(vec[0], b[:n]) }); errno != 0 {
+		if errno := Safely(func() { copy(vec[0], b[:n]) }); errno != 0 {
 			return vec, errno
 		}
 		b, vec = b[n:], advance(vec, n)

@@ -57,9 +57,9 @@ const (
 // accessOK is the kernel's access_ok: the range lies below the end of user addresses.
 func accessOK(addr, n uint64) bool { return addr <= taskSize && n <= taskSize-addr }
 
-// safely runs a copy to or from guest memory. A page that was accessible may still fault: the guest
+// Safely runs a look at guest memory, or a copy to or from it; EFAULT if that met a page that is not there. A page that was accessible may still fault: the guest
 // can map a file and truncate it, and the host then raises SIGBUS. That must be the guest's EFAULT.
-func safely(copyBytes func()) (errno unix.Errno) {
+func Safely(copyBytes func()) (errno unix.Errno) {
 	old := debug.SetPanicOnFault(true)
 	defer func() {
 		debug.SetPanicOnFault(old)
@@ -87,7 +87,7 @@ func (k *Kernel) copyIn(addr uint64, dst []byte) unix.Errno {
 	if errno != 0 {
 		return errno
 	}
-	return safely(func() { copy(dst, src) })
+	return Safely(func() { copy(dst, src) })
 }
 
 // copyOut writes src to guest memory. When only the beginning is writable that much is written, as
@@ -100,7 +100,7 @@ func (k *Kernel) copyOut(addr uint64, src []byte) unix.Errno {
 		return unix.EFAULT
 	}
 	dst := k.mem.Prefix(addr, uint64(len(src)), true)
-	if errno := safely(func() { copy(dst, src) }); errno != 0 {
+	if errno := Safely(func() { copy(dst, src) }); errno != 0 {
 		return errno
 	}
 	if len(dst) < len(src) {
@@ -145,7 +145,7 @@ func (k *Kernel) text(addr, limit uint64, tooLong unix.Errno) (string, unix.Errn
 	for _, want := range [...]uint64{min(n, 4096-addr%4096), n} {
 		src := k.mem.Prefix(addr, want, false)
 		b = make([]byte, len(src))
-		if errno := safely(func() { copy(b, src) }); errno != 0 {
+		if errno := Safely(func() { copy(b, src) }); errno != 0 {
 			return "", errno
 		}
 		if i := bytes.IndexByte(b, 0); i >= 0 {
