@@ -125,9 +125,6 @@ func fold(list []Applied) []Applied {
 			if o := &list[at]; o.Since == 0 || o.Since > oldest {
 				o.Since = oldest
 			}
-			if j == 0 {
-				list[at].Folded += 1 + list[i].Folded
-			}
 		}
 		list = slices.Delete(list, i, i+1)
 		under--

@@ -89,7 +89,6 @@ type Applied struct {
 	Number uint64
 	Name   string
 	Sites  []Site
-	Folded int    // so that their sum over all is the number of patches
 	Since  uint64 // not 0: of patches from this number on some site was folded into this one, and a revert takes it back too
 }
 

@@ -195,7 +195,7 @@ func TestPatchView(t *testing.T) {
 }
 
 func TestPatchListView(t *testing.T) {
-	v := listView{State: patch.State{Program: "/opt/loop", BuildID: "12ab", Applied: []patch.Applied{{Number: 2, Name: "set a=1", Sites: make([]patch.Site, 2), Folded: 3, Since: 1}}},
+	v := listView{State: patch.State{Program: "/opt/loop", BuildID: "12ab", Applied: []patch.Applied{{Number: 2, Name: "set a=1", Sites: make([]patch.Site, 2), Since: 1}}},
 		Can: &build.Listing{Functions: []build.Function{{Name: "filter", File: "f.c", Addr: 0x401000, Patch: 1, Body: 0x300000}, {Name: "g", Addr: 0x402000, Body: 0x402000}},
 			Sites: []build.Site{{Name: "a", Kind: patch.Imm, Addrs: []uint64{1, 2}, Value: "1", Patch: 2}, {Name: "b", Kind: patch.Branch, Addrs: []uint64{3}, Error: "no"}}, SafePoints: true, SpareText: 7}}
 	var b bytes.Buffer
