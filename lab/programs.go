@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"runtime"
@@ -62,7 +63,7 @@ func carryBuilt(ctx context.Context, note func(string, ...any), pkg, root, dir s
 	if err := json.Unmarshal(b, &list); err != nil {
 		return fmt.Errorf("%s/%s: %w", pkg, file, err)
 	}
-	if err := Install(ctx, note, []string{"gcc"}, []string{"gcc", "libc6-dev"}); err != nil {
+	if err := needGCC(ctx, note); err != nil {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
@@ -77,10 +78,8 @@ func carryBuilt(ctx context.Context, note func(string, ...any), pkg, root, dir s
 		group.Go(func() error {
 			c := command(ctx, p.Tool, append([]string{"-o", out[i]}, p.Args...)...)
 			c.Dir, c.Env = filepath.Join(root, pkg), workIn(dir)
-			var text bytes.Buffer
-			c.Stdout, c.Stderr = &text, &text
-			if err := runTree(c); err != nil {
-				return fmt.Errorf("%s %s: %w\n%s", p.Tool, p.Name, err, &text)
+			if err := compileWith(c, p.Name); err != nil {
+				return err
 			}
 			return os.Chmod(out[i], 0o755) // an object is found in PATH like a program
 		})
@@ -113,7 +112,7 @@ func carry(ctx context.Context, note func(string, ...any), pkg, root, dir string
 }
 
 func (p program) compile(ctx context.Context, note func(string, ...any), root, dir, out string) error {
-	if err := Install(ctx, note, []string{"gcc"}, []string{"gcc", "libc6-dev"}); err != nil {
+	if err := needGCC(ctx, note); err != nil {
 		return err
 	}
 	if p.layout {
@@ -129,10 +128,20 @@ func (p program) compile(ctx context.Context, note func(string, ...any), root, d
 	args := append([]string{"-O2", "-Wall", "-static", "-no-pie", "-fno-pie", "-I", dir, "-I", filepath.Join(root, "guest", "sdk", "c"), "-o", out, filepath.Join(root, p.source)}, p.flags...)
 	gcc := command(ctx, "gcc", args...)
 	gcc.Env = workIn(dir)
+	return compileWith(gcc, p.source)
+}
+
+// needGCC installs the compiler of most programs.
+func needGCC(ctx context.Context, note func(string, ...any)) error {
+	return Install(ctx, note, []string{"gcc"}, []string{"gcc", "libc6-dev"})
+}
+
+// compileWith runs a compiler. The error has what it says.
+func compileWith(compiler *exec.Cmd, what string) error {
 	var text bytes.Buffer
-	gcc.Stdout, gcc.Stderr = &text, &text
-	if err := runTree(gcc); err != nil {
-		return fmt.Errorf("gcc %s: %w\n%s", p.source, err, &text)
+	compiler.Stdout, compiler.Stderr = &text, &text
+	if err := runTree(compiler); err != nil {
+		return fmt.Errorf("%s %s: %w\n%s", filepath.Base(compiler.Path), what, err, &text)
 	}
 	return nil
 }
