@@ -1,5 +1,5 @@
 // Busygo makes the Go runtime work: a thousand goroutines, garbage, timers, preemption of loops that call nothing.
-// Its atomics order nothing: counters that are read when all have ended, flags that only end a loop.
+// ORDER(none): its atomics pair with nothing: counters that are read when all have ended, flags that only end a loop.
 package main
 
 import (

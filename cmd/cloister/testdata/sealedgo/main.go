@@ -1,6 +1,6 @@
 // Sealedgo seals one goroutine's thread, which computes, while others log and allocate: until they have done so 3000 times, or
 // for as long as its argument says.
-// Its atomics order nothing: counters that are read when all have ended, flags that only end a loop.
+// ORDER(none): its atomics pair with nothing: counters that are read when all have ended, flags that only end a loop.
 package main
 
 import (

@@ -1,6 +1,6 @@
 // Collect keeps the garbage collector busy at GOMAXPROCS from 1 to 8: trees that live and die, maps that grow, finalizers,
 // sync.Pool, stacks that grow while they are scanned. What it prints depends on no schedule.
-// Its atomics order nothing: counters that are read when all have ended, flags that only end a loop.
+// ORDER(none): its atomics pair with nothing: counters that are read when all have ended, flags that only end a loop.
 package main
 
 import (

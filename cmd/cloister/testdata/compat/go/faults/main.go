@@ -1,6 +1,6 @@
 // Faults needs signal handlers: a loop without calls gives way to others by the runtime's preemption, which is SIGURG; a nil
 // dereference, a division by zero and a mapped file that was made shorter become panics, which are SIGSEGV, SIGFPE and SIGBUS; os/signal delivers what the program sends itself.
-// Its atomics order nothing: counters that are read when all have ended, flags that only end a loop.
+// ORDER(none): its atomics pair with nothing: counters that are read when all have ended, flags that only end a loop.
 package main
 
 import (

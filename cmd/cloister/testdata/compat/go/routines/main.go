@@ -1,6 +1,6 @@
 // Routines runs a thousand goroutines that send, select, lock, sleep and are cancelled; timers and tickers;
 // threads of their own; and ends with os.Exit from a goroutine.
-// Its atomics order nothing: counters that are read when all have ended, flags that only end a loop.
+// ORDER(none): its atomics pair with nothing: counters that are read when all have ended, flags that only end a loop.
 package main
 
 import (

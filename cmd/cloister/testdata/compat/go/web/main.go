@@ -1,6 +1,6 @@
 // Web serves HTTP on the loopback interface and is its own client: 200 requests in parallel, kept connections, a body of
 // 5 MB each way, deadlines, a redirect, a client that leaves; then a Unix socket and a datagram.
-// Its atomics order nothing: counters that are read when all have ended, flags that only end a loop.
+// ORDER(none): its atomics pair with nothing: counters that are read when all have ended, flags that only end a loop.
 package main
 
 import (
