@@ -110,7 +110,7 @@ type control struct {
 	opArg   uintptr
 	opRet   int64
 	regs    kvm.Regs  // ansState
-	have    uint64    // of the next two, what was read at this exit
+	have    uint64    // of sregs and xsave, what was read at this exit: haveSregs, haveXSave
 	setX    uint64    // 1: with the answer xsave is loaded
 	sregs   kvm.Sregs // ansState, and the buffer of handOp
 	xsave   kvm.XSave // the buffer of handOp
@@ -154,7 +154,7 @@ const (
 // What control.op can be that is no ioctl.
 const (
 	opIdle  = 0 // the vCPU's thread of the guest has ended
-	opFetch = 1 // read all that have says
+	opFetch = 1 // read what have does not say
 )
 
 // Kinds of answers.

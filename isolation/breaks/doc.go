@@ -18,8 +18,8 @@
 //  6. A report's totals are the sums of its parts, and a figure that was not measured is null.
 //
 // Alternatives rejected: a channel or a ring of events as the primary record (loses under load, and a
-// reader that sleeps changes the figures); counters behind sync/atomic adds (single writer needs no
-// LOCK prefix; see docs/ordering.md, O2); clamping a negative remainder of the kernel's statistics to 0
+// reader that sleeps changes the figures); counters behind sync/atomic adds (a single writer needs no
+// LOCK prefix. ORDER(O2): an increment of Seq pairs with Snapshot's loads; without it a copy could be half old); clamping a negative remainder of the kernel's statistics to 0
 // (hides that they are misread); percentiles by interpolation within a bucket (a figure that nobody
 // measured: bounds are given instead); one signal for one kind of break (a Rule sends any cause to any
 // Sink).

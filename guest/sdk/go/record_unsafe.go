@@ -14,6 +14,7 @@ import (
 //
 // One goroutine writes the record. The monitor relies on the order of the stores: a bucket of Hist before
 // Passes, an entry of Ring before RingNext; use sync/atomic stores for Passes and RingNext.
+// ORDER(O9): each pairs with the monitor's load of the same word. Without them it could count a pass whose bucket is not there yet.
 //
 // The error names what the kernel or Cloister refused.
 func NewGapRecord(kind, threshold uint64) (*abi.GapRecord, error) {
