@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -106,5 +107,19 @@ func TestInterruptedBuild(t *testing.T) {
 	}
 	if left, err := os.ReadDir(elsewhere); err != nil || len(left) != 0 {
 		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// A full disk ends the run in one line with the remedy, and is no verdict on the package that was being built.
+func TestFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "go"), []byte("#!/bin/sh\necho 'compile: writing output: write x.a: no space left on device' >&2\nexit 1\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	_, err := goOutput(t.Context(), dir, dir, "build")
+	r := &results{}
+	if got := blame(t.Context(), r, "p", err); err == nil || got != err || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "GOCACHE") || r.failed {
+		t.Errorf("%v; blamed: %v, %v", err, got, r.failed)
 	}
 }

@@ -340,7 +340,7 @@ func image(ctx context.Context, note func(string, ...any), o Options, cache *Cac
 			for _, name := range []string{"cloister", "cloister-monitor", "example", "quietloop"} {
 				a.copy(path.Join(wire.BinDir, name), filepath.Join(bin, name))
 			}
-		} else if err := errors.Join(ctx.Err(), r.unbuilt("cmd/cloister", err.Error())); err != nil {
+		} else if err := blame(ctx, r, "cmd/cloister", err); err != nil {
 			return 0, err
 		}
 	}
@@ -376,6 +376,14 @@ func unique(s []string) []string {
 		seen[v] = true
 	}
 	return kept
+}
+
+// blame writes down that a package does not build; the error is of what nobody's code is to blame for, and ends the run.
+func blame(ctx context.Context, r *results, pkg string, why error) error {
+	if full := (fullDisk{}); ctx.Err() != nil || errors.As(why, &full) {
+		return why
+	}
+	return r.unbuilt(pkg, why.Error())
 }
 
 // tests builds the test binaries of the wanted packages into the image.
@@ -415,10 +423,7 @@ func tests(ctx context.Context, note func(string, ...any), o Options, root, dir 
 			args = append(args, "-cover", "-coverpkg=./...")
 		}
 		if _, err := goOutput(ctx, dir, root, append(args, pkg)...); err != nil {
-			if full := (fullDisk{}); ctx.Err() != nil || errors.As(err, &full) {
-				return err
-			}
-			if err := r.unbuilt(pkg, err.Error()); err != nil {
+			if err := blame(ctx, r, pkg, err); err != nil {
 				return err
 			}
 			continue
