@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"bytes"
 	"encoding/binary"
 
 	"github.com/cloister-vmm/cloister/guest/abi"
@@ -34,11 +35,14 @@ var exceptions = map[int]struct {
 // supervisor stack: [error,] RIP, CS, RFLAGS, RSP, SS below RSP0.
 func (p *processor) exception(x *vcpu.Exit) vcpu.Answer {
 	v := int(x.Nr)
+	word := func(below int) uint64 { return binary.LittleEndian.Uint64(p.m.sup[int(stub.StackTop(p.id))-below:]) }
+	if v == 13 && p.hypercallAt(word(40)) {
+		v = 6
+	}
 	e, ok := exceptions[v]
 	if !ok {
 		e.signal, e.name = unix.SIGSEGV, "exception"
 	}
-	word := func(below int) uint64 { return binary.LittleEndian.Uint64(p.m.sup[int(stub.StackTop(p.id))-below:]) }
 	f := p.newFault(v, e.name)
 	f.Regs["rip"], f.Regs["rflags"], f.Regs["rsp"] = word(40), word(24), word(16)
 	if e.code {
@@ -71,6 +75,16 @@ func (p *processor) exception(x *vcpu.Exit) vcpu.Answer {
 	p.haveRegs = true
 	code, addr := p.signalCode(v, f)
 	return p.deliver(f, linux.Fault{Signal: e.signal, Code: code, Addr: addr, Trap: uint64(v), Err: f.Error})
+}
+
+// hypercallAt says whether VMCALL or VMMCALL stands at rip. The other vendor's is #UD to a processor; KVM intercepts that and raises #GP at CPL 3
+// (arch/x86/kvm/emulate.c: both are privileged there).
+func (p *processor) hypercallAt(rip uint64) bool {
+	var code []byte
+	if linux.Safely(func() { code = append(code, p.m.space.Prefix(rip, 3, false)...) }) != 0 {
+		return false
+	}
+	return bytes.Equal(code, []byte{0x0f, 0x01, 0xc1}) || bytes.Equal(code, []byte{0x0f, 0x01, 0xd9})
 }
 
 // newFault is an exception of the thread that p executes.
