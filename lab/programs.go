@@ -32,6 +32,7 @@ var programs = map[string][]program{
 		{name: "helpers", source: "lab/testdata/programs/helpers.c", flags: []string{"-pthread"}},
 		{name: "ringcall", source: "cmd/cloister/testdata/programs/ringcall.c"},
 		{name: "sealedgo", goPkg: "./cmd/cloister/testdata/sealedgo"},
+		{name: "bootkernel", goPkg: "./lab/testdata/bootkernel"},
 	},
 	"bench": {
 		{name: "floor", source: "bench/c/floor.c", layout: true},
@@ -76,6 +77,10 @@ func carryBuilt(ctx context.Context, note func(string, ...any), pkg, root, dir s
 		}
 		out[i] = filepath.Join(dir, strings.ReplaceAll(pkg, "/", "-")+"-"+p.Name)
 		group.Go(func() error {
+			if p.Tool == "go" {
+				_, err := goOutput(ctx, dir, filepath.Join(root, pkg), append([]string{"build", "-buildvcs=false", "-o", out[i]}, p.Args...)...)
+				return err
+			}
 			c := command(ctx, p.Tool, append([]string{"-o", out[i]}, p.Args...)...)
 			c.Dir, c.Env = filepath.Join(root, pkg), workIn(dir)
 			if err := compileWith(c, p.Name); err != nil {

@@ -65,10 +65,9 @@ func TestBadOptions(t *testing.T) {
 	} {
 		b.refused(125, strings.Split(c.words, "|"), strings.Fields(c.args)...)
 	}
-	if monitor := filepath.Join(filepath.Dir(b.bin), "cloister-monitor"); testenv.Has(testenv.Tool("go")) {
-		b.oneLine("no command", b.do(process{argv: []string{monitor}}), 125, []string{"not by hand", "cloister help"})
-		b.oneLine("no socket", b.do(process{argv: []string{monitor, "monitor-process"}}), 125, []string{"not by hand"})
-	}
+	monitor := filepath.Join(filepath.Dir(b.bin), "cloister-monitor")
+	b.oneLine("no command", b.do(process{argv: []string{monitor}}), 125, []string{"not by hand", "cloister help"})
+	b.oneLine("no socket", b.do(process{argv: []string{monitor, "monitor-process"}}), 125, []string{"not by hand"})
 	b.refused(127, []string{"@nonsense", "@jitter"}, "run", "@nonsense")
 	b.refused(127, []string{"--count 0"}, "run", "@exits", "--count", "0")
 	b.refused(127, []string{"-what", "--count"}, "run", "@exits", "--what")

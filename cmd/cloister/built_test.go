@@ -26,7 +26,7 @@ const builtFile = "testdata/programs/built.json"
 // carriedAs is what the names of these programs begin with in a lab machine's PATH.
 const carriedAs = "cmd-cloister-"
 
-// program is what compile makes, in the folder of this package: TOOL -o OUT ARGS.
+// program is what compile and goProgram make, in the folder of this package: TOOL -o OUT ARGS, or go build -o OUT ARGS.
 type program struct {
 	Name string   `json:"name"`
 	Tool string   `json:"tool"`
@@ -97,11 +97,11 @@ func TestBuiltIsWhole(t *testing.T) {
 		}
 		ast.Inspect(f, func(n ast.Node) bool {
 			call, ok := n.(*ast.CallExpr)
-			if !ok || len(call.Args) < 3 {
+			if !ok || len(call.Args) < 2 {
 				return true
 			}
-			lit, ok := call.Args[2].(*ast.BasicLit)
-			if f, is := call.Fun.(*ast.Ident); !ok || !is || f.Name != "compile" {
+			lit, ok := call.Args[min(2, len(call.Args)-1)].(*ast.BasicLit)
+			if f, is := call.Fun.(*ast.Ident); !ok || !is || f.Name != "compile" && f.Name != "goProgram" {
 				return true
 			}
 			names++
@@ -126,14 +126,20 @@ func compile(t *testing.T, tool, name, source string, args ...string) string {
 	if strings.HasSuffix(source, ".c") {
 		p.Args = append([]string{"-I", filepath.Join("..", "..", "guest", "sdk", "c"), "-Wall", "-Werror"}, append(p.Args, "-lm")...)
 	}
+	return p.build(t)
+}
+
+// build makes the program, once in a run of the tests.
+func (p program) build(t *testing.T) string {
+	t.Helper()
 	p.known(t)
-	carried, err := exec.LookPath(carriedAs + name)
+	carried, err := exec.LookPath(carriedAs + p.Name)
 	if lab := testenv.Has(testenv.LabMachine); err != nil || !lab {
-		testenv.Need(t, testenv.Tool(tool))
+		testenv.Need(t, testenv.Tool(p.Tool))
 		carried = ""
 	}
-	out := filepath.Join(shared, name)
-	once, _ := compiled.LoadOrStore(name, sync.OnceValue(func() error {
+	out := filepath.Join(shared, p.Name)
+	once, _ := compiled.LoadOrStore(p.Name, sync.OnceValue(func() error {
 		if carried != "" {
 			b, err := os.ReadFile(carried)
 			if err != nil {
@@ -141,8 +147,13 @@ func compile(t *testing.T, tool, name, source string, args ...string) string {
 			}
 			return os.WriteFile(out, b, 0o755) // a program and its first thread are called as the file is
 		}
-		if b, err := exec.Command(tool, append([]string{"-o", out}, p.Args...)...).CombinedOutput(); err != nil {
-			return fmt.Errorf("%s %q: %w\n%s", tool, p.Args, err, b)
+		c := exec.Command(p.Tool, append([]string{"-o", out}, p.Args...)...)
+		if p.Tool == "go" {
+			c = exec.Command("go", append([]string{"build", "-buildvcs=false", "-o", out}, p.Args...)...)
+			c.Env = append(os.Environ(), "CGO_ENABLED=0")
+		}
+		if b, err := c.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s %q: %w\n%s", p.Tool, p.Args, err, b)
 		}
 		return nil
 	}))

@@ -2,9 +2,6 @@ package main
 
 import (
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
 
 	"github.com/cloister-vmm/cloister/internal/testenv"
@@ -14,14 +11,7 @@ import (
 // goProgram builds testdata/NAME.
 func goProgram(t *testing.T, name string) string {
 	t.Helper()
-	testenv.Need(t, testenv.Tool("go"))
-	out := filepath.Join(t.TempDir(), name)
-	c := exec.Command("go", "build", "-buildvcs=false", "-o", out, "./testdata/"+name)
-	c.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if b, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, b)
-	}
-	return out
+	return program{Name: name, Tool: "go", Args: []string{"./testdata/" + name}}.build(t)
 }
 
 // A Go program with its collector, its scheduler and its SIGURG works at any number of threads.
@@ -35,7 +25,8 @@ func TestGoProgram(t *testing.T) {
 
 // One goroutine's thread is sealed and computes, while others log and allocate: no break of the user's.
 func TestSealedGo(t *testing.T) {
-	b := newBox(t, testenv.CPUs(2))
+	// Where CPUs take turns, the helpers on the one that is left need minutes; lab/testdata/sealed-go.txtar has two for them.
+	b := newBox(t, testenv.CPUs(2), testenv.ParallelCPUs)
 	prog := goProgram(t, "sealedgo")
 	for range 3 {
 		r, rep := b.reported("--cpu", "1", "--budget", "user=0", "--", prog)

@@ -84,8 +84,8 @@ func newBox(t *testing.T, needs ...testenv.Requirement) *box {
 	return newBareBox(t)
 }
 
-// newBareBox is for what must work, or fail well, on any machine.
-func newBareBox(t *testing.T) *box {
+// commandUnderTest builds it, or finds it in a machine of the lab.
+func commandUnderTest(t *testing.T) string {
 	t.Helper()
 	if os.Getenv(testenv.LabMachineVar) == "" {
 		testenv.Need(t, testenv.Tool("go"))
@@ -94,7 +94,13 @@ func newBareBox(t *testing.T) *box {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &box{t: t, bin: bin, runs: t.TempDir(), work: t.TempDir(), env: []string{"PATH=" + os.Getenv("PATH"), "HOME=/nowhere", "LC_ALL=C"}}
+	return bin
+}
+
+// newBareBox is for what must work, or fail well, on any machine.
+func newBareBox(t *testing.T) *box {
+	t.Helper()
+	b := &box{t: t, bin: commandUnderTest(t), runs: t.TempDir(), work: t.TempDir(), env: []string{"PATH=" + os.Getenv("PATH"), "HOME=/nowhere", "LC_ALL=C"}}
 	t.Cleanup(b.noLeaks)
 	return b
 }

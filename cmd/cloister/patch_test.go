@@ -369,7 +369,6 @@ func TestPatchBadInput(t *testing.T) {
 // A native run and --patchable: it is said that it means nothing there.
 func TestPatchBare(t *testing.T) {
 	b := newBareBox(t)
-	testenv.Need(t, testenv.Tool("go"))
 	p := b.started("run", "--bare", "--name", "bare", "--patchable", "@spin")
 	p.running()
 	r := b.cloister("patch", "bare", "--list")

@@ -37,12 +37,8 @@ type observed struct {
 
 func newObserved(t *testing.T) *observed {
 	t.Helper()
-	testenv.Need(t, testenv.KVM, testenv.Tool("go"))
-	bin, err := build()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &observed{t, bin, t.TempDir()}
+	testenv.Need(t, testenv.KVM)
+	return &observed{t, commandUnderTest(t), t.TempDir()}
 }
 
 func (o *observed) command(args ...string) *exec.Cmd {

@@ -287,12 +287,8 @@ same again`)
 
 // A plain Go program does with the packages what run --isolate does: by itself, stopped by Ctrl-C, killed, and disturbed.
 func TestLibraryOnStage(t *testing.T) {
-	testenv.Need(t, testenv.KVM, testenv.Root, testenv.MultiCPU, testenv.Tool("go"))
-	prog := filepath.Join(t.TempDir(), "quietloop")
-	c := exec.Command("go", "build", "-buildvcs=false", "-o", prog, "../../isolation/example/quietloop")
-	if out, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	testenv.Need(t, testenv.KVM, testenv.Root, testenv.MultiCPU)
+	prog := program{Name: "quietloop", Tool: "go", Args: []string{"../../isolation/example/quietloop"}}.build(t)
 	onStage(t, `loop() { `+prog+` -cpu 1 -leases /run "$@" >/run/out 2>&1; }
 loop -for 1s || cat /run/out
 grep -q '^CPU 1: grade D, and D with [1-9][0-9]* settings changed' /run/out && grep -q '^[1-9][0-9]* passes' /run/out && grep -q '^given back: [1-9]' /run/out || cat /run/out

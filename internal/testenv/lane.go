@@ -15,12 +15,13 @@ type Lane string
 
 // The lanes.
 const (
-	LaneNone     Lane = ""          // go test by hand
-	LaneUnit     Lane = "unit"      // any machine with Go
-	LaneKVM      Lane = "kvm"       // a machine with /dev/kvm, whatever stands behind it, and root
-	LaneLab      Lane = "lab"       // QEMU: emulated SVM, four CPUs, two of them isolated
-	LaneLabPlain Lane = "lab-plain" // QEMU: emulated SVM, four CPUs, none isolated at boot
-	LaneLabVMX   Lane = "lab-vmx"   // Bochs: emulated VT-x, one CPU
+	LaneNone     Lane = ""             // go test by hand
+	LaneUnit     Lane = "unit"         // any machine with Go
+	LaneKVM      Lane = "kvm"          // a machine with /dev/kvm, whatever stands behind it, and root
+	LaneLab      Lane = "lab"          // QEMU: emulated SVM, four CPUs, two of them isolated
+	LaneLabPlain Lane = "lab-plain"    // QEMU: emulated SVM, four CPUs, none isolated at boot
+	LaneParallel Lane = "lab-parallel" // QEMU: as in LaneLab, and the CPUs run at the same time
+	LaneLabVMX   Lane = "lab-vmx"      // Bochs: emulated VT-x, one CPU
 )
 
 // promised says what a lane must have. What is not listed may be absent.
@@ -30,8 +31,9 @@ const (
 var promised = map[Lane][]string{
 	LaneNone:     {},
 	LaneUnit:     {},
-	LaneKVM:      {"kvm", "root", "multicpu", "tracefs", "btf", "trace", "tool:gcc", "tool:musl-gcc", "tool:go"},
+	LaneKVM:      {"kvm", "root", "multicpu", "parallel-cpus", "tracefs", "btf", "trace", "tool:gcc", "tool:musl-gcc", "tool:go"},
 	LaneLab:      {"kvm", "hardware-kvm", "svm", "root", "multicpu", "isolated-core", "nohz-full", "tracefs", "btf", "cgroup2", "kernel-guest", "lab-machine"},
+	LaneParallel: {"kvm", "hardware-kvm", "svm", "root", "multicpu", "parallel-cpus", "isolated-core", "nohz-full", "tracefs", "btf", "cgroup2", "kernel-guest", "lab-machine"},
 	LaneLabPlain: {"kvm", "hardware-kvm", "svm", "root", "multicpu", "tracefs", "btf", "cgroup2", "kernel-guest", "lab-machine"},
 	LaneLabVMX:   {"kvm", "hardware-kvm", "vmx", "root", "tracefs", "btf", "cgroup2", "lab-machine"},
 }
@@ -41,7 +43,7 @@ var promised = map[Lane][]string{
 func CurrentLane() (Lane, error) {
 	lane := Lane(os.Getenv(LaneVar))
 	if _, ok := promised[lane]; !ok {
-		return LaneNone, fmt.Errorf("%s=%q: no such lane; use one of unit, kvm, lab, lab-plain, lab-vmx or leave it empty", LaneVar, string(lane))
+		return LaneNone, fmt.Errorf("%s=%q: no such lane; use one of unit, kvm, lab, lab-parallel, lab-plain, lab-vmx or leave it empty", LaneVar, string(lane))
 	}
 	return lane, nil
 }
@@ -55,7 +57,7 @@ func (l Lane) Promises(name string) bool {
 			return true
 		}
 	}
-	return (l == LaneLab || l == LaneLabPlain) && (name == "cpus:2" || name == "cpus:3" || name == "cpus:4") ||
+	return (l == LaneLab || l == LaneParallel || l == LaneLabPlain) && (name == "cpus:2" || name == "cpus:3" || name == "cpus:4") ||
 		l == LaneKVM && (name == "cpus:2" || strings.HasPrefix(name, "package:") && Has(Tool("dpkg-query")))
 }
 

@@ -82,7 +82,7 @@ func byName(name string) Requirement {
 		return Package(pkg)
 	}
 	for _, r := range []Requirement{
-		KVM, HardwareKVM, SVM, VMX, PVM, Root, MultiCPU, IsolatedCore, NoHzFull, Tracefs, BTF, Cgroup2, Trace, KernelGuest, LabMachine,
+		KVM, HardwareKVM, SVM, VMX, PVM, Root, MultiCPU, IsolatedCore, NoHzFull, Tracefs, BTF, Cgroup2, Trace, KernelGuest, ParallelCPUs, LabMachine,
 	} {
 		if r.name == name {
 			return r
