@@ -22,7 +22,8 @@ import (
 func TestRunRefuses(t *testing.T) {
 	tool := func(t *testing.T, name, script string) {
 		t.Helper()
-		dir := strings.SplitN(os.Getenv("PATH"), ":", 2)[0]
+		dir := t.TempDir()
+		t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+script), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -61,6 +62,12 @@ func TestRunRefuses(t *testing.T) {
 			fakeApt(t, "good", true, false)
 			tool(t, "qemu-system-x86_64", "exit 1")
 		}, true, []string{"E: Could not resolve mirror", "check the network"}},
+		{"a kernel that there is not", func(t *testing.T) {
+			tool(t, "qemu-system-x86_64", "exit 1")
+			tool(t, "apt-cache", "echo '  Depends: linux-image-8-amd64'")
+			tool(t, "apt-get", "case \"$*\" in update*) exit 0;; *linux-image-8-amd64) echo \"'http://m/x_8_amd64.deb' x_8_amd64.deb 1 SHA256:"+strings.Repeat("0", 64)+"\"; exit 0;; esac\n"+
+				"echo 'E: Unable to locate package' >&2; exit 100")
+		}, false, []string{"apt knows no package linux-image-9", "E: Unable to locate package", "apt-cache search linux-image"}},
 		{"a kernel without what is needed", func(t *testing.T) {
 			kernelPackage(t)
 			tool(t, "qemu-system-x86_64", "exit 1")

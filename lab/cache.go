@@ -156,6 +156,9 @@ func (c *Cache) Fetch(ctx context.Context, name string) (p Package, err error) {
 		}
 		if err != nil {
 			if oldErr != nil {
+				if _, other := c.ask(ctx, tmp, anyKernel); other == nil && name != anyKernel {
+					return fmt.Errorf("apt knows no package %s: %w; choose another name, of those that `apt-cache search linux-image` prints", name, err)
+				}
 				return unavailable{fmt.Errorf("package %s is not in the cache and apt does not know it: %w; run apt-get update as root, with the network, on Debian 12", name, err)}
 			}
 			c.note("apt cannot be asked for %s (%v); using %s from the cache", name, err, old.File)
@@ -190,6 +193,9 @@ func (c *Cache) Fetch(ctx context.Context, name string) (p Package, err error) {
 	})
 	return p, err
 }
+
+// anyKernel is what apt knows wherever it has read lists that name kernels. There, what it does not know is a name that is wrong, and no lack of the machine's.
+const anyKernel = "linux-image-amd64"
 
 // update has root's apt read the mirror's lists anew, once for each Cache, and reports whether it did.
 func (c *Cache) update(ctx context.Context) bool {

@@ -262,7 +262,7 @@ func (k *Kernel) Modules(names ...string) ([]string, error) {
 		}
 		f, ok := byName[name]
 		if !ok {
-			return fmt.Errorf("kernel %s has no module %s (needed by %s)", k.Release, name, by)
+			return fmt.Errorf("kernel %s has no module %s (needed by %s): choose another with -kernel, as %s", k.Release, name, by, anyKernel)
 		}
 		state[name] = 1
 		file := filepath.Join(k.dir, f)

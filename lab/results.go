@@ -28,6 +28,7 @@ type results struct {
 	conv    *converter
 	last    lanes.Event // the package's verdict, held until the status is known
 	failed  bool
+	passed  bool // a test has passed
 
 	running    int           // the task that has begun and not ended, plus one
 	ended      map[int]bool  // tasks that have ended; true: a line came after that
@@ -62,7 +63,7 @@ func (r *results) again(why string) error {
 	if err := r.settle(); err != nil {
 		return err
 	}
-	r.running, r.ended = 0, nil
+	r.running, r.ended, r.passed = 0, nil, false
 	r.show.Forget()
 	r.first = append(r.first, lanes.Event{Action: lanes.Retry, Output: why})
 	if r.out == nil {
@@ -181,7 +182,7 @@ func (r *results) event(e lanes.Event) error {
 		r.last = e
 		return nil
 	}
-	r.testFailed = r.testFailed || e.Action == "fail"
+	r.testFailed, r.passed = r.testFailed || e.Action == "fail", r.passed || e.Action == "pass"
 	if err := r.keep(e); err != nil {
 		return err
 	}

@@ -37,6 +37,7 @@ type Options struct {
 	Cover    string            // file for the coverage profile of all packages; empty: none
 	JSON     string            // file for the events; empty: none
 	Artefact string            // directory for what tests leave in $CLOISTER_LAB_OUT; empty: dropped
+	Guest    string            // Debian package of the kernel that tests boot as a guest (SVM); empty: the cloud kernel
 	Carry    []string          // more programs for the machine's PATH: FILE, or FILE=NAME
 	Shell    bool              // a shell on the console, after the tests
 	Retries  int               // how often a boot may be tried again of which the emulator hung (ErrEmulator)
@@ -167,6 +168,9 @@ func run(ctx context.Context, o Options) (status int, err error) {
 	}
 	if r.failed {
 		status = max(status, 1)
+	}
+	if len(r.tasks) > 0 && !r.failed && !r.passed {
+		return 1, errors.New("no test passed, so nothing was shown; is the -run pattern right?")
 	}
 	return status, nil
 }
@@ -345,7 +349,7 @@ func image(ctx context.Context, note func(string, ...any), o Options, cache *Cac
 		}
 	}
 	if o.Machine.Backend == SVM {
-		guest, err := cache.Kernel(ctx, "linux-image-cloud-amd64")
+		guest, err := cache.Kernel(ctx, cmp.Or(o.Guest, "linux-image-cloud-amd64"))
 		if err != nil {
 			return 0, err
 		}

@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -130,7 +129,7 @@ func TestMachinesHaveLanes(t *testing.T) {
 	for _, m := range lab.Machines() {
 		for name, has := range map[string]bool{
 			"kvm": true, "hardware-kvm": true, "lab-machine": true, string(m.Backend): true,
-			"cpus:4": m.CPUs >= 4, "isolated-core": strings.Contains(strings.Join(m.Cmdline, " "), "isolcpus="),
+			"cpus:4": m.CPUs >= 4, "parallel-cpus": m.Parallel, "isolated-core": strings.Contains(strings.Join(m.Cmdline, " "), "isolcpus="),
 		} {
 			if m.Lane.Promises(name) != has {
 				t.Errorf("%s is in the lane %q, which promises %s: %v; the machine has it: %v", m.Name, m.Lane, name, !has, has)
@@ -164,15 +163,16 @@ func TestScenarios(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"status": status,
-			"json":   jsonValue,
-			"file":   fileValue,
-			"write":  write,
-			"cpuset": cpuset,
-			"exits":  exits,
-			"trace":  trace,
-			"traced": traced,
-			"save":   save,
+			"status":     status,
+			"json":       jsonValue,
+			"file":       fileValue,
+			"write":      write,
+			"cpuset":     cpuset,
+			"exits":      exits,
+			"trace":      trace,
+			"traced":     traced,
+			"interrupts": interrupts,
+			"save":       save,
 		},
 	})
 }
@@ -378,124 +378,6 @@ func cpuset(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Defer(func() { ts.Check(os.Remove(dir)) })
 	ts.Check(os.WriteFile(filepath.Join(dir, "cpuset.cpus"), []byte(args[1]), 0o644))
 	ts.Check(os.WriteFile(filepath.Join(dir, "cpuset.cpus.partition"), []byte(args[2]), 0o644))
-}
-
-// exits CPU DURATION [REASON…]: in that time, kvm:kvm_exit fires on the CPU for
-// these reasons only. With "!", something else fires too.
-func exits(ts *testscript.TestScript, neg bool, args []string) {
-	if len(args) < 2 {
-		ts.Fatalf("usage: exits CPU DURATION [REASON…]")
-	}
-	d, err := time.ParseDuration(args[1])
-	ts.Check(err)
-	dir := "/sys/kernel/tracing/instances/lab-scenario"
-	ts.Check(os.Mkdir(dir, 0o700))
-	defer func() { ts.Check(os.Remove(dir)) }()
-	enable := filepath.Join(dir, "events/kvm/kvm_exit/enable")
-	ts.Check(os.WriteFile(enable, []byte("1"), 0o600))
-	time.Sleep(d)
-	ts.Check(os.WriteFile(enable, []byte("0"), 0o600))
-	b, err := os.ReadFile(filepath.Join(dir, "per_cpu", "cpu"+args[0], "trace"))
-	ts.Check(err)
-	var other []string
-	for line := range strings.Lines(string(b)) {
-		m := exitReason.FindStringSubmatch(line)
-		if m == nil {
-			continue
-		}
-		known := false
-		for _, r := range args[2:] {
-			known = known || strings.TrimPrefix(m[1], "EXIT_") == r
-		}
-		if !known {
-			other = append(other, strings.TrimSpace(line))
-		}
-	}
-	ts.Logf("%d other exits on CPU %s in %v\n%s", len(other), args[0], d, strings.Join(other, "\n"))
-	if (len(other) > 0) != neg {
-		ts.Fatalf("%d exits for other reasons than %v", len(other), args[2:])
-	}
-}
-
-// tracing is the trace instance of the commands trace and traced. Scripts run one after the other.
-const tracing = "/sys/kernel/tracing/instances/lab-record"
-
-// trace CPU: until `traced`, every guest exit, interrupt, timer and switch on that CPU is recorded, and
-// wherever another CPU's translations are flushed from, with the kernel's stack.
-func trace(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 1 {
-		ts.Fatalf("usage: trace CPU")
-	}
-	cpu, err := strconv.ParseUint(args[0], 10, 5)
-	ts.Check(err)
-	ts.Check(os.Mkdir(tracing, 0o700))
-	ts.Defer(func() {
-		if err := os.Remove(tracing); err != nil && !errors.Is(err, os.ErrNotExist) {
-			ts.Fatalf("%v", err)
-		}
-	})
-	set := func(file, value string) {
-		ts.Check(os.WriteFile(filepath.Join(tracing, file), []byte(value), 0o600))
-	}
-	set("buffer_size_kb", "8192")
-	for _, e := range []string{"kvm", "irq_vectors", "irq", "sched", "timer", "workqueue"} {
-		set(filepath.Join("events", e, "filter"), fmt.Sprintf("CPU == %d", cpu))
-	}
-	for _, e := range []string{"kvm/kvm_exit", "irq_vectors", "irq", "sched/sched_switch", "timer/hrtimer_expire_entry", "workqueue/workqueue_execute_start"} {
-		set(filepath.Join("events", e, "enable"), "1")
-	}
-	// Who asked another CPU to flush, and from where: TLB_REMOTE_SEND_IPI of include/linux/mm_types.h.
-	const remoteFlush = "reason == 4"
-	set("events/tlb/tlb_flush/filter", remoteFlush)
-	set("events/tlb/tlb_flush/trigger", "stacktrace if "+remoteFlush)
-	set("events/tlb/tlb_flush/enable", "1")
-	// A write to a page that is there but is shared makes a copy of it, and a flush: user, write, present
-	// (arch/x86/include/asm/trap_pf.h).
-	set("events/exceptions/page_fault_user/filter", "error_code == 7")
-	set("events/exceptions/page_fault_user/enable", "1")
-}
-
-// traced FILE: the end of `trace`. FILE gets the events; $EXITS is how often the
-// guest was left, $EXITS_reason how often for that reason (EXITS_npf). An event that
-// was lost fails the script: a list with holes proves nothing.
-func traced(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 1 {
-		ts.Fatalf("usage: traced FILE")
-	}
-	ts.Check(os.WriteFile(filepath.Join(tracing, "tracing_on"), []byte("0"), 0o600))
-	b, err := os.ReadFile(filepath.Join(tracing, "trace"))
-	ts.Check(err)
-	stats, err := filepath.Glob(filepath.Join(tracing, "per_cpu", "cpu*", "stats"))
-	ts.Check(err)
-	for _, f := range stats {
-		s, err := os.ReadFile(f)
-		ts.Check(err)
-		for line := range strings.Lines(string(s)) {
-			if name, n, ok := strings.Cut(strings.TrimSpace(line), ": "); ok && n != "0" && (name == "overrun" || name == "dropped events" || name == "commit overrun") {
-				ts.Fatalf("%s: events were lost: %s", f, line)
-			}
-		}
-	}
-	ts.Check(os.WriteFile(ts.MkAbs(args[0]), b, 0o644))
-	total, reasons := 0, map[string]int{}
-	var since []string // the last exit that was the guest's own doing
-	for line := range strings.Lines(string(b)) {
-		if m := exitReason.FindStringSubmatch(line); m != nil {
-			r := strings.TrimPrefix(m[1], "EXIT_")
-			total++
-			reasons[r]++
-			if r != "interrupt" {
-				since = since[:0]
-			}
-		}
-		since = append(since, strings.TrimRight(line, "\n"))
-	}
-	ts.Logf("since the guest last left by itself:\n%s", strings.Join(since[:min(len(since), 60)], "\n"))
-	ts.Setenv("EXITS", strconv.Itoa(total))
-	for r, n := range reasons {
-		ts.Setenv("EXITS_"+r, strconv.Itoa(n))
-	}
-	ts.Logf("%d exits: %v", total, reasons)
 }
 
 // save FILE…: the files go to the host, under the script's name.
