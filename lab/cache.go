@@ -142,6 +142,9 @@ func (c *Cache) locked(ctx context.Context, f func(tmp string) error) (err error
 // Without apt's lists or the network, the package that name stood for last time
 // is taken if it is still whole. Root has the lists brought up to date before that.
 func (c *Cache) Fetch(ctx context.Context, name string) (p Package, err error) {
+	if !packageName.MatchString(name) {
+		return p, fmt.Errorf("%q is no name of a Debian package: give one such as %s", name, anyKernel)
+	}
 	err = c.locked(ctx, func(tmp string) error {
 		old, oldErr := c.recorded(name)
 		if oldErr != nil && !errors.Is(oldErr, fs.ErrNotExist) {
@@ -156,7 +159,7 @@ func (c *Cache) Fetch(ctx context.Context, name string) (p Package, err error) {
 		}
 		if err != nil {
 			if oldErr != nil {
-				if _, other := c.ask(ctx, tmp, anyKernel); other == nil && name != anyKernel {
+				if _, other := c.ask(ctx, tmp, anyKernel); other == nil && strings.HasPrefix(name, "linux-image-") && name != anyKernel {
 					return fmt.Errorf("apt knows no package %s: %w; choose another name, of those that `apt-cache search linux-image` prints", name, err)
 				}
 				return unavailable{fmt.Errorf("package %s is not in the cache and apt does not know it: %w; run apt-get update as root, with the network, on Debian 12", name, err)}
@@ -193,6 +196,9 @@ func (c *Cache) Fetch(ctx context.Context, name string) (p Package, err error) {
 	})
 	return p, err
 }
+
+// packageName is what Debian takes for one (Policy manual, 5.6.1); a single letter is what tests use.
+var packageName = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]*$`)
 
 // anyKernel is what apt knows wherever it has read lists that name kernels. There, what it does not know is a name that is wrong, and no lack of the machine's.
 const anyKernel = "linux-image-amd64"

@@ -28,7 +28,8 @@ type results struct {
 	conv    *converter
 	last    lanes.Event // the package's verdict, held until the status is known
 	failed  bool
-	passed  bool // a test has passed
+	passed  bool            // a test has passed
+	named   map[string]bool // packages of which tests were asked for by name: true once one of them has passed
 
 	running    int           // the task that has begun and not ended, plus one
 	ended      map[int]bool  // tasks that have ended; true: a line came after that
@@ -64,6 +65,9 @@ func (r *results) again(why string) error {
 		return err
 	}
 	r.running, r.ended, r.passed = 0, nil, false
+	for pkg := range r.named {
+		r.named[pkg] = false
+	}
 	r.show.Forget()
 	r.first = append(r.first, lanes.Event{Action: lanes.Retry, Output: why})
 	if r.out == nil {
@@ -183,6 +187,9 @@ func (r *results) event(e lanes.Event) error {
 		return nil
 	}
 	r.testFailed, r.passed = r.testFailed || e.Action == "fail", r.passed || e.Action == "pass"
+	if _, ok := r.named[e.Package]; ok && e.Action == "pass" {
+		r.named[e.Package] = true
+	}
 	if err := r.keep(e); err != nil {
 		return err
 	}
@@ -208,6 +215,9 @@ func (r *results) end(status int, why string) error {
 	}
 	r.ended[r.running-1], r.running = false, 0
 	verdict := "ok  \t"
+	if one, ok := r.named[e.Package]; ok && !one && status == 0 {
+		status, why = 1, why+" (none of the tests that were named has passed)"
+	}
 	if status != 0 || e.Action != "pass" {
 		e.Action, verdict = "fail", "FAIL\t"
 		r.failed = true

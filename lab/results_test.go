@@ -27,14 +27,17 @@ func TestResults(t *testing.T) {
 		status                  int // -1: the guest ends first
 		passed, failed, skipped int
 		shown                   string
+		named                   bool // tests of it were asked for by name
 	}{
-		{"pass", pass, 0, 1, 0, 0, "ok  \tp"},
-		{"fail", fail, 1, 0, 1, 0, "bad luck"},
-		{"skip", skip, 0, 0, 0, 1, "ok  \tp"},
-		{"dies after PASS", pass, 2, 1, 1, 0, "FAIL\tp"},
-		{"ends first", pass[:2], -1, 0, 1, 0, "the guest ended first"},
-		{"hangs", append(pass[:2:2], "lab: p runs longer than 1m0s; SIGQUIT", "SIGQUIT: quit", "goroutine 1 [running]:"), 2, 0, 1, 0, "goroutine 1 [running]"},
-		{"says nothing", nil, 127, 0, 1, 0, "FAIL\tp"},
+		{"pass", pass, 0, 1, 0, 0, "ok  \tp", true},
+		{"skip what was named", skip, 0, 0, 1, 1, "none of the tests that were named has passed", true},
+		{"run nothing of what was named", []string{"\x16PASS"}, 0, 0, 1, 0, "FAIL\tp", true},
+		{"fail", fail, 1, 0, 1, 0, "bad luck", false},
+		{"skip", skip, 0, 0, 0, 1, "ok  \tp", false},
+		{"dies after PASS", pass, 2, 1, 1, 0, "FAIL\tp", false},
+		{"ends first", pass[:2], -1, 0, 1, 0, "the guest ended first", false},
+		{"hangs", append(pass[:2:2], "lab: p runs longer than 1m0s; SIGQUIT", "SIGQUIT: quit", "goroutine 1 [running]:"), 2, 0, 1, 0, "goroutine 1 [running]", false},
+		{"says nothing", nil, 127, 0, 1, 0, "FAIL\tp", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var shown bytes.Buffer
@@ -45,6 +48,9 @@ func TestResults(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
+			}
+			if c.named {
+				r.named = map[string]bool{"p": false}
 			}
 			check(r.header("lab", "6.1", SVM))
 			check(r.start(0))

@@ -168,7 +168,6 @@ func TestScenarios(t *testing.T) {
 			"file":       fileValue,
 			"write":      write,
 			"cpuset":     cpuset,
-			"exits":      exits,
 			"trace":      trace,
 			"traced":     traced,
 			"interrupts": interrupts,

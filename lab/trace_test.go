@@ -5,53 +5,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
-
-// exits CPU DURATION [REASON…]: in that time, kvm:kvm_exit fires on the CPU for
-// these reasons only. With "!", something else fires too.
-func exits(ts *testscript.TestScript, neg bool, args []string) {
-	if len(args) < 2 {
-		ts.Fatalf("usage: exits CPU DURATION [REASON…]")
-	}
-	d, err := time.ParseDuration(args[1])
-	ts.Check(err)
-	dir := "/sys/kernel/tracing/instances/lab-scenario"
-	ts.Check(os.Mkdir(dir, 0o700))
-	defer func() { ts.Check(os.Remove(dir)) }()
-	enable := filepath.Join(dir, "events/kvm/kvm_exit/enable")
-	ts.Check(os.WriteFile(enable, []byte("1"), 0o600))
-	time.Sleep(d)
-	ts.Check(os.WriteFile(enable, []byte("0"), 0o600))
-	b, err := os.ReadFile(filepath.Join(dir, "per_cpu", "cpu"+args[0], "trace"))
-	ts.Check(err)
-	var other []string
-	for line := range strings.Lines(string(b)) {
-		m := exitReason.FindStringSubmatch(line)
-		if m == nil {
-			continue
-		}
-		known := false
-		for _, r := range args[2:] {
-			known = known || strings.TrimPrefix(m[1], "EXIT_") == r
-		}
-		if !known {
-			other = append(other, strings.TrimSpace(line))
-		}
-	}
-	ts.Logf("%d other exits on CPU %s in %v\n%s", len(other), args[0], d, strings.Join(other, "\n"))
-	if (len(other) > 0) != neg {
-		ts.Fatalf("%d exits for other reasons than %v", len(other), args[2:])
-	}
-}
 
 // tracing is the trace instance of the commands trace and traced. Scripts run one after the other.
 const tracing = "/sys/kernel/tracing/instances/lab-record"
@@ -77,7 +38,7 @@ func trace(ts *testscript.TestScript, neg bool, args []string) {
 	for _, e := range []string{"kvm", "irq_vectors", "irq", "sched", "timer", "workqueue"} {
 		set(filepath.Join("events", e, "filter"), fmt.Sprintf("CPU == %d", cpu))
 	}
-	for _, e := range []string{"kvm/kvm_exit", "irq_vectors", "irq", "sched/sched_switch", "timer/hrtimer_expire_entry", "workqueue/workqueue_execute_start"} {
+	for _, e := range []string{"kvm/kvm_exit", "kvm/kvm_entry", "irq_vectors", "irq", "sched/sched_switch", "timer/hrtimer_expire_entry", "workqueue/workqueue_execute_start"} {
 		set(filepath.Join("events", e, "enable"), "1")
 	}
 	// Who asked another CPU to flush, and from where: TLB_REMOTE_SEND_IPI of include/linux/mm_types.h.
@@ -147,11 +108,15 @@ func interrupts(ts *testscript.TestScript, neg bool, args []string) {
 	bad := 0
 	for _, e := range list {
 		verdict := ""
-		if len(e.causes) == 0 || slices.ContainsFunc(e.causes, func(c string) bool { return !slices.Contains(args[2:], c) }) {
-			verdict = " <- not among those that may come"
+		for _, c := range e.causes {
+			if _, cause, _ := strings.Cut(c, ":"); !slices.Contains(args[2:], cause) {
+				verdict = " <- not among what may come"
+			}
+		}
+		if verdict != "" || len(e.causes) == 0 {
 			bad++
 		}
-		fmt.Fprintf(&text, "%s %s: %s%s\n", e.at, strings.Join(e.vectors, "+"), strings.Join(e.causes, " "), verdict)
+		fmt.Fprintf(&text, "%s %s%s\n", e.at, strings.Join(e.causes, " "), verdict)
 	}
 	ts.Check(os.WriteFile(ts.MkAbs("interrupts.txt"), []byte(text.String()), 0o644))
 	ts.Setenv("INTERRUPTS", strconv.Itoa(len(list)))
@@ -163,36 +128,51 @@ func interrupts(ts *testscript.TestScript, neg bool, args []string) {
 
 // interrupt is one exit by an interrupt.
 type interrupt struct {
-	at      string   // seconds of the trace's clock
-	vectors []string // of the interrupts that the host took there
-	causes  []string // a worker's function, a timer's, "softirq-TIMER", "flush-by-COMM"; "wake-up": the vCPU's thread was told to leave
+	at     string   // seconds of the trace's clock
+	causes []string // VECTOR:CAUSE for each vector that the host took there; what has none is VECTOR:unknown
 }
 
 // event is one line of a trace: TASK-PID [CPU] FLAGS TIME: NAME: REST (Documentation/trace/ftrace.rst).
 var event = regexp.MustCompile(`^\s*(.+)-\d+\s+\[(\d+)\]\s+\S+\s+(\d+\.\d+): (\w+): (.*)$`)
 
-// flushTime is how long after somebody has asked for a flush its interrupt comes at the latest, in seconds of a machine whose CPUs take turns.
-const flushTime = 0.05
+var (
+	workFunction = regexp.MustCompile(`function[ =](\w+)`)
+	handlerName  = regexp.MustCompile(`name=(\S+)`)
+	nextTask     = regexp.MustCompile(`next_comm=(.+) next_pid=`)
+)
 
-var workFunction = regexp.MustCompile(`function[ =](\w+)`)
+const (
+	// flushTime is how long after the engine has asked for a flush its interrupt comes at the latest, in seconds of a machine whose CPUs take turns.
+	flushTime = 0.05
+	// engine is what the threads are called whose memory the guest's is; a flush by another process is of other memory, and comes to other cores.
+	engineComm = "cloister"
+)
+
+// Causes that are no function's name.
+const (
+	unknownCause = "unknown"
+	flushCause   = "flush"    // the engine has changed its memory
+	endCause     = "end"      // the vCPU's thread was woken, and did not enter the guest again
+	selfCause    = "irq_work" // the kernel's own, queued by what it did there
+)
 
 // causes names for each exit by an interrupt on a CPU, since the last for another reason, what the kernel did there and why. The host takes an interrupt before the exit
-// is recorded, and what it wakes runs after that.
+// is recorded, and what it wakes runs after that. A cause is of one vector: an interrupt that nothing explains is not hidden by one that came with it.
 func causes(trace string, cpu int) (list []interrupt) {
-	var now interrupt         // what was taken since the last exit
-	flush, flushed := "", 0.0 // who asked for the latest flush, and when
-	add := func(to *[]string, s string) {
-		if !slices.Contains(*to, s) {
-			*to = append(*to, s)
+	var now interrupt    // what was taken since the guest was entered
+	var wakes *interrupt // the last exit, if it has a wake-up that nothing has explained yet
+	inGuest, over := false, false
+	flushed := -1.0 // when the engine has asked for a flush
+	set := func(e *interrupt, cause string, vectors ...string) {
+		for i, c := range e.causes {
+			if v, of, _ := strings.Cut(c, ":"); of == unknownCause && slices.ContainsFunc(vectors, func(p string) bool { return strings.HasPrefix(v, p) }) {
+				e.causes[i] = v + ":" + cause
+			}
 		}
-	}
-	worked := func(e *interrupt, function string) { // what a wake-up was for is its cause
-		e.causes = slices.DeleteFunc(e.causes, func(c string) bool { return c == "wake-up" })
-		add(&e.causes, function)
 	}
 	for line := range strings.Lines(trace) {
 		m := event.FindStringSubmatch(strings.TrimRight(line, "\n"))
-		if m == nil {
+		if m == nil || over {
 			continue
 		}
 		comm, at, name, rest := m[1], m[3], m[4], m[5]
@@ -200,84 +180,96 @@ func causes(trace string, cpu int) (list []interrupt) {
 		if err != nil {
 			continue
 		}
-		if name == "tlb_flush" {
-			flush, flushed = comm, seconds
+		if name == "tlb_flush" && comm == engineComm {
+			flushed = seconds
 		}
 		if on, err := strconv.Atoi(m[2]); err != nil || on != cpu {
 			continue
 		}
 		vector, entered := strings.CutSuffix(name, "_entry")
 		switch {
+		case name == "kvm_entry":
+			now, wakes, inGuest = interrupt{}, nil, true
 		case name == "kvm_exit":
-			r := exitReason.FindStringSubmatch(line)
-			if r == nil || strings.TrimPrefix(r[1], "EXIT_") != "interrupt" {
+			inGuest, wakes = false, nil
+			if r := exitReason.FindStringSubmatch(line); r == nil || strings.TrimPrefix(r[1], "EXIT_") != "interrupt" {
 				list = nil
-			} else {
-				now.at = at
-				list = append(list, now)
+				continue
 			}
-			now = interrupt{}
-		case name == "sched_switch": // what came while another task ran, or none, interrupted no guest
-			now = interrupt{}
-		case name == "workqueue_execute_start" && len(list) > 0:
-			if f := workFunction.FindStringSubmatch(rest); f != nil && f[1] != "wq_barrier_func" { // the barrier is the waiter's, behind the work
-				worked(&list[len(list)-1], f[1])
+			now.at = at
+			list = append(list, now)
+			wakes = &list[len(list)-1]
+		case name == "sched_switch":
+			switch next := nextTask.FindStringSubmatch(rest); {
+			case strings.Contains(rest, "prev_comm="+engineComm+" ") && (strings.Contains(rest, "prev_state=X") || strings.Contains(rest, "prev_state=Z")):
+				over = true // the vCPU's thread has ended
+			case wakes != nil && next != nil && !strings.HasPrefix(next[1], "kworker/") && next[1] != engineComm && !strings.HasPrefix(next[1], "swapper/"):
+				set(wakes, "task-"+next[1], "reschedule", "call_function_single")
+				wakes = nil
 			}
+		case name == "workqueue_execute_start":
+			if f := workFunction.FindStringSubmatch(rest); f != nil && wakes != nil && strings.HasPrefix(comm, "kworker/") {
+				set(wakes, f[1], "reschedule", "call_function_single")
+				wakes = nil
+			}
+		case !inGuest: // what comes while the host works, or another task, interrupts no guest
 		case name == "hrtimer_expire_entry":
 			if f := workFunction.FindStringSubmatch(rest); f != nil {
-				add(&now.causes, f[1])
+				set(&now, f[1], "local_timer")
 			}
-		case name == "softirq_entry":
-			if _, action, ok := strings.Cut(rest, "action="); ok {
-				add(&now.causes, "softirq-"+strings.TrimSuffix(action, "]"))
+		case name == "irq_handler_entry":
+			if f := handlerName.FindStringSubmatch(rest); f != nil {
+				now.causes = append(now.causes, "irq:"+f[1])
 			}
 		case entered && strings.HasPrefix(rest, "vector="):
-			add(&now.vectors, vector)
+			now.causes = append(now.causes, vector+":"+unknownCause)
 			switch {
-			case strings.HasPrefix(vector, "call_function") && flush != "" && seconds-flushed < flushTime:
-				add(&now.causes, "flush-by-"+flush)
-			case vector == "reschedule":
-				add(&now.causes, "wake-up")
+			case strings.HasPrefix(vector, "call_function") && seconds-flushed < flushTime && flushed >= 0:
+				set(&now, flushCause, vector)
+				flushed = -1
+			case vector == "irq_work":
+				set(&now, selfCause, vector)
 			}
 		}
+	}
+	if wakes != nil {
+		set(wakes, endCause, "reschedule")
 	}
 	return list
 }
 
 func TestCauses(t *testing.T) {
-	const trace = ` cloister-9 [002] ..... 1.0: kvm_exit: vcpu 0 reason interrupt rip 0x1
- cloister-9 [002] ..... 2.0: kvm_exit: vcpu 0 reason io rip 0x1
- cloister-9 [002] dnh1. 3.0: reschedule_entry: vector=253
- cloister-9 [002] dNh1. 3.0: call_function_single_entry: vector=251
- cloister-9 [002] .N... 3.1: kvm_exit: vcpu 0 reason interrupt rip 0x401060
- kworker/2:0-30 [002] ..... 3.2: workqueue_execute_start: work struct 1: function lru_add_drain_per_cpu
- kworker/2:0-30 [002] ..... 3.2: workqueue_execute_start: work struct 1: function wq_barrier_func
- kworker/1:0-31 [001] ..... 3.2: workqueue_execute_start: work struct 1: function elsewhere
- cloister-9 [002] d.h1. 4.0: local_timer_entry: vector=236
- cloister-9 [002] d.h1. 4.0: hrtimer_expire_entry: hrtimer=1 function=tick_sched_timer now=2
- cloister-9 [002] d.h1. 4.0: local_timer_exit: vector=236
- cloister-9 [002] ..s1. 4.0: softirq_entry: vec=1 [action=TIMER]
- cloister-9 [002] .N... 4.1: kvm_exit: vcpu 0 reason interrupt rip 0x401060
- cloister-8 [001] ...2. 5.0: tlb_flush: pages:1 reason:remote ipi send (4)
- => wp_page_copy
- cloister-9 [002] d.h1. 5.03: call_function_entry: vector=252
- cloister-9 [002] ..... 5.2: kvm_exit: vcpu 0 reason interrupt rip 0x401060
- cloister-9 [002] d..2. 5.3: sched_switch: prev_comm=cloister ==> next_comm=swapper/2
- <idle>-0 [002] d.h1. 5.9: call_function_single_entry: vector=251
- <idle>-0 [002] d..2. 5.9: sched_switch: prev_comm=swapper/2 ==> next_comm=cloister
- cloister-9 [002] d.h1. 6.0: call_function_single_entry: vector=251
- cloister-9 [002] ..... 6.1: kvm_exit: vcpu 0 reason interrupt rip 0x401060
- cloister-9 [002] d.h1. 7.0: reschedule_entry: vector=253
- cloister-9 [002] ..... 7.1: kvm_exit: vcpu 0 reason interrupt rip 0x401060
-`
-	want := []interrupt{
-		{"3.1", []string{"reschedule", "call_function_single"}, []string{"lru_add_drain_per_cpu"}},
-		{"4.1", []string{"local_timer"}, []string{"tick_sched_timer", "softirq-TIMER"}},
-		{"5.2", []string{"call_function"}, []string{"flush-by-cloister"}},
-		{"6.1", []string{"call_function_single"}, nil},
-		{"7.1", []string{"reschedule"}, []string{"wake-up"}},
-	}
-	if got := causes(trace, 2); !reflect.DeepEqual(got, want) {
-		t.Errorf("%+v\nwant %+v", got, want)
+	const worker, vcpu = " kworker/2:0-30 [002] ..... ", " cloister-9 [002] ..... "
+	for _, c := range []struct{ name, trace, want string }{
+		{"none", "", ""},
+		{"nothing since", vcpu + "1.0: kvm_exit: vcpu 0 reason interrupt rip 0x1\n" + vcpu + "2.0: kvm_exit: vcpu 0 reason io rip 0x1\n", ""},
+		{"a worker", "E\nreschedule\ncall_function_single\nX\n" + vcpu + "3.1: sched_switch: prev_comm=cloister prev_pid=9 prev_state=R ==> next_comm=kworker/2:0 next_pid=30 next_prio=1\n" +
+			worker + "3.2: workqueue_execute_start: work struct 1: function lru_add_drain_per_cpu\n" + worker + "3.2: workqueue_execute_start: work struct 1: function wq_barrier_func\n" +
+			" kworker/1:0-31 [001] ..... 3.2: workqueue_execute_start: work struct 1: function elsewhere\nE\n", "reschedule:lru_add_drain_per_cpu call_function_single:lru_add_drain_per_cpu"},
+		{"another task", "E\nreschedule\nX\n" + vcpu + "3.1: sched_switch: prev_comm=cloister prev_pid=9 prev_state=R ==> next_comm=migration/2 next_pid=3 next_prio=1\nE\n", "reschedule:task-migration/2"},
+		{"the timer", "E\nlocal_timer\n" + vcpu + "4.0: hrtimer_expire_entry: hrtimer=1 function=tick_sched_timer now=2\n" + vcpu + "4.0: softirq_entry: vec=1 [action=TIMER]\nirq_work\nX\nE\n",
+			"local_timer:tick_sched_timer irq_work:irq_work"},
+		{"a timer without a function", "E\nlocal_timer\nX\nE\n", "local_timer:unknown"},
+		{"the engine's flush", "E\n cloister-8 [001] ...2. 2.999: tlb_flush: pages:1 reason:remote ipi send (4)\n cloister-monito-7 [001] ...2. 2.9995: tlb_flush: pages:1 reason:remote ipi send (4)\n => wp_page_copy\ncall_function\nX\nE\n", "call_function:flush"},
+		{"another's flush", "E\n cloister-monito-7 [001] ...2. 2.999: tlb_flush: pages:1 reason:remote ipi send (4)\ncall_function\nX\nE\n", "call_function:unknown"},
+		{"an old flush", "E\n cloister-8 [001] ...2. 2.9: tlb_flush: pages:1 reason:remote ipi send (4)\ncall_function\nX\nE\n", "call_function:unknown"},
+		{"one hides no other", "E\nreschedule\ncall_function_single\nX\n", "reschedule:end call_function_single:unknown"},
+		{"a device", "E\n" + vcpu + "3.0: irq_handler_entry: irq=27 name=virtio0-req.2\nX\nE\n", "irq:virtio0-req.2"},
+		{"between two stays", "E\nreschedule\nX\nlocal_timer\nE\nX\nE\n", "reschedule:unknown; "},
+		{"the end", "E\nreschedule\nX\n" + vcpu + "9.0: sched_switch: prev_comm=cloister prev_pid=9 prev_prio=1 prev_state=X ==> next_comm=swapper/2 next_pid=0 next_prio=1\n" +
+			worker + "60.0: workqueue_execute_start: work struct 1: function vmstat_update\n", "reschedule:end"},
+		{"no end", "E\nreschedule\nX\nE\n", "reschedule:unknown"},
+	} {
+		text := strings.NewReplacer("E\n", vcpu+"3.0: kvm_entry: vcpu 0, rip 0x1\n", "X\n", vcpu+"3.0: kvm_exit: vcpu 0 reason interrupt rip 0x1\n").Replace("\n" + c.trace)
+		for _, v := range []string{"reschedule", "call_function_single", "call_function", "local_timer", "irq_work"} {
+			text = strings.ReplaceAll(text, "\n"+v+"\n", "\n"+vcpu+"3.0: "+v+"_entry: vector=1\n")
+		}
+		var got []string
+		for _, e := range causes(text, 2) {
+			got = append(got, strings.Join(e.causes, " "))
+		}
+		if strings.Join(got, "; ") != c.want {
+			t.Errorf("%s: %q, want %q", c.name, strings.Join(got, "; "), c.want)
+		}
 	}
 }

@@ -77,8 +77,8 @@ func (p *processor) exception(x *vcpu.Exit) vcpu.Answer {
 	return p.deliver(f, linux.Fault{Signal: e.signal, Code: code, Addr: addr, Trap: uint64(v), Err: f.Error})
 }
 
-// hypercallAt says whether VMCALL or VMMCALL stands at rip. The other vendor's is #UD to a processor; KVM intercepts that and raises #GP at CPL 3
-// (arch/x86/kvm/emulate.c: both are privileged there).
+// hypercallAt says whether VMCALL or VMMCALL stands at rip. The other vendor's is #UD to a processor; KVM intercepts that, and raises #GP for VMCALL at CPL 3
+// (arch/x86/kvm/emulate.c: privileged there; VMMCALL is not, see kvm.QuirkFixHypercall). No processor raises #GP for either.
 func (p *processor) hypercallAt(rip uint64) bool {
 	var code []byte
 	if linux.Safely(func() { code = append(code, p.m.space.Prefix(rip, 3, false)...) }) != 0 {

@@ -192,7 +192,11 @@ func (m *Machine) openKVM() (err error) {
 		return err
 	}
 	// Nothing in the program guest halts or pauses; exits for it would only be disturbance.
-	m.Info.DisabledExits, err = m.vm.DisableExits(kvm.DisablePAUSE)
+	if m.Info.DisabledExits, err = m.vm.DisableExits(kvm.DisablePAUSE); err != nil {
+		return err
+	}
+	// Nobody but us writes the guest's text.
+	_, err = m.vm.DisableQuirks(kvm.QuirkFixHypercall)
 	return err
 }
 

@@ -161,6 +161,12 @@ func TestMachine(t *testing.T) {
 	if n, err := vm.DisableExits(0); n != 0 || err != nil {
 		t.Errorf("no exits to disable: %d, %v", n, err)
 	}
+	if n, err := vm.DisableQuirks(0); n != 0 || err != nil {
+		t.Errorf("no quirks to disable: %d, %v", n, err)
+	}
+	if n, err := vm.DisableQuirks(1<<31 | QuirkFixHypercall); n&^QuirkFixHypercall != 0 || err != nil {
+		t.Errorf("of quirks that there are not: %#x, %v", n, err)
+	}
 	cpu, err := vm.NewVCPU(0)
 	if err != nil {
 		t.Fatal(err)

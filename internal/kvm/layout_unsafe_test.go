@@ -112,6 +112,7 @@ func layout() []struct {
 		{"KVM_CAP_READONLY_MEM", capReadonlyMem}, {"KVM_CAP_ENABLE_CAP_VM", capEnableCap}, {"KVM_CAP_IMMEDIATE_EXIT", capImmediateExit},
 		{"KVM_CAP_X86_DISABLE_EXITS", capX86DisableExits}, {"KVM_CAP_SYNC_REGS", capSyncRegs}, {"KVM_CAP_BINARY_STATS_FD", capStatsFD},
 		{"KVM_CAP_VCPU_ATTRIBUTES", capTSCAttr}, {"KVM_CAP_SET_GUEST_DEBUG2", capGuestDebug2},
+		{"KVM_CAP_DISABLE_QUIRKS2", capDisableQuirks2}, {"KVM_X86_QUIRK_FIX_HYPERCALL_INSN", QuirkFixHypercall},
 		{"KVM_X86_DISABLE_EXITS_MWAIT", DisableMWAIT}, {"KVM_X86_DISABLE_EXITS_HLT", DisableHLT},
 		{"KVM_X86_DISABLE_EXITS_PAUSE", DisablePAUSE}, {"KVM_X86_DISABLE_EXITS_CSTATE", DisableCSTATE},
 		{"KVM_MEM_READONLY", 1 << 1}, {"KVM_SYNC_X86_REGS", SyncRegs}, {"KVM_SYNC_X86_SREGS", SyncSregs},

@@ -24,6 +24,7 @@ const (
 	capStatsFD         = 203
 	capTSCAttr         = 127 // KVM_CAP_VCPU_ATTRIBUTES
 	capGuestDebug2     = 195
+	capDisableQuirks2  = 213
 )
 
 // System is an open /dev/kvm.

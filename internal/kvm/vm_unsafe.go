@@ -60,6 +60,22 @@ func (vm *VM) DisableExits(want int) (int, error) {
 	return want, vm.enableCap(capX86DisableExits, uint64(want))
 }
 
+// QuirkFixHypercall: KVM answers the other vendor's hypercall instruction (VMMCALL on Intel) by writing its own over it
+// (api.rst 7.31, KVM_X86_QUIRK_FIX_HYPERCALL_INSN; Linux 5.19). Without the quirk the instruction is #UD, as it is without a hypervisor.
+const QuirkFixHypercall = 1 << 5
+
+// DisableQuirks turns off those of the quirks that the kernel lets go (Linux 5.17 and later, each quirk from its own release) and returns them.
+func (vm *VM) DisableQuirks(want int) (int, error) {
+	have, err := checkExtension(vm.fd, capDisableQuirks2)
+	if err != nil {
+		return 0, err
+	}
+	if want &= have; want == 0 {
+		return 0, nil
+	}
+	return want, vm.enableCap(capDisableQuirks2, uint64(want))
+}
+
 // AddMemory adds a memory slot: size bytes of host memory at hva appear at gpa. Both are page-aligned.
 // A write to a read-only slot leaves the guest as KVM_EXIT_MMIO.
 func (vm *VM) AddMemory(gpa, size uint64, hva uintptr, readonly bool) (slot uint32, err error) {

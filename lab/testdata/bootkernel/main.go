@@ -20,6 +20,7 @@ import (
 const (
 	memory = 512 << 20
 	shell  = "/bin/busybox"
+	limit  = 5 * time.Minute // a lab's machine needs one
 
 	// What gokvm's guest does without: it has no I/O APIC, no ACPI, no PCI here; and it does not know the TSC's rate.
 	cmdline = "console=ttyS0 earlyprintk=serial noapic noacpi acpi=off pci=off nowatchdog mitigations=off lapic tsc_early_khz=2000000 " +
@@ -66,12 +67,12 @@ func run() error {
 	os.Stdout = w
 	seen := make(chan error, 1)
 	go func() { seen <- watch(r, out) }()
-	go func() { seen <- fmt.Errorf("the guest ended: %w", m.RunInfiniteLoop(0)) }()
+	go func() { seen <- errors.Join(errors.New("the guest ended"), m.RunInfiniteLoop(0)) }()
 	select {
 	case err := <-seen:
 		return err
-	case <-time.After(10 * time.Minute):
-		return errors.New("no init after 10 minutes")
+	case <-time.After(limit):
+		return fmt.Errorf("no init after %v", limit)
 	}
 }
 
