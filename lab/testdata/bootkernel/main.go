@@ -22,8 +22,8 @@ const (
 	shell  = "/bin/busybox"
 	limit  = 5 * time.Minute // a lab's machine needs one
 
-	// What gokvm's guest does without: it has no I/O APIC, no ACPI, no PCI here; and it does not know the TSC's rate.
-	cmdline = "console=ttyS0 earlyprintk=serial noapic noacpi acpi=off pci=off nowatchdog mitigations=off lapic tsc_early_khz=2000000 " +
+	// What gokvm's guest does without: no I/O APIC, no ACPI and no PCI here, so the timer is the PIT's by the PIC; and it does not know the TSC's rate.
+	cmdline = "console=ttyS0 earlyprintk=serial noapic nolapic acpi=off pci=off nowatchdog mitigations=off tsc_early_khz=2000000 " +
 		"panic=-1 rdinit=/init"
 
 	// By the kernel's log, which needs no interrupt of the serial port.
