@@ -431,13 +431,13 @@ func (e *engine) guestLife() (int, vmm.Result, string) {
 	}
 	e.stamp("start")
 	r := session.Ready{Info: m.Info, Phases: e.phases, NoStats: m.Info.StatsFD == 0}
+	if err := e.tellPatchable(); err != nil { // before Ready, from which on who asks is answered
+		e.tell(session.Message{Warn: fmt.Sprintf("the VM cannot be patched: %v", err)})
+	}
 	if r.NoStats {
 		e.tell(session.Message{Ready: &r})
 	} else {
 		e.tell(session.Message{Ready: &r}, m.Info.StatsFD)
-	}
-	if err := e.tellPatchable(); err != nil {
-		e.tell(session.Message{Warn: fmt.Sprintf("the VM cannot be patched: %v", err)})
 	}
 	if err := e.awaitQuiet(); err != nil {
 		return session.StatusCloister, vmm.Result{}, e.abandon(m, err)

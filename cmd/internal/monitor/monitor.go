@@ -175,6 +175,7 @@ func (m *monitor) take(msg session.Message) error {
 		return m.serve()
 	case msg.Ready != nil:
 		m.ready = *msg.Ready
+		m.patches.hear() // what can be patched was told before
 		v := m.vcpus[0]
 		m.first(v)
 		if err := v.takeStats(msg.FDs); err != nil {

@@ -25,9 +25,11 @@ import (
 // became of each. Who asked waits in a goroutine of his own, and the loop for nobody: it takes mu for moments only.
 type patches struct {
 	making chan struct{} // has room for one: who is between the check of the log and the record in it
+	told   chan struct{} // closed: the engine has said what there is to patch, or the run is over
 
 	mu       sync.Mutex
-	state    *patch.State         // as the engine told it last; nil: the program cannot be patched
+	state    *patch.State         // as the engine told it last; nil once told is closed: the program cannot be patched
+	heard    bool                 // told is closed
 	over     bool                 // the run has ended: no more patches
 	id       uint64               // of the latest request to the engine
 	waiting  chan answer          // for the record of that request; nil: the engine has none
@@ -57,6 +59,9 @@ type made struct {
 // mostReported is how many patches stand in the report: a VM that is patched every second for weeks has the others in its log.
 const mostReported = 1000
 
+// startPatience is how long who asks waits for a VM that is being started.
+const startPatience = 10 * time.Second
+
 // patchPatience is how long the monitor waits for the record of a patch when the run has ended.
 const patchPatience = 2 * time.Second
 
@@ -64,6 +69,7 @@ var (
 	errNotPatchable = errors.New("the program cannot be patched: it does not ask for it (docs/patching.md, \"What a program declares\"); start the VM with --patchable")
 	errPatching     = errors.New("another patch is being made: try again")
 	errEndedVM      = errors.New("the VM has ended")
+	errStarting     = errors.New("the VM is still being started: try again")
 )
 
 // take is for news of the engine: how patches stand.
@@ -76,6 +82,7 @@ func (p *patches) take(m *session.Patchable, fds []int) error {
 	if err != nil {
 		return fmt.Errorf("how patches stand is not known: %w", err)
 	}
+	defer p.hear()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.state, p.counts.Number = s, s.Number
@@ -102,13 +109,24 @@ func (p *patches) patched(m *session.Patched, fds []int) {
 	}
 }
 
-func newPatches() patches { return patches{making: make(chan struct{}, 1)} }
+func newPatches() patches { return patches{making: make(chan struct{}, 1), told: make(chan struct{})} }
+
+// hear lets go on who waits for state: it is what it is.
+func (p *patches) hear() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.heard {
+		p.heard = true
+		close(p.told)
+	}
+}
 
 // close lets no more patches begin. inEngine reports whether one has begun and has no record yet.
 func (p *patches) close() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.over = true
+	p.mu.Unlock()
+	p.hear()
 }
 
 func (p *patches) inEngine() bool {
@@ -154,8 +172,13 @@ func (p *patches) snapshot() *observe.Patches {
 	return p.counts.Clone()
 }
 
-// current is a copy of the state.
+// current is a copy of the state. Of a VM that is being started it is waited for.
 func (p *patches) current() (patch.State, error) {
+	select {
+	case <-p.told:
+	case <-time.After(startPatience):
+		return patch.State{}, errStarting
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.state == nil {

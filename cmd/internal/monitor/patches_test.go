@@ -529,6 +529,7 @@ func TestPatchBadRequests(t *testing.T) {
 // A program that cannot be patched says what is missing, and nothing of its memory.
 func TestNotPatchable(t *testing.T) {
 	v := newPatchVM(t, false, nil)
+	v.m.patches.hear() // as Ready has it
 	for _, path := range []string{"/v1/patch", "/v1/patch/text?addr=0x1000&len=1"} {
 		if status, _, body := v.ask("GET", path, nil); status != 404 || !strings.Contains(body, "--patchable") {
 			t.Errorf("%s: %d %s", path, status, body)
@@ -542,6 +543,15 @@ func TestNotPatchable(t *testing.T) {
 	}
 	if v.m.patches.snapshot() != nil {
 		t.Error("metrics of what cannot be patched")
+	}
+}
+
+// TestPatchWhileStarting: who asks before the engine has said what there is to patch waits for it, and is not told that there is nothing.
+func TestPatchWhileStarting(t *testing.T) {
+	v := newPatchVM(t, false, nil)
+	time.AfterFunc(300*time.Millisecond, func() { v.tell(true, 0) })
+	if status, _, body := v.ask("GET", "/v1/patch", nil); status != 200 || !strings.Contains(body, "/opt/loop") {
+		t.Errorf("%d %s", status, body)
 	}
 }
 

@@ -53,21 +53,26 @@ func (m *monitor) control(others http.Handler) http.Handler {
 
 func (m *monitor) getPatch(w http.ResponseWriter, _ *http.Request) {
 	s, err := m.patchState()
-	switch {
-	case errors.Is(err, errNotPatchable):
-		observe.Fail(w, http.StatusNotFound, err.Error())
-	case err != nil:
-		observe.Fail(w, http.StatusServiceUnavailable, err.Error())
-	default:
-		observe.Answer(w, http.StatusOK, s)
+	if err != nil {
+		observe.Fail(w, statusOf(err), err.Error())
+		return
 	}
+	observe.Answer(w, http.StatusOK, s)
+}
+
+// statusOf is what an answer without the state has: what will never be is not found, the rest may come.
+func statusOf(err error) int {
+	if errors.Is(err, errNotPatchable) {
+		return http.StatusNotFound
+	}
+	return http.StatusServiceUnavailable
 }
 
 // getPatchText gives bytes of the running text, and of nothing else that the guest has.
 func (m *monitor) getPatchText(w http.ResponseWriter, r *http.Request) {
 	s, err := m.patches.current()
 	if err != nil {
-		observe.Fail(w, http.StatusNotFound, err.Error())
+		observe.Fail(w, statusOf(err), err.Error())
 		return
 	}
 	addr, err := strconv.ParseUint(r.URL.Query().Get("addr"), 0, 64)
@@ -127,7 +132,7 @@ func (m *monitor) getPatchLog(w http.ResponseWriter, _ *http.Request) {
 func (m *monitor) postPatch(w http.ResponseWriter, r *http.Request) {
 	s, err := m.patches.current()
 	if err != nil {
-		observe.Fail(w, http.StatusNotFound, err.Error())
+		observe.Fail(w, statusOf(err), err.Error())
 		return
 	}
 	c := http.NewResponseController(w)

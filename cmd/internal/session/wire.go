@@ -123,7 +123,7 @@ type Stop struct {
 
 // What a patch consists of may be longer than a packet. It comes as a sealed file (Unseal), one descriptor to a message.
 
-// Patchable comes with the patch.State of a program that can be patched: at Ready, and after each patch.
+// Patchable comes with the patch.State of a program that can be patched: before Ready, and after each patch.
 type Patchable struct{ Length int }
 
 // Patch comes with the patch.Plan of a patch. The monitor asks for one at a time.
