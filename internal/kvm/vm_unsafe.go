@@ -49,15 +49,18 @@ const (
 
 // DisableExits turns off those of the wanted exits that the kernel offers and returns them. It must be
 // called before the first vCPU is made.
-func (vm *VM) DisableExits(want int) (int, error) {
-	have, err := checkExtension(vm.fd, capX86DisableExits)
+func (vm *VM) DisableExits(want int) (int, error) { return vm.disable(capX86DisableExits, want) }
+
+// disable enables a capability whose argument is a mask, with those of the wanted bits that the kernel offers.
+func (vm *VM) disable(capability uint32, want int) (int, error) {
+	have, err := checkExtension(vm.fd, uintptr(capability))
 	if err != nil {
 		return 0, err
 	}
 	if want &= have; want == 0 {
 		return 0, nil
 	}
-	return want, vm.enableCap(capX86DisableExits, uint64(want))
+	return want, vm.enableCap(capability, uint64(want))
 }
 
 // QuirkFixHypercall: KVM answers the other vendor's hypercall instruction (VMMCALL on Intel) by writing its own over it
@@ -65,16 +68,7 @@ func (vm *VM) DisableExits(want int) (int, error) {
 const QuirkFixHypercall = 1 << 5
 
 // DisableQuirks turns off those of the quirks that the kernel lets go (Linux 5.17 and later, each quirk from its own release) and returns them.
-func (vm *VM) DisableQuirks(want int) (int, error) {
-	have, err := checkExtension(vm.fd, capDisableQuirks2)
-	if err != nil {
-		return 0, err
-	}
-	if want &= have; want == 0 {
-		return 0, nil
-	}
-	return want, vm.enableCap(capDisableQuirks2, uint64(want))
-}
+func (vm *VM) DisableQuirks(want int) (int, error) { return vm.disable(capDisableQuirks2, want) }
 
 // AddMemory adds a memory slot: size bytes of host memory at hva appear at gpa. Both are page-aligned.
 // A write to a read-only slot leaves the guest as KVM_EXIT_MMIO.
