@@ -16,6 +16,7 @@ RUN     ?=
 LABFLAGS ?=
 # Emulated VT-x is an order of magnitude slower than emulated SVM: there, these packages, and of two of them the tests named; TestMillionKicks waits 12 000 times
 # for a slice of the one CPU.
+# Not empty: the packages were chosen by hand, and none of their tests are left out.
 LAB_GIVEN    := $(filter-out undefined,$(origin LAB_PACKAGES) $(origin LAB_CORE))
 LAB_CORE     ?= ./lab ./internal/testenv ./internal/kvm ./guest/mem ./vcpu ./vmm ./patch/running ./cmd/cloister
 LAB_TEAR     := -only './patch/running=$(TEAR)'

@@ -57,7 +57,7 @@ var machines = []Machine{
 		Cmdline: quietCores, KVM: "kvm_amd", KVMArgs: "npt=0", Extra: qemuModules,
 	},
 	{ // several CPUs really at once, for races and for what starves
-		Name: "svm-parallel", Backend: SVM, Lane: testenv.LaneParallel, CPUs: 4, MemMB: 2048, Kernel: "linux-image-amd64",
+		Name: "svm-parallel", Backend: SVM, Lane: testenv.LaneLabParallel, CPUs: 4, MemMB: 2048, Kernel: "linux-image-amd64",
 		Cmdline: quietCores, KVM: "kvm_amd", Extra: qemuModules, Parallel: true,
 	},
 	{ // nothing isolated at boot: for what isolates cores at run time

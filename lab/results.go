@@ -28,8 +28,8 @@ type results struct {
 	conv    *converter
 	last    lanes.Event // the package's verdict, held until the status is known
 	failed  bool
-	passed  bool            // a test has passed
-	named   map[string]bool // packages of which tests were asked for by name: true once one of them has passed
+	passed  map[string]bool // packages of which a test has passed
+	named   map[string]bool // packages of which tests were asked for by name
 
 	running    int           // the task that has begun and not ended, plus one
 	ended      map[int]bool  // tasks that have ended; true: a line came after that
@@ -64,10 +64,7 @@ func (r *results) again(why string) error {
 	if err := r.settle(); err != nil {
 		return err
 	}
-	r.running, r.ended, r.passed = 0, nil, false
-	for pkg := range r.named {
-		r.named[pkg] = false
-	}
+	r.running, r.ended, r.passed = 0, nil, nil
 	r.show.Forget()
 	r.first = append(r.first, lanes.Event{Action: lanes.Retry, Output: why})
 	if r.out == nil {
@@ -186,9 +183,12 @@ func (r *results) event(e lanes.Event) error {
 		r.last = e
 		return nil
 	}
-	r.testFailed, r.passed = r.testFailed || e.Action == "fail", r.passed || e.Action == "pass"
-	if _, ok := r.named[e.Package]; ok && e.Action == "pass" {
-		r.named[e.Package] = true
+	r.testFailed = r.testFailed || e.Action == "fail"
+	if e.Action == "pass" {
+		if r.passed == nil {
+			r.passed = map[string]bool{}
+		}
+		r.passed[e.Package] = true
 	}
 	if err := r.keep(e); err != nil {
 		return err
@@ -215,7 +215,7 @@ func (r *results) end(status int, why string) error {
 	}
 	r.ended[r.running-1], r.running = false, 0
 	verdict := "ok  \t"
-	if one, ok := r.named[e.Package]; ok && !one && status == 0 {
+	if status == 0 && r.named[e.Package] && !r.passed[e.Package] {
 		status, why = 1, why+" (none of the tests that were named has passed)"
 	}
 	if status != 0 || e.Action != "pass" {

@@ -50,7 +50,7 @@ func TestResults(t *testing.T) {
 				}
 			}
 			if c.named {
-				r.named = map[string]bool{"p": false}
+				r.named = map[string]bool{"p": true}
 			}
 			check(r.header("lab", "6.1", SVM))
 			check(r.start(0))

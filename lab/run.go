@@ -125,7 +125,7 @@ func run(ctx context.Context, o Options) (status int, err error) {
 	if err := kernel.CheckConfig(o.Machine.Backend); err != nil {
 		return 1, err
 	}
-	r := &results{show: lanes.NewShow(o.Stdout), scratch: dir}
+	r := &results{show: lanes.NewShow(o.Stdout), scratch: dir, named: map[string]bool{}}
 	if o.Verbose {
 		r.raw = o.Stdout
 	}
@@ -169,7 +169,7 @@ func run(ctx context.Context, o Options) (status int, err error) {
 	if r.failed {
 		status = max(status, 1)
 	}
-	if len(r.tasks) > 0 && !r.failed && !r.passed {
+	if len(r.tasks) > 0 && !r.failed && len(r.passed) == 0 {
 		return 1, errors.New("no test passed, so nothing was shown: all were skipped, or the -run pattern is wrong")
 	}
 	return status, nil
@@ -449,13 +449,8 @@ func tests(ctx context.Context, note func(string, ...any), o Options, root, dir 
 		work := path.Join(wire.SrcDir, filepath.ToSlash(rel))
 		argv := []string{path.Join(wire.TestDir, name+".test"), "-test.v=test2json", "-test.paniconexit0",
 			"-test.timeout=" + timeout.String(), "-test.count=" + strconv.Itoa(max(1, o.Count))}
-		if _, ok := unused[filepath.ToSlash(rel)]; ok {
-			delete(unused, filepath.ToSlash(rel))
-			if r.named == nil {
-				r.named = map[string]bool{}
-			}
-			r.named[pkg] = false
-		}
+		delete(unused, filepath.ToSlash(rel))
+		r.named[pkg] = o.Only[filepath.ToSlash(rel)] != ""
 		for flag, value := range map[string]string{"-test.run": cmp.Or(o.Only[filepath.ToSlash(rel)], o.Run), "-test.skip": o.Skip} {
 			if value != "" {
 				argv = append(argv, flag+"="+value)

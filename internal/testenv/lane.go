@@ -3,6 +3,7 @@ package testenv
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -15,13 +16,13 @@ type Lane string
 
 // The lanes.
 const (
-	LaneNone     Lane = ""             // go test by hand
-	LaneUnit     Lane = "unit"         // any machine with Go
-	LaneKVM      Lane = "kvm"          // a machine with /dev/kvm, whatever stands behind it, and root
-	LaneLab      Lane = "lab"          // QEMU: emulated SVM, four CPUs, two of them isolated
-	LaneLabPlain Lane = "lab-plain"    // QEMU: emulated SVM, four CPUs, none isolated at boot
-	LaneParallel Lane = "lab-parallel" // QEMU: as in LaneLab, and the CPUs run at the same time
-	LaneLabVMX   Lane = "lab-vmx"      // Bochs: emulated VT-x, one CPU
+	LaneNone        Lane = ""             // go test by hand
+	LaneUnit        Lane = "unit"         // any machine with Go
+	LaneKVM         Lane = "kvm"          // a machine with /dev/kvm, whatever stands behind it, and root
+	LaneLab         Lane = "lab"          // QEMU: emulated SVM, four CPUs, two of them isolated
+	LaneLabPlain    Lane = "lab-plain"    // QEMU: emulated SVM, four CPUs, none isolated at boot
+	LaneLabParallel Lane = "lab-parallel" // QEMU: as in LaneLab, and the CPUs run at the same time
+	LaneLabVMX      Lane = "lab-vmx"      // Bochs: emulated VT-x, one CPU
 )
 
 // promised says what a lane must have. What is not listed may be absent.
@@ -29,14 +30,17 @@ const (
 // The lab lanes promise no tools: nothing is compiled there. The VT-x lab has one
 // CPU and therefore no isolated one.
 var promised = map[Lane][]string{
-	LaneNone:     {},
-	LaneUnit:     {},
-	LaneKVM:      {"kvm", "root", "multicpu", "parallel-cpus", "tracefs", "btf", "trace", "tool:gcc", "tool:musl-gcc", "tool:go"},
-	LaneLab:      {"kvm", "hardware-kvm", "svm", "root", "multicpu", "isolated-core", "nohz-full", "tracefs", "btf", "cgroup2", "kernel-guest", "lab-machine"},
-	LaneParallel: {"kvm", "hardware-kvm", "svm", "root", "multicpu", "parallel-cpus", "isolated-core", "nohz-full", "tracefs", "btf", "cgroup2", "kernel-guest", "lab-machine"},
-	LaneLabPlain: {"kvm", "hardware-kvm", "svm", "root", "multicpu", "tracefs", "btf", "cgroup2", "kernel-guest", "lab-machine"},
-	LaneLabVMX:   {"kvm", "hardware-kvm", "vmx", "root", "tracefs", "btf", "cgroup2", "lab-machine"},
+	LaneNone:        {},
+	LaneUnit:        {},
+	LaneKVM:         {"kvm", "root", "multicpu", "parallel-cpus", "tracefs", "btf", "trace", "tool:gcc", "tool:musl-gcc", "tool:go"},
+	LaneLab:         isolatedSVM,
+	LaneLabParallel: append(slices.Clone(isolatedSVM), "parallel-cpus"),
+	LaneLabPlain:    {"kvm", "hardware-kvm", "svm", "root", "multicpu", "tracefs", "btf", "cgroup2", "kernel-guest", "lab-machine"},
+	LaneLabVMX:      {"kvm", "hardware-kvm", "vmx", "root", "tracefs", "btf", "cgroup2", "lab-machine"},
 }
+
+// isolatedSVM is what the lanes of emulated SVM with isolated cores must have.
+var isolatedSVM = []string{"kvm", "hardware-kvm", "svm", "root", "multicpu", "isolated-core", "nohz-full", "tracefs", "btf", "cgroup2", "kernel-guest", "lab-machine"}
 
 // CurrentLane returns the lane named by CLOISTER_LANE, and an error if there is
 // no lane of that name: a mistyped lane would promise nothing and skip everything.
@@ -57,7 +61,7 @@ func (l Lane) Promises(name string) bool {
 			return true
 		}
 	}
-	return (l == LaneLab || l == LaneParallel || l == LaneLabPlain) && (name == "cpus:2" || name == "cpus:3" || name == "cpus:4") ||
+	return (l == LaneLab || l == LaneLabParallel || l == LaneLabPlain) && (name == "cpus:2" || name == "cpus:3" || name == "cpus:4") ||
 		l == LaneKVM && (name == "cpus:2" || strings.HasPrefix(name, "package:") && Has(Tool("dpkg-query")))
 }
 

@@ -5,7 +5,9 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -67,7 +69,7 @@ func run() error {
 	os.Stdout = w
 	seen := make(chan error, 1)
 	go func() { seen <- watch(r, out) }()
-	go func() { seen <- errors.Join(errors.New("the guest ended"), m.RunInfiniteLoop(0)) }()
+	go func() { seen <- fmt.Errorf("the guest ended: %w", m.RunInfiniteLoop(0)) }()
 	select {
 	case err := <-seen:
 		return err
@@ -95,23 +97,13 @@ func archive() ([]byte, error) {
 	return b.Bytes(), errors.Join(err, a.Close())
 }
 
-// watch copies until the mark comes, which is then the last line.
+// watch copies until the mark has come.
 func watch(from io.Reader, to io.Writer) error {
-	var line strings.Builder
-	b := make([]byte, 1)
-	for {
-		if _, err := from.Read(b); err != nil {
-			return err
-		}
-		if _, err := to.Write(b); err != nil {
-			return err
-		}
-		line.WriteByte(b[0])
-		if b[0] == '\n' {
-			if strings.Contains(line.String(), mark) {
-				return nil
-			}
-			line.Reset()
+	lines := bufio.NewScanner(io.TeeReader(from, to))
+	for lines.Scan() {
+		if strings.Contains(lines.Text(), mark) {
+			return nil
 		}
 	}
+	return cmp.Or(lines.Err(), io.EOF)
 }
