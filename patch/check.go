@@ -108,6 +108,10 @@ func bad(v *Place, sites []Site, safePoint bool) string {
 	if safePoint && !v.Safe {
 		return fmt.Sprintf("vCPU %d (thread %q, %s at %#x) is not at a safe point", v.ID, v.Thread, v.Where, first(v.RIPs))
 	}
+	// It may return to the middle of an entry that becomes a JMP (vmm's landing), and be told so or not. In microseconds it is known.
+	if v.Returning {
+		return fmt.Sprintf("vCPU %d (thread %q) returns from a signal's handler, and to where is not known yet", v.ID, v.Thread)
+	}
 	for _, rip := range v.RIPs {
 		for i := range sites {
 			w := &sites[i]

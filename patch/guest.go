@@ -63,6 +63,8 @@ type Place struct {
 	RIPs    []uint64 // addresses of the program at which it may go on
 	Events  string   // what waits to be injected; empty: nothing
 	Unknown bool     // whether anything does was not asked for here, or could not be read
-	Safe    bool     // at a declared safe point, quiet, or without a thread of the guest
-	AckTSC  uint64
+	// Returning: from a signal's handler, to an address that is not among RIPs.
+	Returning bool
+	Safe      bool // at a declared safe point, quiet, or without a thread of the guest
+	AckTSC    uint64
 }

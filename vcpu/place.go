@@ -21,7 +21,9 @@ type Place struct {
 	// KVM did not say.
 	Events  string
 	Unknown bool
-	AckTSC  uint64 // when it had left the guest, stamped on its own thread
+	// Returning: it serves rt_sigreturn. Where it goes on stands in the guest's memory or with Go, and may have been worked out before this stop.
+	Returning bool
+	AckTSC    uint64 // when it had left the guest, stamped on its own thread
 }
 
 // Generation is the number of this stop.
@@ -82,6 +84,7 @@ func (p *Stopped) Place(i int) Place {
 	if at&atKicked == 0 && c.rip != 0 {
 		w.RIPs = append(w.RIPs, c.rip)
 	}
+	w.Returning = at&(atOpen|atKicked) == atOpen && w.Cause == breaks.Syscall && w.Nr == sysRtSigreturn
 	w.Unknown = at&atLooked == 0
 	if !w.Unknown {
 		w.Events = c.pending()

@@ -61,6 +61,9 @@ func (a *asm) call(name string) { a.put(0xe8); a.rel(name) }
 // singleStep, as the call of tearELF, has thread 0 run with the trap flag: a signal behind every instruction.
 var singleStep = [3]uint32{1 << 31}
 
+// singleStepNOPs is the same, with five NOPs before f and g's bodies.
+var singleStepNOPs = [3]uint32{1 << 31, 1}
+
 // tearELF makes the guest with n threads; call, if not 0, is a system call that thread 0 makes in every pass, with two arguments.
 func tearELF(n int, page bool, call [3]uint32) []byte {
 	const entry = 64 + 2*56
@@ -96,7 +99,7 @@ func tearELF(n int, page bool, call [3]uint32) []byte {
 	a.at("run")
 	a.put(0x44, 0x89, 0xf3, 0xc1, 0xe3, 6, 0x81, 0xc3) // mov %r14d,%ebx; shl $6; add
 	a.imm(data + 0x40)
-	if call == singleStep {
+	if call[0] == singleStep[0] {
 		a.put(0x45, 0x85, 0xf6) // test %r14d,%r14d
 		a.jne("loop")
 		const action = data + 0x3000
@@ -122,7 +125,7 @@ func tearELF(n int, page bool, call [3]uint32) []byte {
 	a.imm(data)
 	a.put(0) // cmpl $0,data
 	a.jne("safe")
-	if call[0] != 0 && call != singleStep {
+	if call[0] != 0 && call[0] != singleStep[0] {
 		a.put(0x45, 0x85, 0xf6) // test %r14d,%r14d
 		a.jne("no call")
 		a.put(0xb8)
@@ -178,7 +181,11 @@ func tearELF(n int, page bool, call [3]uint32) []byte {
 		binary.LittleEndian.PutUint32(b[at:], uint32(a.labels[name]-at-4))
 	}
 	for _, at := range []int{f - base, g - base} {
-		copy(b[at:], []byte{0xb8, 0x11, 0x11, 0x11, 0x11, 0xc3})
+		body := []byte{0xb8, 0x11, 0x11, 0x11, 0x11, 0xc3}
+		if call == singleStepNOPs {
+			body = append([]byte{0x90, 0x90, 0x90, 0x90, 0x90}, body...)
+		}
+		copy(b[at:], body)
 	}
 	var h bytes.Buffer
 	_ = binary.Write(&h, binary.LittleEndian, elf.Header64{

@@ -1,6 +1,7 @@
 package running_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/cloister-vmm/cloister/guest/abi"
 	"github.com/cloister-vmm/cloister/internal/testenv"
+	"github.com/cloister-vmm/cloister/isolation/breaks"
 	"github.com/cloister-vmm/cloister/patch"
 	"github.com/cloister-vmm/cloister/patch/running"
 	"golang.org/x/sys/unix"
@@ -61,8 +63,51 @@ func TestInterference(t *testing.T) {
 				t.Errorf("vCPU 0 was only ever found in %v: it is not busy with what this test is about", where)
 			}
 			t.Logf("vCPU 0 was found in %v", where)
+			if c.call[0] == abi.SysSync || c.call[0] == unix.SYS_MEMBARRIER {
+				l := w.counts(t, 1)
+				if n := l.Book[0].Cause[breaks.Sync].Count + l.Book[1].Cause[breaks.Sync].Count; n == 0 {
+					t.Error("vCPU 1 was never taken out of the guest to serialise")
+				}
+			}
 		})
 	}
+}
+
+// TestReturnIntoEntry: a function is redirected, and given back, while a thread takes a signal behind each of its instructions: it returns from handlers to among the
+// NOPs that are a JMP now, and a stop finds it between the look at where that is and the return.
+func TestReturnIntoEntry(t *testing.T) {
+	w := startCalling(t, 1, false, singleStepNOPs)
+	spare := w.State().SpareText
+	old, jmp := []byte{0x90, 0x90, 0x90, 0x90, 0x90}, binary.LittleEndian.AppendUint32([]byte{0xe9}, uint32(spare.Used-w.f-5))
+	plan := patch.Plan{Name: "f", BuildID: w.State().BuildID, StopLimit: 10 * time.Second, Wait: 20 * time.Second,
+		Text:  []patch.Chunk{{Addr: spare.Used, Bytes: append(load(valA), 0xc3)}},
+		Sites: []patch.Site{{Name: "f", Kind: patch.Redirect, Addr: w.f, Old: old, New: jmp}}}
+	again, where := 0, map[string]int{}
+	for range 400 {
+		r := w.Apply(plan)
+		plan.Text = nil
+		time.Sleep(2 * time.Millisecond)
+		back := w.Apply(patch.Plan{Name: "back", Revert: r.Number, Wait: 20 * time.Second})
+		time.Sleep(time.Millisecond) // some of the NOPs are to be executed
+		again += r.Stops + back.Stops - 2
+		where[r.VCPUs[0].Where]++
+		if r.Outcome != patch.Committed || back.Outcome != patch.Committed {
+			t.Fatalf("patch %d: %s %s, back: %s %s", r.Number, r.Outcome, r.Reason, back.Outcome, back.Reason)
+		}
+		select {
+		case <-w.Done():
+			t.Fatalf("behind patch %d the guest has ended: vCPU 0 was in %s", r.Number, r.VCPUs[0].Where)
+		default:
+		}
+	}
+	w.moves(t, 0)
+	if w.sum(1) != 0 {
+		t.Errorf("%d torn instructions", w.sum(1))
+	}
+	if where["exc-debug"] == 0 {
+		t.Errorf("vCPU 0 was only ever found in %v: it takes no signals", where)
+	}
+	t.Logf("%d stops in vain, vCPU 0 was found in %v", again, where)
 }
 
 // TestBlocked: a thread that sleeps in a system call holds up nobody but a patch that waits for safe points, which names it; and it does not when

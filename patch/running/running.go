@@ -106,7 +106,7 @@ func (h *halt) Places() []patch.Place {
 	for _, v := range h.Halt.Places() {
 		p := patch.Place{
 			ID: v.ID, CPU: v.CPU, Ended: v.Ended, Guest: v.Guest, Thread: v.Thread, RIPs: v.RIPs, Events: v.Events, Unknown: v.Unknown,
-			Safe: v.Safe, AckTSC: v.AckTSC, Where: v.Cause.String(),
+			Returning: v.Returning, Safe: v.Safe, AckTSC: v.AckTSC, Where: v.Cause.String(),
 		}
 		switch {
 		case v.Ended:
