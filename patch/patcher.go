@@ -344,6 +344,8 @@ func (a *attempt) once(g Guest) (again bool, why string) {
 	if !a.dry {
 		a.exits = g.Exits()
 	}
+	// What the record says of a stop is of the last one, or nothing.
+	a.r.Stopped, a.r.Begun, a.r.Generation, a.r.FirstStore, a.r.LastStore, a.r.Released, a.r.VCPUs = 0, 0, 0, 0, 0, 0, nil
 	last := &a.sites[len(a.sites)-1]
 	within := Range{a.sites[0].Addr, last.Addr + uint64(len(last.Old))}
 	var h Halt

@@ -88,6 +88,7 @@ type control struct {
 	parkG  uint64 // generation that is being served
 	taken  uint64 // kicks that were taken off the thread: when sent is the same, none is pending
 	looked uint64 // 1: events were read for parkG; 2: KVM did not say; 0: nobody asked for them
+	slept  uint64 // 1: it slept while it was parked
 	open   uint64 // 1: a break is open
 	out    uint64 // TSC of its start
 	book   uint64 // book it belongs to
@@ -166,31 +167,29 @@ const (
 	ansSregs  = 5 // ansRAX, and sregs
 )
 
-const (
-	stackSize = 64<<10 + 2048 // ends within a page
-	tlsSize   = 4096
-)
+const stackSize = 64<<10 + 2048 // ends within a page
 
-// newControl makes the one mapping of a thread: guard page, stack, control, TLS. The stack's top and what control begins with, which is what a stop uses
-// of either, share a page: see loop.go.
-func newControl() (*control, uintptr, uintptr, []byte, error) {
+// newControl makes the one mapping of a thread: guard page, stack, control. The stack's top, the word behind FS and what control begins with, which is what a
+// stop uses of each, share a page: see loop.go.
+func newControl() (*control, uintptr, []byte, error) {
 	at := 4096 + stackSize // of control
-	all := (at + int(unsafe.Sizeof(control{})) + tlsSize + 4095) &^ 4095
+	all := (at + int(unsafe.Sizeof(control{})) + 4095) &^ 4095
 	m, err := unix.Mmap(-1, 0, all, unix.PROT_READ|unix.PROT_WRITE,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
 	if err != nil {
-		return nil, 0, 0, nil, fmt.Errorf("mmap the vCPU thread's stack: %w", err)
+		return nil, 0, nil, fmt.Errorf("mmap the vCPU thread's stack: %w", err)
 	}
 	if err := unix.Mprotect(m[:4096], unix.PROT_NONE); err != nil {
-		return nil, 0, 0, nil, fmt.Errorf("protect the vCPU thread's guard page: %w", err)
+		return nil, 0, nil, fmt.Errorf("protect the vCPU thread's guard page: %w", err)
 	}
-	base := uintptr(unsafe.Pointer(&m[0]))
-	stackTop := base + uintptr(at) - 64
-	tls := base + uintptr(all-tlsSize/2) // g is read at FS-8: zero there
 	c := (*control)(unsafe.Pointer(&m[at]))
 	c.eventsAt = uintptr(unsafe.Pointer(&c.events))
-	return c, stackTop, tls, m, nil
+	return c, uintptr(unsafe.Pointer(c)) - aboveStack, m, nil
 }
+
+// aboveStack is how many bytes lie between the stack's top and control, which FS points to. They are zero: Go reads g, of which the thread has none, at FS-8 behind
+// each call of assembly (cmd/compile/abi-internal.md), so often that it must not be in a page of its own.
+const aboveStack = 64
 
 // entry is the address of f's first instruction: a function value points to a word that holds it.
 func entry(f func(*control)) uintptr { return **(**uintptr)(unsafe.Pointer(&f)) }

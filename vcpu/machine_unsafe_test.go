@@ -170,12 +170,12 @@ func TestLines(t *testing.T) {
 			t.Errorf("%s is in a line that is waited for", name)
 		}
 	}
-	n, _, _, m, err := newControl()
+	n, top, m, err := newControl()
 	if err != nil {
 		t.Fatal(err)
 	}
 	at := uintptr(unsafe.Pointer(n))
-	if last := at + unsafe.Offsetof(n.errno); at%64 != 0 || at%4096 == 0 || at>>12 != last>>12 {
+	if last := at + unsafe.Offsetof(n.errno); at%64 != 0 || top+aboveStack != at || top>>12 != last>>12 {
 		t.Errorf("control at %#x, what a stop uses of it to %#x: want a line's start, in one page, with the stack's top", at, last)
 	}
 	if err := unix.Munmap(m); err != nil {

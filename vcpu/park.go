@@ -139,6 +139,10 @@ func park(c *control) {
 		}
 		at = next
 	}
+	if c.slept != 0 { // it may have been moved to a core that has executed what was there before, and a return from futex(2) need not serialise
+		c.slept = 0
+		serialise(c.serial)
+	}
 	c.ledger.State = was
 	step(c, stepRelease)
 }
@@ -222,6 +226,7 @@ func waitBell(c *control, p *uint64, g, until uint64) uint64 {
 	b := load32(&c.bell)
 	add32(&c.sleepBell, 1)
 	if load64(p) < g && load64(&c.req) == load64(&c.ack) {
+		c.slept = 1
 		futexWait(&c.bell, b)
 	}
 	add32(&c.sleepBell, ^uint32(0))

@@ -32,7 +32,7 @@ func drain(set *uint64, zero *[2]uint64) bool
 var _ = loop
 
 //go:noescape
-func spawn(stackTop, tls uintptr, c *control, entry uintptr) (tid int64)
+func spawn(stackTop uintptr, c *control, entry uintptr) (tid int64)
 
 // takeLine fetches the line of a byte to be written soon; it changes nothing (PREFETCHW, Intel SDM volume 2B: a hint).
 //

@@ -144,14 +144,14 @@ TEXT ·drain(SB),NOSPLIT,$0-17
 	SETGT ret+16(FP)
 	RET
 
-// func spawn(stackTop, tls uintptr, c *control, entry uintptr) (tid int64)
+// func spawn(stackTop uintptr, c *control, entry uintptr) (tid int64)
 // A thread of this process that starts in entry(c) and that the Go runtime never hears of. The caller has
 // blocked all signals, so none is ever delivered to it: no Go signal handler can run without a g.
-TEXT ·spawn(SB),NOSPLIT,$0-40
+TEXT ·spawn(SB),NOSPLIT,$0-32
 	MOVQ stackTop+0(FP), SI
-	MOVQ tls+8(FP), R8
-	MOVQ c+16(FP), R13
-	MOVQ entry+24(FP), R12
+	MOVQ c+8(FP), R13
+	MOVQ R13, R8 // FS: Go finds g, which is 0, in the word before it
+	MOVQ entry+16(FP), R12
 	// CLONE_VM|FS|FILES|SIGHAND|THREAD|SYSVSEM|SETTLS|CHILD_CLEARTID|PARENT_SETTID
 	MOVQ $0x3d0f00, DI
 	LEAQ control_tid(R13), DX  // parent_tid: written before clone returns
@@ -160,7 +160,7 @@ TEXT ·spawn(SB),NOSPLIT,$0-40
 	SYSCALL
 	CMPQ AX, $0
 	JEQ  child
-	MOVQ AX, tid+32(FP)
+	MOVQ AX, tid+24(FP)
 	RET
 child:
 	// Go's internal calling convention (cmd/compile/abi-internal.md): the argument in AX with a slot to spill

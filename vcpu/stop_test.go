@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloister-vmm/cloister/internal/testenv"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
 )
 
@@ -265,6 +266,7 @@ func TestAckTSC(t *testing.T) {
 
 // TestStopZeroLimit: a limit that is up at once gives the error and leaves a VM that runs and can be stopped.
 func TestStopZeroLimit(t *testing.T) {
+	testenv.Need(t, testenv.ParallelCPUs) // where they take turns, all of the vCPU's may come before the look at the time
 	m, born := boot(t, guestMixed, resumes)
 	resume(t, born)
 	late := 0

@@ -90,7 +90,6 @@ type Thread struct {
 	c       *control
 	tid     int
 	top     uintptr
-	tls     uintptr
 	mapping []byte
 	fifo    bool
 	done    chan struct{}
@@ -98,11 +97,11 @@ type Thread struct {
 
 // New allocates the thread's memory; nothing runs yet.
 func New(cfg Config) (*Thread, error) {
-	c, top, tls, m, err := newControl()
+	c, top, m, err := newControl()
 	if err != nil {
 		return nil, err
 	}
-	t := &Thread{cfg: cfg, c: c, top: top, tls: tls, mapping: m, done: make(chan struct{})}
+	t := &Thread{cfg: cfg, c: c, top: top, mapping: m, done: make(chan struct{})}
 	c.fd, c.run, c.ledger = cfg.VCPU.FD(), cfg.VCPU.Run, cfg.Ledger
 	c.pid, c.window, c.userTop = int64(unix.Getpid()), cfg.Window, cfg.UserTop
 	c.tables, c.tabGPA, c.tabSize, c.root = cfg.Supervisor, cfg.SupervisorGPA, cfg.SupervisorSize, cfg.Root
@@ -140,7 +139,7 @@ func (t *Thread) start() error {
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, &old); err != nil {
 		return fmt.Errorf("block signals for vCPU %d: %w", t.cfg.ID, err)
 	}
-	r := spawn(t.top, t.tls, t.c, entry(loop))
+	r := spawn(t.top, t.c, entry(loop))
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil); err != nil {
 		return fmt.Errorf("restore signals: %w", err)
 	}

@@ -329,7 +329,7 @@ func (m *Machine) Close() error {
 		errs = append(errs, m.sys.Close())
 	}
 	for _, a := range m.patching.aliases {
-		errs = append(errs, unix.Munmap(a.b))
+		errs = append(errs, unix.Munmap(a.mapping))
 	}
 	for _, b := range [][]byte{m.window, m.sup, m.vdso} {
 		if b != nil {

@@ -38,6 +38,7 @@ type patching struct {
 
 	mu       sync.Mutex
 	words    []uint64 // addresses of safe words
+	left     []uint64 // those that Scatter has yet to clear
 	number   uint64   // of the patch that waits for safe points; 0: none
 	epoch    uint64   // of the latest Gather
 	arrived  chan struct{}
@@ -48,7 +49,8 @@ type patching struct {
 // alias is the writable view of one range of text.
 type alias struct {
 	Span
-	b []byte
+	b       []byte
+	mapping []byte // of whole pages, with b in it
 }
 
 // safe is a processor's part. Guarded by patching.mu.
@@ -177,13 +179,21 @@ func (m *Machine) Writable(addr uint64, n int) ([]byte, error) {
 		return nil, fmt.Errorf("guest address %#x, %d bytes: not within one range of text", addr, n)
 	}
 	// Shared pages of the guest's own memory file; populated, so that no store waits for a fault while the vCPUs do.
-	b, err := unix.Mmap(m.cfg.Guest, int64(t.Start), int(t.End-t.Start), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+	whole := t
+	if m.cfg.Huge { // a mapping is of whole pages
+		whole.Start, whole.End = t.Start&^(hugePage-1), (t.End+hugePage-1)&^(hugePage-1)
+	}
+	b, err := unix.Mmap(m.cfg.Guest, int64(whole.Start), int(whole.End-whole.Start), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
 	if err != nil {
 		return nil, fmt.Errorf("map the text at %#x for writing: %w", t.Start, err)
 	}
-	s.aliases = append(s.aliases, alias{t, b})
+	s.aliases = append(s.aliases, alias{t, b[t.Start-whole.Start:], b})
+	b = b[t.Start-whole.Start:]
 	return b[addr-t.Start : addr-t.Start+uint64(n)], nil
 }
+
+// hugePage is the size of the pages of hugetlbfs that guest memory may have.
+const hugePage = 2 << 20
 
 func (t Span) holds(addr uint64, n int) bool {
 	return addr >= t.Start && addr < t.End && uint64(n) <= t.End-addr
@@ -240,19 +250,18 @@ func (h *Halt) End(limit time.Duration) error {
 	return h.Stopped.End(limit)
 }
 
-// hurry gives the calling thread the class of the vCPUs', up to calm: while they are stopped, what they wait for is this thread, and on its
-// CPU anybody may be busy. It never spins for long (vcpu.Config.SpinStop), so it keeps nobody away.
+// hurry puts the calling thread into SCHED_FIFO, with the vCPUs' priority or, where they have none, the lowest, up to calm: while they are stopped, what they wait for is
+// this thread, and on its CPU anybody may be busy, the Go runtime's own threads before all. It never spins for long (vcpu.Config.SpinStop), so it keeps nobody away.
 func (h *Halt) hurry() {
-	if h.m.cfg.FIFO == 0 {
-		return
-	}
 	runtime.LockOSThread()
 	was, err := unix.SchedGetAttr(0, 0)
 	if err == nil {
-		err = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: uint32(h.m.cfg.FIFO)}, 0)
+		err = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: uint32(max(1, h.m.cfg.FIFO))}, 0)
 	}
 	if err != nil {
-		h.m.cfg.Warn(fmt.Sprintf("the thread that patches stays in its scheduling class: %v", err))
+		if h.m.cfg.FIFO != 0 { // who may not have it for vCPUs may not have it here, and has not asked
+			h.m.cfg.Warn(fmt.Sprintf("the thread that patches stays in its scheduling class: %v", err))
+		}
 		runtime.UnlockOSThread()
 		return
 	}
@@ -317,7 +326,7 @@ func (m *Machine) Gather(number uint64) {
 	defer s.mu.Unlock()
 	s.number = number
 	s.epoch++
-	m.setWords(1)
+	m.setWords(s.words, 1)
 }
 
 // Await returns empty when every thread that must come waits at its safe point, or at until the name of one that does not.
@@ -353,7 +362,8 @@ func (m *Machine) missing() string {
 	return ""
 }
 
-// Scatter lets the threads go on that wait at a safe point.
+// Scatter lets the threads go on that wait at a safe point. Its first call does not wait, since vCPUs may be stopped: safe words that cannot be looked up at once, while
+// a thread changes mappings, are left for the next call. A thread that calls meanwhile goes on at once.
 func (m *Machine) Scatter() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -361,9 +371,25 @@ func (m *Machine) Scatter() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.number == 0 {
+		if words := s.left; len(words) > 0 {
+			s.left = nil
+			// Nobody waits for what these locks guard.
+			s.mu.Unlock()
+			m.mu.Unlock()
+			m.setWords(words, 0)
+			m.mu.Lock()
+			s.mu.Lock()
+		}
 		return
 	}
-	m.setWords(0)
+	for _, a := range s.words {
+		b, busy := m.space.OutNow(a, 4)
+		if busy {
+			s.left = append(s.left, a)
+		} else if b != nil {
+			_ = linux.Safely(func() { storeWord(b, 0) }) // as in setWords
+		}
+	}
 	s.number = 0
 	for _, p := range m.vcpus {
 		p.safe.here = false
@@ -373,8 +399,8 @@ func (m *Machine) Scatter() {
 }
 
 // setWords writes the program's safe words. One that is no longer there, or lies in a file that has shrunk, is passed over.
-func (m *Machine) setWords(v uint32) {
-	for _, a := range m.patching.words {
+func (m *Machine) setWords(words []uint64, v uint32) {
+	for _, a := range words {
 		b, e := m.space.Out(a, 4)
 		if e != 0 {
 			continue
@@ -442,7 +468,7 @@ func (m *Machine) safePoint(what, arg uint64) unix.Errno {
 		}
 		s.words = append(s.words, arg)
 		if s.number != 0 {
-			m.setWords(1)
+			m.setWords(s.words, 1)
 		}
 		return 0
 	case abi.SafepointQuiet:

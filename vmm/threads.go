@@ -182,11 +182,16 @@ func (m *Machine) kick(t *linux.Task) {
 // seen is linux.Config.Seen.
 func (m *Machine) seen(t *linux.Task) { t.Data.(*processor).x.Seen() }
 
-// barrier is linux.Config.Barrier: a stop, after which every vCPU serialises before it enters the guest.
+// barrier is linux.Config.Barrier: a stop, after which every vCPU serialises before it enters the guest. The system call has no error for
+// "not yet": it waits, as the kernel's waits for a CPU that does not answer.
 func (m *Machine) barrier() {
 	p, err := m.set.StopFor(vcpu.Purpose{Cause: breaks.Sync}, stopLimit)
+	for errors.Is(err, vcpu.ErrStopTimeout) {
+		m.cfg.Warn("membarrier waits: " + err.Error())
+		p, err = m.set.StopFor(vcpu.Purpose{Cause: breaks.Sync}, stopLimit)
+	}
 	if err != nil {
-		m.cfg.Warn("membarrier: " + err.Error())
+		m.Condemn("membarrier: " + err.Error())
 		return
 	}
 	if err := p.Resume(resumeLimit); err != nil {

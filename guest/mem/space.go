@@ -289,12 +289,29 @@ func (s *Space) Prefix(a, n uint64, write bool) []byte {
 }
 
 func (s *Space) prefix(a, n uint64, any int) []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.prefixHeld(a, n, any)
+}
+
+// OutNow is Out for who cannot wait; busy: the mappings are being changed, for as long as the host takes for that.
+func (s *Space) OutNow(a, n uint64) (p []byte, busy bool) {
+	if !s.mu.TryLock() {
+		return nil, true
+	}
+	defer s.mu.Unlock()
+	if p = s.prefixHeld(a, n, Write); uint64(len(p)) != n {
+		return nil, false
+	}
+	return p, false
+}
+
+// prefixHeld is prefix with mu held.
+func (s *Space) prefixHeld(a, n uint64, any int) []byte {
 	if a >= abi.UserTop || n == 0 {
 		return nil
 	}
 	n = min(n, abi.UserTop-a)
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	end := a
 	for i := s.find(a); i < len(s.regions) && end < a+n; i++ {
 		r := &s.regions[i]

@@ -252,7 +252,7 @@ func TestReadsBackWrong(t *testing.T) {
 	}
 }
 
-// TestPatcherHurries: while the vCPUs of a run in SCHED_FIFO are stopped, the thread they wait for is in their class, and afterwards in its own again.
+// TestPatcherHurries: while the vCPUs are stopped, the thread they wait for is in SCHED_FIFO, with their priority if they have one, and afterwards in its own class again.
 func TestPatcherHurries(t *testing.T) {
 	testenv.Need(t, testenv.KVM, testenv.Root)
 	runtime.LockOSThread()
@@ -267,10 +267,7 @@ func TestPatcherHurries(t *testing.T) {
 	for _, fifo := range []int{0, 7} {
 		w := startIn(t, 1, false, [3]uint32{}, fifo)
 		before := class()
-		want := before
-		if fifo > 0 {
-			want = fmt.Sprintf("policy %d, priority %d, nice 0", unix.SCHED_FIFO, fifo)
-		}
+		want := fmt.Sprintf("policy %d, priority %d, nice 0", unix.SCHED_FIFO, max(1, fifo))
 		for _, end := range []bool{false, true} {
 			h, err := running.Guest{M: w.Machine}.Stop(1, patch.Range{}, time.Second, func() {})
 			if err != nil {
