@@ -320,8 +320,8 @@ func verifyFile(path, want string) (err error) {
 	return nil
 }
 
-// impatient keeps apt from waiting for minutes for a mirror that nobody answers for.
-var impatient = []string{"-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=30", "-o", "Acquire::https::Timeout=30"}
+// impatient keeps apt from waiting for minutes for a mirror that nobody answers for, and has it wait for another apt that is at work.
+var impatient = []string{"-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=30", "-o", "Acquire::https::Timeout=30", "-o", "DPkg::Lock::Timeout=120"}
 
 func (c *Cache) download(ctx context.Context, tmp string, p Package) error {
 	if err := needSpace(tmp, p.Size*2); err != nil {

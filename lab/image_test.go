@@ -187,16 +187,19 @@ func TestUnpackStaysInside(t *testing.T) {
 		t.Fatal(err)
 	}
 	out := filepath.Join(outer, "out")
-	if n, err := saveFiles(disk, out); err != nil || n != 3 {
+	if n, err := saveFiles(disk, out, diskSize); err != nil || n != 3 {
 		t.Errorf("saveFiles = %d, %v, want 3 files", n, err)
 	}
 	if got, want := filesBelow(t, out), []string{"boot/other", "boot/vmlinuz-1", "link@/x"}; !slices.Equal(got, want) {
 		t.Errorf("brought back %v, want %v", got, want)
 	}
+	if n, err := saveFiles(disk, filepath.Join(outer, "little"), 3); err == nil || !strings.Contains(err.Error(), "larger than the disk") || n != 0 {
+		t.Errorf("more than there may be: %d files, %v", n, err)
+	}
 	if err := os.WriteFile(disk, make([]byte, 1<<20), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := saveFiles(disk, out); err != nil || n != 0 {
+	if n, err := saveFiles(disk, out, diskSize); err != nil || n != 0 {
 		t.Errorf("an empty disk: %d files, %v", n, err)
 	}
 }

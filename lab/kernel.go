@@ -64,7 +64,7 @@ func (c *Cache) Kernel(ctx context.Context, name string) (*Kernel, error) {
 	release, ok := strings.CutPrefix(p.Name, "linux-image-")
 	release = strings.TrimSuffix(release, "-unsigned")
 	if !ok || sums["boot/vmlinuz-"+release] == "" {
-		return nil, fmt.Errorf("package %s has no boot/vmlinuz-%s", p.File, release)
+		return nil, fmt.Errorf("package %s has no boot/vmlinuz-%s: name a kernel's, such as %s", p.File, release, anyKernel)
 	}
 	return &Kernel{p, release, dir, sums}, nil
 }
@@ -76,20 +76,32 @@ const sumsName = "sums.json"
 // differ in kind.
 func (c *Cache) unpack(ctx context.Context, p Package, kind string, want func(string) bool) (dir string, sums map[string]string, err error) {
 	dir = filepath.Join(c.dir, "unpacked", p.SHA256+"-"+kind)
-	if sums, err := readSums(dir); err == nil && len(sums) > 0 {
-		bad := verifySums(dir, sums)
-		if bad == nil {
-			return dir, sums, nil
+	whole := func() bool {
+		if sums, err = readSums(dir); err != nil || len(sums) == 0 {
+			return false
 		}
-		c.note("%v; unpacking again", bad)
+		bad := verifySums(dir, sums)
+		if bad != nil {
+			c.note("%v; unpacking again", bad)
+		}
+		return bad == nil
+	}
+	if whole() {
+		return dir, sums, nil
 	}
 	err = c.locked(ctx, func(tmp string) error {
+		if whole() { // another lab has done it meanwhile, and may use it already
+			return nil
+		}
 		// Unpacked, the kept part is smaller than the package.
 		if err := needSpace(tmp, 2*p.Size); err != nil {
 			return err
 		}
 		c.note("unpacking %s", p.File)
 		out := filepath.Join(tmp, "out")
+		if err := os.Mkdir(out, 0o755); err != nil { // nothing may be wanted of it
+			return err
+		}
 		if sums, err = unpackDeb(ctx, c.Path(p), out, want); err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -46,6 +47,12 @@ var programs = map[string][]program{
 // built; the tests look for them in the PATH, below the package's name.
 var manifests = map[string]string{"cmd/cloister": "testdata/programs/built.json"}
 
+// builtProgram is an entry of a manifest: Tool makes it of Args, behind -o.
+type builtProgram struct {
+	Name, Tool string
+	Args       []string
+}
+
 // carryBuilt builds what a package's manifest names into the machine's PATH, some at a time. What wants another compiler than gcc is left out where
 // that is not installed; its tests say then what they miss.
 func carryBuilt(ctx context.Context, note func(string, ...any), pkg, root, dir string, a *initramfs) error {
@@ -57,16 +64,14 @@ func carryBuilt(ctx context.Context, note func(string, ...any), pkg, root, dir s
 	if err != nil {
 		return err
 	}
-	var list []struct {
-		Name, Tool string
-		Args       []string
-	}
+	var list []builtProgram
 	if err := json.Unmarshal(b, &list); err != nil {
 		return fmt.Errorf("%s/%s: %w", pkg, file, err)
 	}
 	if err := needGCC(ctx, note); err != nil {
 		return err
 	}
+	needOthers(ctx, note, list)
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(runtime.NumCPU())
 	out := make([]string, len(list))
@@ -136,9 +141,21 @@ func (p program) compile(ctx context.Context, note func(string, ...any), root, d
 	return compileWith(gcc, p.source)
 }
 
-// needGCC installs the compiler of most programs.
+// needGCC installs the compiler of most programs, with what a static one is linked from.
 func needGCC(ctx context.Context, note func(string, ...any)) error {
-	return Install(ctx, note, []string{"gcc"}, []string{"gcc", "libc6-dev"})
+	return Install(ctx, note, []string{"gcc", "/usr/include/malloc.h", "/usr/lib/x86_64-linux-gnu/libc.a"}, []string{"gcc", "libc6-dev"})
+}
+
+// needOthers installs the compilers of the rest. Where that cannot be, their programs are not built, which is said of each.
+func needOthers(ctx context.Context, note func(string, ...any), list []builtProgram) {
+	for tool, pkg := range map[string]string{"g++": "g++", "musl-gcc": "musl-tools"} {
+		if !slices.ContainsFunc(list, func(p builtProgram) bool { return p.Tool == tool }) {
+			continue
+		}
+		if err := Install(ctx, note, []string{tool}, []string{pkg}); err != nil {
+			note("%v", err)
+		}
+	}
 }
 
 // compileWith runs a compiler. The error has what it says.

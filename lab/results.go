@@ -10,8 +10,10 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/cloister-vmm/cloister/internal/testenv/lanes"
 	"github.com/cloister-vmm/cloister/lab/wire"
@@ -28,6 +30,8 @@ type results struct {
 	conv    *converter
 	last    lanes.Event // the package's verdict, held until the status is known
 	failed  bool
+	note    func(string, ...any)
+	noted   time.Time       // of the latest note
 	passed  map[string]bool // packages of which a test has passed
 	named   map[string]bool // packages of which tests were asked for by name
 
@@ -36,6 +40,9 @@ type results struct {
 	first      []lanes.Event // what another try starts with: the header, and the tries before it
 	testFailed bool          // a test has said so, though its package may not have ended
 }
+
+// progress is how long nothing may be said of a package whose tests pass.
+const progress = 20 * time.Second
 
 // eventFile is what another try needs: it begins again. *os.File is one.
 type eventFile interface {
@@ -183,6 +190,10 @@ func (r *results) event(e lanes.Event) error {
 		r.last = e
 		return nil
 	}
+	if e.Action == "run" && r.note != nil && r.raw == nil && time.Since(r.noted) > progress && !strings.Contains(e.Test, "/") {
+		r.noted = time.Now()
+		r.note("%s: %s", path.Base(e.Package), e.Test)
+	}
 	r.testFailed = r.testFailed || e.Action == "fail"
 	if e.Action == "pass" {
 		if r.passed == nil {
@@ -270,8 +281,9 @@ func (r *results) unbuilt(pkg, output string) error {
 }
 
 // saveFiles unpacks the tar archive on the results disk into dir and returns how
-// many files it had. A disk that the guest did not write is all zeros: no files.
-func saveFiles(disk, dir string) (n int, err error) {
+// many files it had. A disk that the guest did not write is all zeros: no files. They have at most left bytes in all: an
+// archive can say that a file has more than there is, in holes, and would fill this machine's disk.
+func saveFiles(disk, dir string, left int64) (n int, err error) {
 	f, err := os.Open(disk)
 	if err != nil {
 		return 0, err
@@ -298,7 +310,10 @@ func saveFiles(disk, dir string) (n int, err error) {
 		if err != nil {
 			return n, err
 		}
-		_, err = io.Copy(out, in)
+		size, err := io.Copy(out, io.LimitReader(in, left+1))
+		if left -= size; left < 0 {
+			err = errors.Join(errors.New("the guest's files are larger than the disk that they came on: this one is cut off, and later ones are left out"), err)
+		}
 		if err := errors.Join(err, out.Close()); err != nil {
 			return n, fmt.Errorf("results disk: %s: %w", h.Name, err)
 		}

@@ -60,6 +60,9 @@ const MachineVar = testenv.LabMachineVar
 // number of Bochs' cylinders (16 heads × 63 sectors × 512 bytes).
 const diskSize = 512 * 16 * 63 * 512
 
+// lastWords is how long before the end of all a test has to be over, the boot of the machine included.
+const lastWords = 90 * time.Second
+
 // timeouts of a package, in guest time.
 var timeouts = map[Backend]time.Duration{SVM: 10 * time.Minute, VMX: 30 * time.Minute}
 
@@ -125,7 +128,7 @@ func run(ctx context.Context, o Options) (status int, err error) {
 	if err := kernel.CheckConfig(o.Machine.Backend); err != nil {
 		return 1, err
 	}
-	r := &results{show: lanes.NewShow(o.Stdout), scratch: dir, named: map[string]bool{}}
+	r := &results{show: lanes.NewShow(o.Stdout), scratch: dir, named: map[string]bool{}, note: note}
 	if o.Verbose {
 		r.raw = o.Stdout
 	}
@@ -186,7 +189,7 @@ func create(name string) (*os.File, error) {
 // bringBack takes artefacts and coverage off the results disk.
 func bringBack(o Options, disk, dir string, note func(string, ...any)) error {
 	out := filepath.Join(dir, "out")
-	n, err := saveFiles(disk, out)
+	n, err := saveFiles(disk, out, diskSize)
 	if err != nil {
 		return err
 	}
@@ -407,6 +410,9 @@ func tests(ctx context.Context, note func(string, ...any), o Options, root, dir 
 	// Whole, some 6 MB: tests hold documents and other packages' testdata against the code.
 	a.tree(wire.SrcDir, root, func(rel string, _ fs.DirEntry) bool { return rel != ".git" && rel != "bin" && rel != "build" })
 	timeout := cmp.Or(o.Timeout, timeouts[o.Machine.Backend])
+	if end, ok := ctx.Deadline(); ok { // a test that hangs is to show its stacks before all is over
+		timeout = min(timeout, max(time.Until(end)-lastWords, lastWords))
+	}
 	unused := maps.Clone(o.Only)
 	for line := range strings.Lines(list) {
 		pkg, src, ok := strings.Cut(strings.TrimSpace(line), "\t")

@@ -94,7 +94,11 @@ func watch(ctx context.Context, b boot, handle func(wire.Message) error) (err er
 	for {
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the machine was stopped: %w", context.Cause(ctx))
+			err := fmt.Errorf("the machine was stopped: %w", context.Cause(ctx))
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) { // what was it doing? Who interrupts does not wait for that
+				err = fmt.Errorf("%w%s", err, e.report(true))
+			}
+			return err
 		case <-e.console.stale:
 			return hung("the kernel complains of a stuck CPU")
 		case panicked = <-panicAt:
@@ -312,6 +316,12 @@ func (e *emulator) receive(r io.Reader) {
 			continue
 		}
 		e.messages <- m
+	}
+	if err := in.Err(); err != nil && !errors.Is(err, os.ErrClosed) {
+		// Nothing more would be heard of the guest, and it would seem to hang.
+		if _, err := fmt.Fprintf(e.console, "lab: what the guest says cannot be read: %v\n", errors.Join(err, e.kill())); err != nil {
+			return
+		}
 	}
 }
 

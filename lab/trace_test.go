@@ -30,17 +30,24 @@ func trace(ts *testscript.TestScript, neg bool, args []string) {
 		if err := os.Remove(tracing); err != nil && !errors.Is(err, os.ErrNotExist) {
 			ts.Fatalf("%v", err)
 		}
+		if err := probe("-:lab/text_poke"); err != nil && !errors.Is(err, os.ErrNotExist) {
+			ts.Fatalf("%v", err)
+		}
 	})
 	set := func(file, value string) {
 		ts.Check(os.WriteFile(filepath.Join(tracing, file), []byte(value), 0o600))
 	}
 	set("buffer_size_kb", "8192")
-	for _, e := range []string{"kvm", "irq_vectors", "irq", "sched", "timer", "workqueue"} {
+	for _, e := range []string{"kvm", "irq_vectors", "irq", "sched", "timer"} {
 		set(filepath.Join("events", e, "filter"), fmt.Sprintf("CPU == %d", cpu))
 	}
 	for _, e := range []string{"kvm/kvm_exit", "kvm/kvm_entry", "irq_vectors", "irq", "sched/sched_switch", "timer/hrtimer_expire_entry", "workqueue/workqueue_execute_start"} {
 		set(filepath.Join("events", e, "enable"), "1")
 	}
+	// Of work, that of other CPUs, too: some of it kicks every vCPU. And who has the kernel's code patched, for which every CPU is interrupted.
+	ts.Check(probe("p:lab/text_poke text_poke_bp_batch"))
+	set("events/lab/text_poke/trigger", "stacktrace")
+	set("events/lab/text_poke/enable", "1")
 	// Who asked another CPU to flush, and from where: TLB_REMOTE_SEND_IPI of include/linux/mm_types.h.
 	const remoteFlush = "reason == 4"
 	set("events/tlb/tlb_flush/filter", remoteFlush)
@@ -50,6 +57,16 @@ func trace(ts *testscript.TestScript, neg bool, args []string) {
 	// (arch/x86/include/asm/trap_pf.h).
 	set("events/exceptions/page_fault_user/filter", "error_code == 7")
 	set("events/exceptions/page_fault_user/enable", "1")
+}
+
+// probe adds or removes a probe of the kernel's (Documentation/trace/kprobetrace.rst).
+func probe(what string) error {
+	f, err := os.OpenFile("/sys/kernel/tracing/kprobe_events", os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(what + "\n")
+	return errors.Join(err, f.Close())
 }
 
 // traced FILE: the end of `trace`. FILE gets the events; $EXITS is how often the
@@ -153,6 +170,7 @@ const (
 	unknownCause = "unknown"
 	flushCause   = "flush"    // the engine has changed its memory
 	endCause     = "end"      // the vCPU's thread was woken, and did not enter the guest again
+	pokeCause    = "patching" // the kernel has patched its own code: each patch interrupts every CPU several times (arch/x86/kernel/alternative.c)
 	selfCause    = "irq_work" // the kernel's own, queued by what it did there
 )
 
@@ -163,6 +181,9 @@ func causes(trace string, cpu int) (list []interrupt) {
 	var wakes *interrupt // the last exit, if it has a wake-up that nothing has explained yet
 	inGuest, over := false, false
 	flushed := -1.0 // when the engine has asked for a flush
+	poked := -1.0   // when code was patched
+	clock := -1.0   // when KVM has begun to kick every vCPU for the guest's clock …
+	kick := ""      // … and by what function
 	set := func(e *interrupt, cause string, vectors ...string) {
 		for i, c := range e.causes {
 			if v, of, _ := strings.Cut(c, ":"); of == unknownCause && slices.ContainsFunc(vectors, func(p string) bool { return strings.HasPrefix(v, p) }) {
@@ -182,6 +203,12 @@ func causes(trace string, cpu int) (list []interrupt) {
 		}
 		if name == "tlb_flush" && comm == engineComm {
 			flushed = seconds
+		}
+		switch f := workFunction.FindStringSubmatch(rest); {
+		case name == "text_poke":
+			poked = seconds
+		case name == "workqueue_execute_start" && f != nil && (f[1] == "kvmclock_update_fn" || f[1] == "kvmclock_sync_fn"):
+			clock, kick = seconds, f[1]
 		}
 		if on, err := strconv.Atoi(m[2]); err != nil || on != cpu {
 			continue
@@ -227,6 +254,11 @@ func causes(trace string, cpu int) (list []interrupt) {
 			case strings.HasPrefix(vector, "call_function") && seconds-flushed < flushTime && flushed >= 0:
 				set(&now, flushCause, vector)
 				flushed = -1
+			case strings.HasPrefix(vector, "call_function") && seconds-poked < flushTime && poked >= 0:
+				set(&now, pokeCause, vector)
+			case vector == "reschedule" && seconds-clock < flushTime && clock >= 0:
+				set(&now, kick, vector)
+				clock = -1
 			case vector == "irq_work":
 				set(&now, selfCause, vector)
 			}
@@ -254,6 +286,8 @@ func TestCauses(t *testing.T) {
 		{"another's flush", "E\n cloister-monito-7 [001] ...2. 2.999: tlb_flush: pages:1 reason:remote ipi send (4)\ncall_function\nX\nE\n", "call_function:unknown"},
 		{"an old flush", "E\n cloister-8 [001] ...2. 2.9: tlb_flush: pages:1 reason:remote ipi send (4)\ncall_function\nX\nE\n", "call_function:unknown"},
 		{"one hides no other", "E\nreschedule\ncall_function_single\nX\n", "reschedule:end call_function_single:unknown"},
+		{"code is patched", "E\n modprobe-8 [001] ...2. 2.999: text_poke: (text_poke_bp_batch+0x0/0x2c0)\ncall_function\nreschedule\nX\nE\n", "call_function:patching reschedule:unknown"},
+		{"the clock", "E\n kworker/1:0-31 [001] ..... 2.999: workqueue_execute_start: work struct 1: function kvmclock_update_fn [kvm]\nreschedule\nX\nE\nreschedule\nX\nE\n", "reschedule:kvmclock_update_fn; reschedule:unknown"},
 		{"a device", "E\n" + vcpu + "3.0: irq_handler_entry: irq=27 name=virtio0-req.2\nX\nE\n", "irq:virtio0-req.2"},
 		{"between two stays", "E\nreschedule\nX\nlocal_timer\nE\nX\nE\n", "reschedule:unknown; "},
 		{"the end", "E\nreschedule\nX\n" + vcpu + "9.0: sched_switch: prev_comm=cloister prev_pid=9 prev_prio=1 prev_state=X ==> next_comm=swapper/2 next_pid=0 next_prio=1\n" +

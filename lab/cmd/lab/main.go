@@ -12,9 +12,13 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -80,6 +84,9 @@ func run() int {
 	if o.Machine, err = lab.Lookup(*name); err != nil {
 		return fail(err)
 	}
+	if err := check(&o, *cpus, *within); err != nil {
+		return fail(err)
+	}
 	if *kernel != "" {
 		o.Machine.Kernel = *kernel
 	}
@@ -139,12 +146,49 @@ func run() int {
 			return 0
 		}
 		return 4
-	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return fail(context.Cause(ctx))
+	case ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)): // what was going on fails in its own words: a package is cut off
+		return fail(fmt.Errorf("stopped: %w", context.Cause(ctx)))
 	case err != nil:
 		return fail(err)
 	}
 	return status
+}
+
+// check looks at what can be known to be wrong before minutes are spent.
+func check(o *lab.Options, cpus int, within time.Duration) error {
+	patterns := []string{o.Run, o.Skip}
+	for _, p := range o.Only {
+		patterns = append(patterns, p)
+	}
+	for _, p := range patterns {
+		if _, err := regexp.Compile(p); err != nil {
+			return fmt.Errorf("%w: -run, -skip and -only take regular expressions, as go test does", err)
+		}
+	}
+	switch {
+	case cpus < 0 || cpus > 64:
+		return fmt.Errorf("-cpus %d: give 1 to 64", cpus)
+	case o.Count < 1:
+		return fmt.Errorf("-count %d: give 1 or more", o.Count)
+	case o.Timeout < 0 || within < 0:
+		return errors.New("-timeout and -within: give a time above 0, such as 10m")
+	case o.Retries < 0:
+		return fmt.Errorf("-retries %d: give 0 or more", o.Retries)
+	}
+	if o.GDB != "" {
+		if _, _, err := net.SplitHostPort(o.GDB); err != nil {
+			return fmt.Errorf("-gdb: %w: give HOST:PORT, such as localhost:1234", err)
+		}
+	}
+	if o.Cover != "" {
+		if info, err := os.Stat(filepath.Dir(o.Cover)); err != nil || !info.IsDir() {
+			return fmt.Errorf("-cover %s: its directory is not there: make it first", o.Cover)
+		}
+	}
+	if _, err := exec.LookPath("go"); err != nil {
+		return errors.New("go is not in PATH: the tests are built here; put Go's bin directory into PATH")
+	}
+	return nil
 }
 
 // table prints the machine's row. It is printed here and not by make, so that the lab is make's own child
