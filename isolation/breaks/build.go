@@ -26,6 +26,7 @@ type Facts struct {
 	FailedClauses []string
 	Drift         []Drift       // of the host, while the run went on
 	Patches       []PatchReport // in the order of their numbers
+	PatchPauses   []PatchPauses // of vCPUs that were held, by number
 	PatchLog      *PatchLog     // nil: nothing was logged
 	RefusedSeals  []RefusedSeal
 
@@ -70,7 +71,7 @@ func Build(f Facts, ledgers []Ledger) *Report {
 	r := &Report{
 		Schema: Schema, Version: f.Version, Started: f.Started, Host: f.Host, Program: f.Program, Exit: f.Exit, Fault: f.Fault,
 		VCPUs: []VCPUReport{}, TopOriginators: list(f.Originators), Timings: list(f.Timings), GapRecords: list(f.Gaps),
-		NotMeasured: slices.Clone(list(f.NotMeasured)), Drift: list(f.Drift), Patches: patches(f.Patches), PatchLog: f.PatchLog, RefusedSeals: list(f.RefusedSeals),
+		NotMeasured: slices.Clone(list(f.NotMeasured)), Drift: list(f.Drift), Patches: patches(f.Patches), PatchPauses: list(f.PatchPauses), PatchLog: f.PatchLog, RefusedSeals: list(f.RefusedSeals),
 		Books: Books{ReturnsClosed: true, KernelClosed: true, Why: []string{}},
 	}
 	r.Program.Args = list(r.Program.Args)

@@ -1,6 +1,11 @@
 package breaks
 
-import "strconv"
+import (
+	"fmt"
+	"math/bits"
+	"strconv"
+	"strings"
+)
 
 // PatchReport is a change of the running program's code that somebody asked for, whatever became of it. Its breaks are planned
 // ones.
@@ -26,6 +31,37 @@ type PatchPause struct {
 	PauseNS *uint64 `json:"pause_ns"` // from there to its release
 }
 
+// PatchPauses is how long one vCPU was held by patches, by all that stopped it: from its acknowledgement of a stop to its release.
+type PatchPauses struct {
+	ID        int      `json:"id"`
+	Count     uint64   `json:"count"`
+	TotalNS   uint64   `json:"total_ns"`
+	WorstNS   uint64   `json:"worst_ns"`
+	Histogram []Bucket `json:"histogram"`
+}
+
+// Pauses counts them; the zero value has none.
+type Pauses struct {
+	total, worst uint64
+	hist         [NHist]uint64
+}
+
+// Add counts one, in nanoseconds.
+func (p *Pauses) Add(ns uint64) {
+	p.total += ns
+	p.worst = max(p.worst, ns)
+	p.hist[min(bits.Len64(ns), NHist-1)]++
+}
+
+// Report is those of vCPU id.
+func (p *Pauses) Report(id int) PatchPauses {
+	r := PatchPauses{ID: id, TotalNS: p.total, WorstNS: p.worst, Histogram: buckets(p.hist[:], 1e9)} // a cycle of 1 ns
+	for _, n := range p.hist {
+		r.Count += n
+	}
+	return r
+}
+
 // PatchLog is where the records of patches are.
 type PatchLog struct {
 	File string `json:"file"`
@@ -35,7 +71,7 @@ type PatchLog struct {
 // patchRows bounds the patches on a terminal; the latest are shown.
 const patchRows = 10
 
-func (p *page) patches(list []PatchReport, log *PatchLog) {
+func (p *page) patches(list []PatchReport, pauses []PatchPauses, log *PatchLog) {
 	if len(list) == 0 && log == nil {
 		return
 	}
@@ -72,6 +108,16 @@ func (p *page) patches(list []PatchReport, log *PatchLog) {
 		t.row(strconv.FormatUint(r.Number, 10), clean(outcome), clean(r.Name), strconv.Itoa(r.Stops), longest, clean(r.Reason))
 	}
 	t.write(p, "    ")
+	for i := range pauses {
+		v := &pauses[i]
+		var scale []string
+		for _, b := range v.Histogram {
+			if b.Count > 0 {
+				scale = append(scale, fmt.Sprintf("%d up to %s", b.Count, duration(b.AtMostNS)))
+			}
+		}
+		p.line("    vCPU %d was held %s, %s in all, %s the longest: %s", v.ID, pluralAs(v.Count, "time", "times"), duration(v.TotalNS), duration(v.WorstNS), strings.Join(scale, ", "))
+	}
 	if log != nil {
 		p.line("    log %s, head %s", clean(log.File), clean(log.Head))
 	}

@@ -32,6 +32,7 @@ type Report struct {
 	GapRecords     []GapReport   `json:"gap_records"`
 	Drift          []Drift       `json:"drift"`
 	Patches        []PatchReport `json:"patches"`
+	PatchPauses    []PatchPauses `json:"patch_pauses"`
 	PatchLog       *PatchLog     `json:"patch_log"` // null: nothing was logged
 	RefusedSeals   []RefusedSeal `json:"refused_seals"`
 	NotMeasured    []NotKnown    `json:"not_measured"`

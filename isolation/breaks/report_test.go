@@ -94,6 +94,10 @@ func sampleFacts(t *testing.T) Facts {
 		t.Fatal(err)
 	}
 	unlimited, two := int64(-1), 2
+	var held Pauses
+	for _, ns := range []uint64{19_400, 17_000, 300_000} {
+		held.Add(ns)
+	}
 	return Facts{
 		Version: "v0.1.0", Started: "2026-11-22T13:00:00Z",
 		Host:    Host{Kernel: "6.18.44", CPU: "Example CPU", Backend: BackendPVM, Nested: true, Hypervisor: "KVMKVMKVM", Clocksource: "tsc", SMT: "off", RTRuntimeUS: &unlimited, CPUs: 2},
@@ -113,6 +117,7 @@ func sampleFacts(t *testing.T) Facts {
 			{Number: 2, Outcome: "committed", Name: "revert 1", Reverts: 1, Actor: "uid 0 pid 18", Time: "2026-11-22T13:00:02.7Z", Stops: 1},
 			{Number: 3, Outcome: "refused", Name: "revert 1\x1b[2J", Reverts: 1, Actor: "uid 0 pid 18", Time: "2026-11-22T13:00:03Z", Reason: "vCPU 0 stood inside f"},
 		},
+		PatchPauses:  []PatchPauses{held.Report(0)},
 		PatchLog:     &PatchLog{"/var/lib/cloister/patch/my-loop.jsonl", strings.Repeat("8c", 32)},
 		RefusedSeals: []RefusedSeal{{900_000_000, 0, &two, "C", "CPU 2 is of grade D, not the C required, because of tasks", 3}},
 		NotMeasured:  []NotKnown{{"host events", "no permission to load eBPF programs"}},

@@ -34,7 +34,7 @@ func (r *Report) WriteText(w io.Writer, o TextOptions) error {
 		p.vcpu(&r.VCPUs[0], r.TopSites)
 	}
 	p.rings(r.VCPUs)
-	p.patches(r.Patches, r.PatchLog)
+	p.patches(r.Patches, r.PatchPauses, r.PatchLog)
 	p.sites(r.TopSites, o.Sites)
 	for i := range r.GapRecords {
 		p.gap(&r.GapRecords[i])
