@@ -30,24 +30,31 @@ func trace(ts *testscript.TestScript, neg bool, args []string) {
 		if err := os.Remove(tracing); err != nil && !errors.Is(err, os.ErrNotExist) {
 			ts.Fatalf("%v", err)
 		}
-		if err := probe("-:lab/text_poke"); err != nil && !errors.Is(err, os.ErrNotExist) {
-			ts.Fatalf("%v", err)
+		for _, p := range probes {
+			if err := probe("-:lab/" + p[0]); err != nil && !errors.Is(err, os.ErrNotExist) {
+				ts.Fatalf("%v", err)
+			}
 		}
 	})
 	set := func(file, value string) {
 		ts.Check(os.WriteFile(filepath.Join(tracing, file), []byte(value), 0o600))
 	}
 	set("buffer_size_kb", "8192")
-	for _, e := range []string{"kvm", "irq_vectors", "irq", "sched", "timer"} {
+	for _, e := range []string{"kvm", "irq_vectors", "irq", "sched", "timer", "workqueue"} {
 		set(filepath.Join("events", e, "filter"), fmt.Sprintf("CPU == %d", cpu))
 	}
 	for _, e := range []string{"kvm/kvm_exit", "kvm/kvm_entry", "irq_vectors", "irq", "sched/sched_switch", "timer/hrtimer_expire_entry", "workqueue/workqueue_execute_start"} {
 		set(filepath.Join("events", e, "enable"), "1")
 	}
-	// Of work, that of other CPUs, too: some of it kicks every vCPU. And who has the kernel's code patched, for which every CPU is interrupted.
-	ts.Check(probe("p:lab/text_poke text_poke_bp_batch"))
-	set("events/lab/text_poke/trigger", "stacktrace")
-	set("events/lab/text_poke/enable", "1")
+	// Who interrupts this CPU from another one, with the kernel's stack.
+	for _, p := range probes {
+		ts.Check(probe("p:lab/" + p[0] + " " + p[1]))
+		if p[2] != "" {
+			set("events/lab/"+p[0]+"/filter", fmt.Sprintf(p[2], cpu))
+		}
+		set("events/lab/"+p[0]+"/trigger", "stacktrace")
+		set("events/lab/"+p[0]+"/enable", "1")
+	}
 	// Who asked another CPU to flush, and from where: TLB_REMOTE_SEND_IPI of include/linux/mm_types.h.
 	const remoteFlush = "reason == 4"
 	set("events/tlb/tlb_flush/filter", remoteFlush)
@@ -57,6 +64,12 @@ func trace(ts *testscript.TestScript, neg bool, args []string) {
 	// (arch/x86/include/asm/trap_pf.h).
 	set("events/exceptions/page_fault_user/filter", "error_code == 7")
 	set("events/exceptions/page_fault_user/enable", "1")
+}
+
+// probes are where the kernel interrupts other CPUs: name, function with arguments, and a filter for the CPU that is looked at.
+var probes = [][3]string{
+	{"call", "smp_call_function_many_cond", ""},
+	{"resched", "native_smp_send_reschedule to=%di:s32", "to == %d"},
 }
 
 // probe adds or removes a probe of the kernel's (Documentation/trace/kprobetrace.rst).
@@ -132,6 +145,7 @@ func interrupts(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		if verdict != "" || len(e.causes) == 0 {
 			bad++
+			verdict += before(ts.ReadFile(args[0]), e.at)
 		}
 		fmt.Fprintf(&text, "%s %s%s\n", e.at, strings.Join(e.causes, " "), verdict)
 	}
@@ -141,6 +155,13 @@ func interrupts(ts *testscript.TestScript, neg bool, args []string) {
 	if bad > 0 {
 		ts.Fatalf("%d of %d interrupts have no cause, or one that may not come", bad, len(list))
 	}
+}
+
+// before is the end of what a trace has before the event at a time, with stacks.
+func before(trace, at string) string {
+	head, _, _ := strings.Cut(trace, " "+at+": kvm_exit")
+	lines := strings.Split(head, "\n")
+	return "\n\t" + strings.Join(lines[max(0, len(lines)-40):], "\n\t")
 }
 
 // interrupt is one exit by an interrupt.
@@ -170,9 +191,22 @@ const (
 	unknownCause = "unknown"
 	flushCause   = "flush"    // the engine has changed its memory
 	endCause     = "end"      // the vCPU's thread was woken, and did not enter the guest again
-	pokeCause    = "patching" // the kernel has patched its own code: each patch interrupts every CPU several times (arch/x86/kernel/alternative.c)
 	selfCause    = "irq_work" // the kernel's own, queued by what it did there
 )
+
+// sender is who has interrupted other CPUs.
+type sender struct {
+	name, comm string
+	at         float64
+	from       string // the first function of its stack that is not onTheWay
+}
+
+// toldAt says whether what comes at a time may be what it has sent.
+func (s *sender) toldAt(at float64) bool { return s.name != "" && at-s.at < flushTime }
+
+// onTheWay are functions between who interrupts other CPUs and our probe.
+var onTheWay = []string{"kprobe_trace_func", "kprobe_dispatcher", "kprobe_ftrace_handler", "smp_call_function_many_cond", "smp_call_function_many", "smp_call_function",
+	"on_each_cpu_cond_mask", "native_smp_send_reschedule", "kvm_vcpu_kick", "kvm_make_vcpu_request"}
 
 // causes names for each exit by an interrupt on a CPU, since the last for another reason, what the kernel did there and why. The host takes an interrupt before the exit
 // is recorded, and what it wakes runs after that. A cause is of one vector: an interrupt that nothing explains is not hidden by one that came with it.
@@ -181,9 +215,16 @@ func causes(trace string, cpu int) (list []interrupt) {
 	var wakes *interrupt // the last exit, if it has a wake-up that nothing has explained yet
 	inGuest, over := false, false
 	flushed := -1.0 // when the engine has asked for a flush
-	poked := -1.0   // when code was patched
-	clock := -1.0   // when KVM has begun to kick every vCPU for the guest's clock …
-	kick := ""      // … and by what function
+	var sent, call, resched sender
+	ends := func() { // of a sender's stack
+		switch sent.name {
+		case "call":
+			call = sent
+		case "resched":
+			resched = sent
+		}
+		sent = sender{}
+	}
 	set := func(e *interrupt, cause string, vectors ...string) {
 		for i, c := range e.causes {
 			if v, of, _ := strings.Cut(c, ":"); of == unknownCause && slices.ContainsFunc(vectors, func(p string) bool { return strings.HasPrefix(v, p) }) {
@@ -192,6 +233,13 @@ func causes(trace string, cpu int) (list []interrupt) {
 		}
 	}
 	for line := range strings.Lines(trace) {
+		if f, ok := strings.CutPrefix(strings.TrimSpace(line), "=> "); ok {
+			if sent.name != "" && !slices.Contains(onTheWay, f) && !strings.HasPrefix(f, "0x") {
+				sent.from = f
+				ends()
+			}
+			continue
+		}
 		m := event.FindStringSubmatch(strings.TrimRight(line, "\n"))
 		if m == nil || over {
 			continue
@@ -204,11 +252,8 @@ func causes(trace string, cpu int) (list []interrupt) {
 		if name == "tlb_flush" && comm == engineComm {
 			flushed = seconds
 		}
-		switch f := workFunction.FindStringSubmatch(rest); {
-		case name == "text_poke":
-			poked = seconds
-		case name == "workqueue_execute_start" && f != nil && (f[1] == "kvmclock_update_fn" || f[1] == "kvmclock_sync_fn"):
-			clock, kick = seconds, f[1]
+		if name == "call" || name == "resched" {
+			sent = sender{name: name, comm: comm, at: seconds}
 		}
 		if on, err := strconv.Atoi(m[2]); err != nil || on != cpu {
 			continue
@@ -254,11 +299,12 @@ func causes(trace string, cpu int) (list []interrupt) {
 			case strings.HasPrefix(vector, "call_function") && seconds-flushed < flushTime && flushed >= 0:
 				set(&now, flushCause, vector)
 				flushed = -1
-			case strings.HasPrefix(vector, "call_function") && seconds-poked < flushTime && poked >= 0:
-				set(&now, pokeCause, vector)
-			case vector == "reschedule" && seconds-clock < flushTime && clock >= 0:
-				set(&now, kick, vector)
-				clock = -1
+			case vector == "call_function" && call.toldAt(seconds) && call.from != "flush_tlb_mm_range": // that one goes to CPUs of its own process alone
+				set(&now, call.from, vector)
+				call = sender{}
+			case vector == "reschedule" && resched.toldAt(seconds) && resched.from == "kvmclock_update_fn":
+				set(&now, resched.from, vector)
+				resched = sender{}
 			case vector == "irq_work":
 				set(&now, selfCause, vector)
 			}
@@ -286,8 +332,11 @@ func TestCauses(t *testing.T) {
 		{"another's flush", "E\n cloister-monito-7 [001] ...2. 2.999: tlb_flush: pages:1 reason:remote ipi send (4)\ncall_function\nX\nE\n", "call_function:unknown"},
 		{"an old flush", "E\n cloister-8 [001] ...2. 2.9: tlb_flush: pages:1 reason:remote ipi send (4)\ncall_function\nX\nE\n", "call_function:unknown"},
 		{"one hides no other", "E\nreschedule\ncall_function_single\nX\n", "reschedule:end call_function_single:unknown"},
-		{"code is patched", "E\n modprobe-8 [001] ...2. 2.999: text_poke: (text_poke_bp_batch+0x0/0x2c0)\ncall_function\nreschedule\nX\nE\n", "call_function:patching reschedule:unknown"},
-		{"the clock", "E\n kworker/1:0-31 [001] ..... 2.999: workqueue_execute_start: work struct 1: function kvmclock_update_fn [kvm]\nreschedule\nX\nE\nreschedule\nX\nE\n", "reschedule:kvmclock_update_fn; reschedule:unknown"},
+		{"pages are made huge", "E\n khugepaged-53 [001] ...1. 2.99: call: (smp_call_function_many_cond+0x0/0x330)\n khugepaged-53 [001] ...1. 2.99: <stack trace>\n => kprobe_trace_func\n => 0xffffffffc048b0c8\n" +
+			" => smp_call_function_many_cond\n => smp_call_function\n => collapse_huge_page\n => khugepaged\ncall_function\nreschedule\nX\nE\ncall_function\nX\nE\n", "call_function:collapse_huge_page reschedule:unknown; call_function:unknown"},
+		{"somebody else's pages", "E\n cloister-monito-7 [001] ...1. 2.99: call: (smp_call_function_many_cond+0x0/0x330)\n cloister-monito-7 [001] ...1. 2.99: <stack trace>\n" +
+			" => smp_call_function_many_cond\n => on_each_cpu_cond_mask\n => flush_tlb_mm_range\ncall_function\nX\nE\n", "call_function:unknown"},
+		{"the clock", "E\n kworker/1:0-31 [001] ..... 2.99: resched: (native_smp_send_reschedule+0x0/0x40) to=2\n kworker/1:0-31 [001] ..... 2.99: <stack trace>\n => native_smp_send_reschedule\n => kvm_vcpu_kick\n => kvmclock_update_fn\nreschedule\nX\nE\nreschedule\nX\nE\n", "reschedule:kvmclock_update_fn; reschedule:unknown"},
 		{"a device", "E\n" + vcpu + "3.0: irq_handler_entry: irq=27 name=virtio0-req.2\nX\nE\n", "irq:virtio0-req.2"},
 		{"between two stays", "E\nreschedule\nX\nlocal_timer\nE\nX\nE\n", "reschedule:unknown; "},
 		{"the end", "E\nreschedule\nX\n" + vcpu + "9.0: sched_switch: prev_comm=cloister prev_pid=9 prev_prio=1 prev_state=X ==> next_comm=swapper/2 next_pid=0 next_prio=1\n" +
