@@ -140,6 +140,9 @@ func TestEveryCauseIsCounted(t *testing.T) {
 			// Ring 0 is emulated: the jump behind each provoked hlt, pio and mmio is one instruction more, and
 			// each system call's way to the stub is a transit.
 			want.cause[breaks.Emulation] += 3 * uint64(n)
+			if onAMD() { // pvm cannot have CPUID trapped there: it is executed, and leaves the guest for nobody
+				want.cause[breaks.Emulation] -= uint64(n)
+			}
 			want.cause[breaks.Transit] = want.cause[breaks.Syscall]
 		}
 		return got, want
