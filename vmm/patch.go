@@ -227,6 +227,11 @@ func (m *Machine) StopToPatch(number uint64, within Span, limit time.Duration, m
 	if rehearse {
 		set = set.Rehearsal()
 	} else {
+		select {
+		case <-m.done: // nothing would be stopped, and nothing patched
+			return nil, errors.New("the program has ended")
+		default:
+		}
 		h.hurry()
 	}
 	p, err := set.StopFor(vcpu.Purpose{Cause: breaks.Patch, Nr: number, From: within.Start, To: within.End, Meanwhile: meanwhile}, limit)

@@ -252,6 +252,20 @@ func TestReadsBackWrong(t *testing.T) {
 	}
 }
 
+// TestEndedProgram: what is asked of a program that has ended meanwhile is not called committed.
+func TestEndedProgram(t *testing.T) {
+	w := startCalling(t, 1, false, [3]uint32{})
+	if err := w.Machine.Stop("enough", 0); err != nil {
+		t.Fatal(err)
+	}
+	<-w.Done()
+	for _, safePoint := range []bool{false, true} {
+		if r := w.Apply(w.plan(valA, valB, safePoint)); r.Outcome != patch.Aborted || !strings.Contains(r.Reason, "has ended") {
+			t.Errorf("safe point %v: %s: %s", safePoint, r.Outcome, r.Reason)
+		}
+	}
+}
+
 // TestPatcherHurries: while the vCPUs are stopped, the thread they wait for is in SCHED_FIFO, with their priority if they have one, and afterwards in its own class again.
 func TestPatcherHurries(t *testing.T) {
 	testenv.Need(t, testenv.KVM, testenv.Root)
