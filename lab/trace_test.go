@@ -196,9 +196,9 @@ const (
 
 // sender is who has interrupted other CPUs.
 type sender struct {
-	name, comm string
-	at         float64
-	from       string // the first function of its stack that is not onTheWay
+	name string
+	at   float64
+	from string // the first function of its stack that is not onTheWay
 }
 
 // toldAt says whether what comes at a time may be what it has sent.
@@ -253,7 +253,7 @@ func causes(trace string, cpu int) (list []interrupt) {
 			flushed = seconds
 		}
 		if name == "call" || name == "resched" {
-			sent = sender{name: name, comm: comm, at: seconds}
+			sent = sender{name: name, at: seconds}
 		}
 		if on, err := strconv.Atoi(m[2]); err != nil || on != cpu {
 			continue

@@ -261,7 +261,7 @@ func TestPatchesClone(t *testing.T) {
 	p.Outcomes["committed"]++
 	p.Pauses[0].Add(1)
 	p.Pauses[1] = &Pauses{}
-	if c.Outcomes["committed"] != 1 || len(c.Pauses) != 1 || c.Pauses[0].count != 1 || c.Pauses[0].atMost[0] != 1 {
+	if c.Outcomes["committed"] != 1 || len(c.Pauses) != 1 || c.Pauses[0].Count != 1 || c.Pauses[0].atMost[0] != 1 {
 		t.Errorf("%+v", c)
 	}
 }

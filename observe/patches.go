@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/cloister-vmm/cloister/isolation/breaks"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -34,14 +35,13 @@ var pauseBounds = [...]uint64{5e3, 10e3, 20e3, 50e3, 100e3, 200e3, 500e3, 1e6, 2
 
 // Pauses is how long one vCPU was held by patches.
 type Pauses struct {
-	count, ns uint64
-	atMost    [len(pauseBounds)]uint64
+	breaks.Pauses // as the report has them
+	atMost        [len(pauseBounds)]uint64
 }
 
 // Add counts a pause of that many nanoseconds.
 func (p *Pauses) Add(ns uint64) {
-	p.count++
-	p.ns += ns
+	p.Pauses.Add(ns)
 	for i, bound := range pauseBounds {
 		if ns <= bound {
 			p.atMost[i]++
@@ -62,6 +62,6 @@ func (g *gathering) patches(p *Patches) {
 			buckets[float64(bound)/1e9] = one.atMost[i]
 		}
 		labels := clean([]string{vm, strconv.Itoa(id)})
-		g.out <- prometheus.MustNewConstHistogram(g.c.descs[mPatchPause], one.count, float64(one.ns)/1e9, buckets, labels...)
+		g.out <- prometheus.MustNewConstHistogram(g.c.descs[mPatchPause], one.Count, float64(one.TotalNS)/1e9, buckets, labels...)
 	}
 }

@@ -79,6 +79,7 @@ func parkStep(c *control, at uint8) uint8 {
 		return parkSync
 	case parkSync:
 		step(c, stepSync)
+		c.slept = 0
 		serialise(c.serial)
 		return parkClear
 	case parkClear:

@@ -331,7 +331,7 @@ func (m *Machine) Gather(number uint64) {
 	defer s.mu.Unlock()
 	s.number = number
 	s.epoch++
-	m.setWords(s.words, 1)
+	setWords(s.words, 1, m.out)
 }
 
 // Await returns empty when every thread that must come waits at its safe point, or at until the name of one that does not.
@@ -381,20 +381,13 @@ func (m *Machine) Scatter() {
 			// Nobody waits for what these locks guard.
 			s.mu.Unlock()
 			m.mu.Unlock()
-			m.setWords(words, 0)
+			setWords(words, 0, m.out)
 			m.mu.Lock()
 			s.mu.Lock()
 		}
 		return
 	}
-	for _, a := range s.words {
-		b, busy := m.space.OutNow(a, 4)
-		if busy {
-			s.left = append(s.left, a)
-		} else if b != nil {
-			_ = linux.Safely(func() { storeWord(b, 0) }) // as in setWords
-		}
-	}
+	s.left = setWords(s.words, 0, m.space.OutNow)
 	s.number = 0
 	for _, p := range m.vcpus {
 		p.safe.here = false
@@ -403,15 +396,24 @@ func (m *Machine) Scatter() {
 	s.released = make(chan struct{})
 }
 
-// setWords writes the program's safe words. One that is no longer there, or lies in a file that has shrunk, is passed over.
-func (m *Machine) setWords(words []uint64, v uint32) {
+// setWords writes the program's safe words, and returns those that out calls busy. One that is no longer there, or lies in a file that has shrunk, is passed over.
+func setWords(words []uint64, v uint32, out func(a, n uint64) (b []byte, busy bool)) (left []uint64) {
 	for _, a := range words {
-		b, e := m.space.Out(a, 4)
-		if e != 0 {
-			continue
+		b, busy := out(a, 4)
+		switch {
+		case busy:
+			left = append(left, a)
+		case b != nil:
+			_ = linux.Safely(func() { storeWord(b, v) }) // the fault of that file
 		}
-		_ = linux.Safely(func() { storeWord(b, v) }) // the fault of that file
 	}
+	return left
+}
+
+// out is mem.Space.Out for setWords: nothing is busy to who waits.
+func (m *Machine) out(a, n uint64) ([]byte, bool) {
+	b, _ := m.space.Out(a, n) // nil where there is nothing
+	return b, false
 }
 
 // Entries tells which functions are redirected.
@@ -473,7 +475,7 @@ func (m *Machine) safePoint(what, arg uint64) unix.Errno {
 		}
 		s.words = append(s.words, arg)
 		if s.number != 0 {
-			m.setWords(s.words, 1)
+			setWords(s.words, 1, m.out)
 		}
 		return 0
 	case abi.SafepointQuiet:
@@ -528,17 +530,25 @@ func (p *processor) waitSafe() {
 
 // sync is linux.Config.Sync.
 func (m *Machine) sync() unix.Errno {
+	if m.serialise("serialise all vCPUs") != nil {
+		return unix.ETIMEDOUT
+	}
+	return 0
+}
+
+// serialise is the stop of a patch without stores. The error is that of a stop that came to nothing; any other ends the run.
+func (m *Machine) serialise(what string) error {
 	p, err := m.set.StopFor(vcpu.Purpose{Cause: breaks.Sync}, stopLimit)
 	if errors.Is(err, vcpu.ErrStopTimeout) {
-		return unix.ETIMEDOUT
+		return err
 	}
 	if err == nil {
 		err = p.Resume(resumeLimit)
 	}
 	if err != nil {
-		m.Condemn("serialise all vCPUs: " + err.Error())
+		m.Condemn(what + ": " + err.Error())
 	}
-	return 0
+	return nil
 }
 
 // storeWord is a store that other vCPUs see whole.

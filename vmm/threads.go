@@ -9,7 +9,6 @@ import (
 	"github.com/cloister-vmm/cloister/guest/linux"
 	"github.com/cloister-vmm/cloister/guest/stub"
 	"github.com/cloister-vmm/cloister/internal/kvm"
-	"github.com/cloister-vmm/cloister/isolation/breaks"
 	"github.com/cloister-vmm/cloister/vcpu"
 	"golang.org/x/sys/unix"
 )
@@ -185,17 +184,8 @@ func (m *Machine) seen(t *linux.Task) { t.Data.(*processor).x.Seen() }
 // barrier is linux.Config.Barrier: a stop, after which every vCPU serialises before it enters the guest. The system call has no error for
 // "not yet": it waits, as the kernel's waits for a CPU that does not answer.
 func (m *Machine) barrier() {
-	p, err := m.set.StopFor(vcpu.Purpose{Cause: breaks.Sync}, stopLimit)
-	for errors.Is(err, vcpu.ErrStopTimeout) {
+	for err := m.serialise("membarrier"); err != nil; err = m.serialise("membarrier") {
 		m.cfg.Warn("membarrier waits: " + err.Error())
-		p, err = m.set.StopFor(vcpu.Purpose{Cause: breaks.Sync}, stopLimit)
-	}
-	if err != nil {
-		m.Condemn("membarrier: " + err.Error())
-		return
-	}
-	if err := p.Resume(resumeLimit); err != nil {
-		m.Condemn("membarrier: " + err.Error())
 	}
 }
 

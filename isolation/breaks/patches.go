@@ -42,24 +42,21 @@ type PatchPauses struct {
 
 // Pauses counts them; the zero value has none.
 type Pauses struct {
-	total, worst uint64
-	hist         [NHist]uint64
+	Count, TotalNS, worst uint64
+	hist                  [NHist]uint64
 }
 
 // Add counts one, in nanoseconds.
 func (p *Pauses) Add(ns uint64) {
-	p.total += ns
+	p.Count++
+	p.TotalNS += ns
 	p.worst = max(p.worst, ns)
 	p.hist[min(bits.Len64(ns), NHist-1)]++
 }
 
 // Report is those of vCPU id.
 func (p *Pauses) Report(id int) PatchPauses {
-	r := PatchPauses{ID: id, TotalNS: p.total, WorstNS: p.worst, Histogram: buckets(p.hist[:], 1e9)} // a cycle of 1 ns
-	for _, n := range p.hist {
-		r.Count += n
-	}
-	return r
+	return PatchPauses{ID: id, Count: p.Count, TotalNS: p.TotalNS, WorstNS: p.worst, Histogram: buckets(p.hist[:], 1e9)} // a cycle of 1 ns
 }
 
 // PatchLog is where the records of patches are.

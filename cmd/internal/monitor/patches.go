@@ -26,20 +26,19 @@ import (
 // became of each. Who asked waits in a goroutine of his own, and the loop for nobody: it takes mu for moments only.
 type patches struct {
 	making chan struct{} // has room for one: who is between the check of the log and the record in it
+	heard  sync.Once
 	told   chan struct{} // closed: the engine has said what there is to patch, or the run is over
 
 	mu       sync.Mutex
-	state    *patch.State           // as the engine told it last; nil once told is closed: the program cannot be patched
-	heard    bool                   // told is closed
-	over     bool                   // the run has ended: no more patches
-	id       uint64                 // of the latest request to the engine
-	waiting  chan answer            // for the record of that request; nil: the engine has none
-	asking   int                    // clients that wait for an answer
-	pauses   map[int]*breaks.Pauses // of each vCPU, for the report
-	list     []breaks.PatchReport   // the latest, at least mostReported of them if there were so many
-	unlogged []patch.Record         // that the log did not take, oldest first
-	head     audit.Hash             // of the latest that it took
-	trouble  []string               // for the report
+	state    *patch.State         // as the engine told it last; nil once told is closed: the program cannot be patched
+	over     bool                 // the run has ended: no more patches
+	id       uint64               // of the latest request to the engine
+	waiting  chan answer          // for the record of that request; nil: the engine has none
+	asking   int                  // clients that wait for an answer
+	list     []breaks.PatchReport // the latest, at least mostReported of them if there were so many
+	unlogged []patch.Record       // that the log did not take, oldest first
+	head     audit.Hash           // of the latest that it took
+	trouble  []string             // for the report
 	counts   observe.Patches
 }
 
@@ -115,12 +114,7 @@ func newPatches() patches { return patches{making: make(chan struct{}, 1), told:
 
 // hear lets go on who waits for state: it is what it is.
 func (p *patches) hear() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !p.heard {
-		p.heard = true
-		close(p.told)
-	}
+	p.heard.Do(func() { close(p.told) })
 }
 
 // close lets no more patches begin. inEngine reports whether one has begun and has no record yet.
@@ -365,13 +359,6 @@ func (p *patches) keep(r *patch.Record) {
 				p.counts.Pauses[r.VCPUs[i].ID] = one
 			}
 			one.Add(*ns)
-			if p.pauses == nil {
-				p.pauses = map[int]*breaks.Pauses{}
-			}
-			if p.pauses[r.VCPUs[i].ID] == nil {
-				p.pauses[r.VCPUs[i].ID] = new(breaks.Pauses)
-			}
-			p.pauses[r.VCPUs[i].ID].Add(*ns)
 		}
 	}
 }
@@ -449,8 +436,8 @@ func (m *monitor) patchFacts(f *breaks.Facts) {
 	p := &m.patches
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, id := range slices.Sorted(maps.Keys(p.pauses)) {
-		f.PatchPauses = append(f.PatchPauses, p.pauses[id].Report(id))
+	for _, id := range slices.Sorted(maps.Keys(p.counts.Pauses)) {
+		f.PatchPauses = append(f.PatchPauses, p.counts.Pauses[id].Report(id))
 	}
 	f.Patches = append(f.Patches, p.list[max(0, len(p.list)-mostReported):]...)
 	if p.head != (audit.Hash{}) {

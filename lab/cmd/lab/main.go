@@ -181,8 +181,8 @@ func check(o *lab.Options, cpus int, within time.Duration) error {
 		}
 	}
 	if o.Cover != "" {
-		if info, err := os.Stat(filepath.Dir(o.Cover)); err != nil || !info.IsDir() {
-			return fmt.Errorf("-cover %s: its directory is not there: make it first", o.Cover)
+		if err := os.MkdirAll(filepath.Dir(o.Cover), 0o755); err != nil {
+			return fmt.Errorf("-cover: %w: give a file whose directory can be made", err)
 		}
 	}
 	if _, err := exec.LookPath("go"); err != nil {

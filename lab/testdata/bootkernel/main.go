@@ -75,7 +75,7 @@ func boot(kernel string) error {
 	if err := c.Start(); err != nil {
 		return err
 	}
-	silent := time.AfterFunc(silence, func() { c.Process.Kill() }) // the end of its output says so
+	silent := time.AfterFunc(silence, func() { _ = c.Process.Kill() }) // the end of its output says so
 	seen := false
 	lines := bufio.NewScanner(io.TeeReader(out, os.Stdout))
 	for !seen && lines.Scan() {
@@ -83,14 +83,14 @@ func boot(kernel string) error {
 		seen = strings.Contains(lines.Text(), mark)
 	}
 	hung := !silent.Stop()
-	c.Process.Kill()
+	_ = c.Process.Kill() // it may have ended by itself
 	switch err := errors.Join(lines.Err(), c.Wait()); {
 	case seen:
 		return nil
 	case hung:
 		return fmt.Errorf("the guest has printed nothing for %v", silence)
 	default:
-		return fmt.Errorf("the guest ended: %w", err)
+		return errors.Join(errors.New("the guest ended"), err)
 	}
 }
 
