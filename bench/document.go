@@ -52,7 +52,7 @@ const howToRead = `How to read it:
   itself is a switch to the hypervisor and back, on both sides.
 - "Start to exit": the floor is one process and keeps no books; Cloister is two. The floor is never pinned.
 - "Patch": eight bytes of a loop's code are exchanged, with all vCPUs stopped and serialised, and no record is written. The floor is a program in C with the same protocol over
-  the same guest, which checks nothing. "A vCPU's pause" is from leaving the guest to entering it. "Deferred" is the store alone: what it costs not to be right.
+  the same guest, which checks nothing; its stores are made by who patches, ours by the vCPU that stopped last (decision 0020; one site, no safe point). "A vCPU's pause" is from leaving the guest to entering it. "Deferred" is the store alone: what it costs not to be right.
 - Rings: the floor is the same two programs, both native. The process on the other side runs on a housekeeping CPU and polls.
 - The error of the clock is taken between readings of two cores, each within its own pair of TSC stamps.
 `

@@ -59,6 +59,28 @@
  * run: pass       -DNV=2 -DSYNC -DLIVE
  * run: tornbytes  -DNV=2 -DSYNC -DNOSYNC -DTORNONLY
  * run: tornbytes  -DNV=2 -DSYNC -DKICKONLY -DTORNONLY   kicked, and not waited for
+ *
+ * LAST: the last vCPU to stop makes the stores, and the last to serialise releases all (decision 0020). ENDS: a vCPU's thread may end.
+ *
+ * run: pass       -DLAST -DNV=1 -DNSTOP=3 -DGIVEUP -DMISREAD -DSTUCK
+ * run: pass       -O1 -DLAST -DNV=2 -DNSTOP=2 -DGIVEUP
+ * run: pass       -O1 -DLAST -DNV=2 -DGIVEUP -DMISREAD -DSTUCK
+ * run: pass       -O1 -DLAST -DNV=2 -DGIVEUP -DMISREAD -DENDS   who has ended takes nothing off an offer: the requester takes it
+ * run: pass       -DLAST -DNV=1 -DNSTOP=3 -DGIVEUP -DHANDLER
+ * run: pass       -DLAST -DNV=1 -DNSTOP=2 -DGIVEUP -DMISREAD -DSTUCK -DLIVE
+ * run: pass       -DLAST -DNV=1 -DNSTOP=2 -DGIVEUP -DHANDLER -DLIVE
+ * run: pass       -O1 -DLAST -DNV=2 -DGIVEUP -DLIVE
+ * run: pass       -DLAST -DNV=2 -DENTRY -DRANDOM -DTORNONLY
+ * run: in-guest   -DLAST -DNV=2 -DNSTOP=2 -DGIVEUP -DUNTAGGED   who read a request that was given up counts for the next one
+ * run: in-guest   -DLAST -DNV=2 -DGIVEUP -DGIVEUPBLIND   who is late releases all, and does not look whose the stop is
+ * run: deadlock   -DLAST -DNV=1 -DGIVEUP -DMISREAD -DLOOKONCE   who is late and finds that the last stores does not look again how it went
+ * run: stale      -DLAST -DNV=2 -DGIVEUP -DMISREAD -DUNDONELATE   what the last stored and took back is released like a stop that stored nothing
+ * run: versions   -DLAST -DNV=1 -DNEARBLIND      the last does not look whether somebody was near
+ * run: tornbytes  -DLAST -DNV=1 -DENTRY -DRANDOM -DNEARBLIND -DTORNONLY
+ * run: deadlock   -DLAST -DNV=1 -DNSTOP=2 -DGIVEUP -DRELLATE   the last releases all behind its own synced: the next stop may have begun
+ * run: deadlock   -DLAST -DNV=1 -DNSTOP=2 -DGIVEUP -DSTUCK -DNEXTEARLY   the resume timed out, all the same the last released all: the next stop begins before it has served
+ * run: starved    -DLAST -DNV=1 -DLIVE -DNOTCOUNTED   the requester is not counted in: a stop may be over before its immediate_exit is stored
+ * run: resumed    -DLAST -DNV=2 -DSTUCK -DOUTBLIND   the resume timed out: the VM is called dead, though the last has released all
  */
 #ifndef NV
 #define NV 2
@@ -89,6 +111,17 @@
 #define CLEAR  16        /* only with LATECLEAR */
 #define S2     17        /* calls SysSafepoint */
 #define WAIT   18        /* its call is not answered yet */
+#define V3TAKE 19        /* from here on only with LAST */
+#define V3STORE 20
+#define V3BACK 21
+#define V3UNDO 22
+#define V3MINE 23
+#define V3DOUBT 24
+#define V3GO   25
+#define V7OUT  26
+#define V7REL  27
+#define V7LATE 28
+#define V7OWED 29
 byte at[NV] = E1;
 
 byte req[NV], ack[NV], go_[NV], synced[NV], rel[NV];
@@ -121,6 +154,20 @@ bool here[NV], quiet[NV];
 bool called, answered;   /* SYNC: a stop is asked for, and was made */
 bool use;                /* SYNC: the new code may be executed */
 
+#ifdef LAST
+/* Two words: one step looks at one of them, and changes it. Whose it is, */
+#define OFFERED   1
+#define MINE      2      /* the requester's */
+#define LASTS     3      /* in: who came last stores */
+#define DOUBT     4      /* in: neither the new nor the old reads back */
+#define RELEASED  5      /* out: who came last has let all go */
+#define CONDEMNED 6      /* out: the VM is dead */
+byte in_gen, in_is, in_left;      /* of which stop, and how many have yet to come */
+bool in_near;                     /* somebody stands where it must not */
+byte out_gen, out_is, out_left;
+byte nv;                          /* what is to be stored */
+#endif
+
 #if NV == 1
 #define ALL(p) (p(0))
 inline store(k, x) { mem[k] = x; MAY(0, k) = MAY(0, k) | x }
@@ -128,7 +175,11 @@ inline store(k, x) { mem[k] = x; MAY(0, k) = MAY(0, k) | x }
 #define ALL(p) (p(0) && p(1))
 inline store(k, x) { mem[k] = x; MAY(0, k) = MAY(0, k) | x; MAY(1, k) = MAY(1, k) | x }
 #endif
+#ifdef ENDS
+#define FRESH(i) (at[i] == OVER || MAY(i, 0) == mem[0] && MAY(i, 1) == mem[1] && MAY(i, 2) == mem[2])
+#else
 #define FRESH(i) (MAY(i, 0) == mem[0] && MAY(i, 1) == mem[1] && MAY(i, 2) == mem[2])
+#endif
 #define INGUEST(i) (at[i] == RUN || at[i] == ENTER || at[i] == GUEST)
 
 inline serialise(v) { MAY(v, 0) = mem[0]; MAY(v, 1) = mem[1]; MAY(v, 2) = mem[2] }
@@ -153,8 +204,42 @@ inline interrupted(v) {
 #define SECOND(v) MAY(v, 1)
 #define ONE(m) ((m) == OLD || (m) == NEW)
 
+/* P3: where a vCPU must not stand. */
+#if defined(WORD) && defined(NOLOOK)
+#define UNSAFE(i) false
+#elif defined(WORD)
+#define UNSAFE(i) (!here[i] && !quiet[i])
+#elif defined(NOPLACE) || (defined(RANDOM) && defined(NORIP))
+#define UNSAFE(i) false
+#elif defined(RANDOM)
+#define UNSAFE(i) (rip[i] == INA)
+#else
+#define UNSAFE(i) (rip[i] != BEGIN)
+#endif
+
+/* Where a vCPU goes on behind a step that LAST has something to put behind. */
+#ifdef LAST
+#define READ    V3TAKE
+#define DRAINED V7OUT
+#define OUTSIDE(i) (!INGUEST(i))
+#else
+#define READ    V3ACK
+#define DRAINED V7SYNC
+#endif
+#ifdef UNTAGGED
+#define TAKES(g) (in_is == OFFERED && in_left)
+#else
+#define TAKES(g) (in_gen == g && in_is == OFFERED && in_left)
+#endif
+
+/* A step that comes once for each of n things. */
+inline next(v, i, n, then) { i++; if :: i == n -> i = 0; at[v] = then :: else fi }
+
 proctype vcpu(byte v) {
   byte done, g, ver; bool calls, whole, same, fresh;
+#ifdef LAST
+  byte k; bool out_of_guest, owed;
+#endif
   do
   :: d_step { at[v] == E1 -> printf("V%d E1\n", v);
 #ifdef HANDLER
@@ -197,6 +282,10 @@ proctype vcpu(byte v) {
        serialise(v)
 #endif
      }
+#endif
+
+#ifdef ENDS
+  :: d_step { at[v] == GUEST -> printf("V%d end\n", v); at[v] = OVER }
 #endif
 
   /* A call that is not answered yet; a stop is looked for meanwhile (O3). */
@@ -243,7 +332,37 @@ proctype vcpu(byte v) {
        serialise(v);
 #endif
        at[v] = V3READ }
-  :: d_step { at[v] == V3READ -> printf("V%d V3 read\n", v); g = req[v]; at[v] = V3ACK }
+  :: d_step { at[v] == V3READ -> printf("V%d V3 read\n", v); g = req[v]; at[v] = READ }
+#ifdef LAST
+  :: d_step { at[v] == V3TAKE -> printf("V%d V3 take\n", v);
+       at[v] = V3ACK;
+       if
+       :: TAKES(g) ->
+          in_left--;
+#ifndef NEARBLIND
+          in_near = in_near || UNSAFE(v);
+#endif
+          if
+          :: in_left == 0 && !in_near ->
+             in_is = LASTS; halted = true; at[v] = V3STORE;
+#ifndef TORNONLY
+             out_of_guest = ALL(OUTSIDE); assert(out_of_guest); out_of_guest = false   /* I2 */
+#endif
+          :: else
+          fi
+       :: else
+       fi }
+  :: d_step { at[v] == V3STORE -> printf("V%d V3 store %d\n", v, k); store(k, nv); next(v, k, 3, V3BACK) }
+  :: d_step { at[v] == V3BACK -> printf("V%d V3 read back\n", v); committed = nv; at[v] = V3GO }
+#ifdef MISREAD
+  :: d_step { at[v] == V3BACK -> printf("V%d V3 read back wrong\n", v); at[v] = V3UNDO }
+  :: d_step { at[v] == V3UNDO -> printf("V%d V3 take back %d\n", v, k); store(k, committed); next(v, k, 3, V3MINE) }
+  :: d_step { at[v] == V3MINE -> printf("V%d V3 mine\n", v); in_is = MINE; at[v] = V3ACK }
+  :: d_step { at[v] == V3MINE -> printf("V%d V3 take back wrong\n", v); store(0, nv); at[v] = V3DOUBT }
+  :: d_step { at[v] == V3DOUBT -> printf("V%d V3 doubt\n", v); in_is = DOUBT; dead = true; at[v] = V3ACK }
+#endif
+  :: d_step { at[v] == V3GO -> printf("V%d V3 go %d\n", v, k); go_[k] = g; owed = true; next(v, k, NV, V4) }   /* there is nothing that the requester could do */
+#endif
   :: d_step { at[v] == V3ACK -> printf("V%d V3 ack\n", v); ack[v] = g; at[v] = V4 }
   :: d_step { at[v] == V4 && go_[v] >= g -> printf("V%d V4\n", v); at[v] = V5 }
   :: d_step { at[v] == V5 -> printf("V%d V5\n", v);
@@ -263,7 +382,32 @@ proctype vcpu(byte v) {
        at[v] = (req[v] != g -> V3READ : V7DRAIN)
 #endif
      }
-  :: d_step { at[v] == V7DRAIN -> printf("V%d V7 drain\n", v); sig[v] = false; at[v] = V7SYNC }
+  :: d_step { at[v] == V7DRAIN -> printf("V%d V7 drain\n", v); sig[v] = false; at[v] = DRAINED }
+#ifdef LAST
+  :: d_step { at[v] == V7OUT -> printf("V%d V7 out\n", v);
+       at[v] = (owed -> V7OWED : V7SYNC);
+       if
+       :: out_gen == g && out_is == OFFERED && out_left ->
+          out_left--;
+          if
+          :: out_left == 0 -> out_is = RELEASED; halted = false;
+#ifdef RELLATE
+             at[v] = V7LATE
+#else
+             at[v] = V7REL
+#endif
+          :: else
+          fi
+       :: else
+       fi }
+#ifdef RELLATE
+  :: d_step { at[v] == V7LATE -> printf("V%d V7 synced\n", v); done = g; if :: owed -> ack[v] = g; owed = false :: else fi; synced[v] = g; at[v] = V7REL }
+  :: d_step { at[v] == V7REL -> printf("V%d V7 rel %d\n", v, k); rel[k] = g; next(v, k, NV, V8) }
+#else
+  :: d_step { at[v] == V7REL -> printf("V%d V7 rel %d\n", v, k); rel[k] = g; next(v, k, NV, (owed -> V7OWED : V7SYNC)) }
+#endif
+  :: d_step { at[v] == V7OWED -> printf("V%d V7 ack\n", v); ack[v] = g; owed = false; at[v] = V7SYNC }
+#endif
   :: d_step { at[v] == V7SYNC -> printf("V%d V7 synced\n", v); done = g; synced[v] = g; at[v] = V8 }
   :: d_step { at[v] == V8 && (rel[v] >= g || req[v] != g) -> printf("V%d V8\n", v); at[v] = V8LAST }
   :: d_step { at[v] == V8LAST -> printf("V%d V8 last\n", v);
@@ -288,18 +432,6 @@ proctype vcpu(byte v) {
   od
 }
 
-/* P3: where a vCPU must not stand. */
-#if defined(WORD) && defined(NOLOOK)
-#define UNSAFE(i) false
-#elif defined(WORD)
-#define UNSAFE(i) (!here[i] && !quiet[i])
-#elif defined(NOPLACE) || (defined(RANDOM) && defined(NORIP))
-#define UNSAFE(i) false
-#elif defined(RANDOM)
-#define UNSAFE(i) (rip[i] == INA)
-#else
-#define UNSAFE(i) (rip[i] != BEGIN)
-#endif
 #define COMES(i) (here[i] || quiet[i])
 
 #ifdef SKIPHERE
@@ -319,7 +451,11 @@ inline scatter() {
 }
 
 proctype patcher() {
+#ifdef LAST
+  byte g, i; bool late, doubt, out_of_guest, bad, stored, sure;
+#else
   byte g, i, nv; bool late, doubt, out_of_guest, bad;
+#endif
 #ifdef SKIPHERE
   bool skipped[NV];
 #endif
@@ -347,6 +483,18 @@ proctype patcher() {
 #endif
      fi;
 #endif
+#ifdef LAST
+     d_step {
+       printf("P P1 offer\n");
+       in_gen = g; in_is = OFFERED; in_near = false;
+#ifdef NOTCOUNTED
+       in_left = NV;
+#else
+       in_left = NV + 1;                                        /* and the requester */
+#endif
+       out_gen = g; out_is = OFFERED; out_left = NV
+     };
+#endif
      do                                                         /* P1 */
      :: i == NV -> break
 #ifdef SKIPHERE
@@ -364,16 +512,63 @@ proctype patcher() {
         d_step { printf("P P1 signal %d\n", i); sig[i] = true; i++ }
      od;
      i = 0; late = false;
+#ifdef LAST
+#ifndef NOTCOUNTED
+     d_step {
+       printf("P P1 in\n");
+       in_left--;
+       if :: in_left == 0 -> in_is = MINE :: else fi
+     };
+#endif
+wait:
+#endif
 #if !defined(NOWAIT) && !defined(KICKONLY)
      do                                                         /* P2 */
      :: i == NV -> break
      :: d_step { i < NV && (ack[i] == g || at[i] == OVER || !STOPS(i)) -> printf("P P2 %d\n", i); i++ }
+#ifdef LAST
 #ifdef GIVEUP
+     :: d_step { i < NV && ack[i] != g && !sure -> printf("P P2 late %d\n", i); late = true }; break
+#endif
+#ifdef STUCK
+     :: d_step { i < NV && ack[i] != g && sure -> printf("P P2 late %d\n", i); late = true }; break
+#endif
+#elif defined(GIVEUP)
      :: d_step { i < NV && ack[i] != g && STOPS(i) -> printf("P P2 late %d\n", i); late = true }; break
 #endif
      od;
 #endif
      i = 0;
+#ifdef LAST
+     if
+     :: late && sure -> stored = true; goto resume              /* who stores comes to no end */
+#ifdef GIVEUPBLIND
+     :: late && !sure
+     :: !late ->
+#else
+     :: !(late && sure) ->
+#endif
+        d_step {
+          printf("P P2 mine\n");
+          if
+          :: in_is == OFFERED -> in_is = MINE; in_left = 0; in_near = false
+#ifdef LOOKONCE
+          :: in_is == LASTS -> stored = true; late = false
+#endif
+#ifdef UNDONELATE
+          :: in_is == MINE && late -> halted = false
+#endif
+          :: else -> sure = late; stored = (in_is == LASTS && !late); doubt = (in_is == DOUBT && !late)
+          fi
+        };
+        if
+        :: sure -> late = false; goto wait                      /* all are out: how it went shows when they have acknowledged */
+        :: stored -> goto served
+        :: else -> d_step { printf("P out mine\n"); out_is = MINE; out_left = 0 }
+        fi;
+        if :: doubt -> goto letgo :: else fi
+     fi;
+#endif
      if
      :: late ->                                                 /* not one byte was stored */
 #ifdef WRITELATE
@@ -430,11 +625,17 @@ proctype patcher() {
            fi
         fi;
 #endif
+#ifdef LAST
+letgo:
+#endif
         do
         :: i == NV -> break
         :: d_step { i < NV -> printf("P P6 %d\n", i); quit[i] = doubt; go_[i] = g; i++ }
         od;
         i = 0;
+#ifdef LAST
+served:
+#endif
 #ifndef KICKONLY
         do
         :: i == NV -> break
@@ -445,16 +646,51 @@ proctype patcher() {
         od;
 #endif
         i = 0;
+#ifdef LAST
+resume:
+        if
+        :: stored ->
+           d_step {
+             printf("P P8 mine\n");
+             if
+             :: out_is == OFFERED -> out_is = (late -> CONDEMNED : MINE); halted = false; dead = late
+#ifdef OUTBLIND
+             :: out_is == RELEASED && late -> dead = true
+#endif
+             :: else -> i = NV                                  /* released */
+             fi;
+             out_left = 0
+           };
+           if
+           :: i == NV && late ->                                /* and no other stop before all have served this one */
+              late = false;
+#ifndef NEXTEARLY
+              i = 0;
+              do
+              :: i == NV -> break
+              :: d_step { i < NV && synced[i] == g -> printf("P P7 %d\n", i); i++ }
+              od
+#endif
+           :: else
+           fi
+        :: else -> d_step { halted = false; dead = dead || late }
+        fi;
+#else
         d_step {
           halted = false;
 #ifndef RESUMELATE
           dead = dead || late
 #endif
         };
+#endif
         do
         :: i == NV -> break
 #ifndef RESUMEDEAD
+#ifdef LAST
+        :: d_step { i < NV && dead -> printf("P P8 condemn %d\n", i); quit[i] = true; go_[i] = g; rel[i] = g; i++ }
+#else
         :: d_step { i < NV && dead -> printf("P P8 condemn %d\n", i); quit[i] = true; rel[i] = g; i++ }
+#endif
         :: d_step { i < NV && !dead -> printf("P P8 %d\n", i); rel[i] = g; i++ }
 #else
         :: d_step { i < NV -> printf("P P8 %d\n", i); rel[i] = g; i++ }
@@ -463,6 +699,9 @@ proctype patcher() {
         if :: dead -> break :: else fi
      fi;
      i = 0;
+#ifdef LAST
+     stored = false; sure = false;
+#endif
 #ifdef SYNC
      answered = true
 #endif
@@ -481,6 +720,10 @@ init { atomic {
   run patcher() } }
 
 #ifdef LIVE
+#ifdef LAST
+#define RUNS(i) (at[i] <= OVER && !imm[i])   /* else KVM_RUN returns for ever */
+#else
 #define RUNS(i) (at[i] <= OVER)
+#endif
 ltl done { <> [] (fin && ALL(RUNS)) }
 #endif

@@ -1,6 +1,8 @@
 // Package patch changes the code of a running guest: stop every vCPU, inspect where each stands, compare, journal, store, read back, have
 // each serialise on its own core, let them go.
 //
+// P3 to P8 are made by the last vCPU to stop, and the last to serialise, where nobody has to judge (docs/decisions/0020-who-stores.md); else here.
+//
 // The protocol is that of docs/patching.md and model/patch.pml, with the same words: P1..P8 on this side, V1..V8 on the
 // vCPU's (package vcpu). What is patched is a Plan, made and checked off line by package patch/build; what became of it is a Record, which
 // package patch/audit chains into a log. This package is the part that runs in the engine: it decodes no instruction and opens no file.

@@ -6,13 +6,15 @@ import "time"
 type Guest interface {
 	// Stop is P1 and P2: it returns when every vCPU is out of the guest with pending I/O completed, or with an error when one did not
 	// stop within limit; then all run on. Breaks that it makes are booked under number. What waits to be injected is known, at least, of vCPUs that
-	// may go on within sites.
-	Stop(number uint64, sites Range, limit time.Duration, meanwhile func()) (Halt, error)
+	// may go on within sites. The last vCPU to stop makes the stores, if there are some and no vCPU is Near (Halt.Made).
+	Stop(number uint64, sites Range, stores []Store, limit time.Duration, meanwhile func()) (Halt, error)
 	// Rehearsal is a guest whose Stop stops nothing, and whose Halt resumes nothing, by the way that they go here; else it is this one. Nil: there is none.
 	Rehearsal() Guest
 	// Look gives n bytes at addr as the guest sees them, Writable the same bytes through the private alias.
 	Look(addr uint64, n int) ([]byte, error)
 	Writable(addr uint64, n int) ([]byte, error)
+	// Word gives the aligned word at addr, through the alias and as the guest sees it: not to be written here. False where it is not all text.
+	Word(addr uint64) (to, see []byte, ok bool)
 	// Prepare does what the first Writable of addr would have to, so that no vCPU waits for it.
 	Prepare(addr uint64, n int) error
 	// SafePoints says whether the program has declared any safe point.
@@ -44,6 +46,8 @@ type Halt interface {
 	Places() []Place
 	// Near says whether some vCPU may go on within the range that Stop was given: it costs less than Places, and all vCPUs wait.
 	Near() bool
+	// Made says what became of Stop's stores, and when, TSC: all were made, or none; doubt: nobody knows.
+	Made() (made, doubt bool, first, last uint64)
 	// Resume is P6 to P8; then is called behind P8, before another stop can begin, and where no vCPU was Near its Places can still be asked. With an error some
 	// vCPU did not serialise within limit; then none has entered the guest, and none ever will.
 	Resume(limit time.Duration, then func()) error
@@ -52,6 +56,15 @@ type Halt interface {
 	// Synced is when a vCPU had serialised, behind Resume; TSC.
 	Synced(vcpu int) uint64
 }
+
+// Store is an aligned word of text to be changed: eight bytes as Guest.Word gives them, through the alias.
+type Store struct {
+	To       []byte
+	Old, New uint64
+}
+
+// MostStores bounds the stores of a stop; patches of more words are made by who patches.
+const MostStores = 8
 
 // Place is where a vCPU stands while it is stopped.
 type Place struct {

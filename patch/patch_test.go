@@ -2,6 +2,7 @@ package patch
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,6 +34,11 @@ type fake struct {
 	resuming bool
 	asked    Range // of the stop
 
+	last        func([]Store) (made, doubt bool) // the last vCPU to stop; nil: Go is always asked
+	offer       []Store
+	made, doubt bool
+	during      []uint64 // entries, while stopped
+
 	practice  *fake // what a stop is rehearsed with
 	looks     int
 	rehearsed bool // Stop's meanwhile looked at text
@@ -51,14 +57,25 @@ func newFake() (*fake, *Patcher) {
 	})
 }
 
-func (f *fake) Stop(_ uint64, sites Range, _ time.Duration, meanwhile func()) (Halt, error) {
+func (f *fake) Stop(_ uint64, sites Range, stores []Store, _ time.Duration, meanwhile func()) (Halt, error) {
 	n := f.looks
-	meanwhile()
+	if meanwhile != nil {
+		meanwhile()
+	}
 	f.rehearsed = f.looks > n
 	f.asked = sites
 	f.stops++
 	f.stopped = f.stopErr == nil
+	f.during, f.offer, f.made, f.doubt = f.entries, stores, false, false
+	if f.last != nil && len(stores) > 0 {
+		f.made, f.doubt = f.last(stores)
+	}
 	return f, f.stopErr
+}
+func (f *fake) Made() (made, doubt bool, first, last uint64) { return f.made, f.doubt, 11, 12 }
+func (f *fake) Word(addr uint64) (to, see []byte, ok bool) {
+	b, err := f.bytes(addr, 8)
+	return b, b, err == nil && addr < 0x1100
 }
 func (f *fake) Rehearsal() Guest {
 	if f.practice == nil {
@@ -140,8 +157,8 @@ func TestNothingWaitsInVain(t *testing.T) {
 		return []Place{{ID: 0, CPU: -1, Where: WhereGuest, Guest: true, RIPs: []uint64{0x1000}}}
 	}
 	r := p.Apply(simple(site("s", 0x1010, 1, 2)))
-	if !f.rehearsed {
-		t.Error("nothing was looked at while the vCPUs came out")
+	if f.rehearsed {
+		t.Error("text was looked at while a vCPU may store there")
 	}
 	if r.Outcome != Committed || len(f.waited) != 0 || len(f.asks) != 1 || !f.asks[0] {
 		t.Errorf("%s: %s; while the vCPUs waited: %v; places were asked for while they resumed: %v", r.Outcome, r.Reason, f.waited, f.asks)
@@ -156,8 +173,93 @@ func TestNothingWaitsInVain(t *testing.T) {
 	f.far, f.asks, f.gather = true, nil, 0
 	plan := simple(site("s", 0x1040, 1))
 	plan.SafePoint = true
-	if p.Apply(plan); len(f.asks) == 0 || f.asks[0] {
-		t.Errorf("safe points: places were asked for while they resumed: %v", f.asks)
+	if p.Apply(plan); len(f.asks) == 0 || f.asks[0] || !f.rehearsed {
+		t.Errorf("safe points: places were asked for while they resumed: %v; text was looked at while the vCPUs came out: %v", f.asks, f.rehearsed)
+	}
+}
+
+// makes is what the last vCPU to stop does with the stores of a stop.
+func makes(list []Store) (made, doubt bool) {
+	for _, s := range list {
+		if binary.LittleEndian.Uint64(s.To) != s.Old {
+			return false, false
+		}
+	}
+	for _, s := range list {
+		binary.LittleEndian.PutUint64(s.To, s.New)
+	}
+	return true, false
+}
+
+// TestStores: a stop carries the patch as words, where Go need not judge, and what is made of them is not made again.
+func TestStores(t *testing.T) {
+	f, p := newFake()
+	f.last, f.gather = makes, -1
+	was := bytes.Clone(f.mem)
+	// Two sites in one word, one that crosses two.
+	r := p.Apply(simple(site("s", 0x1011, 1, 2), site("t", 0x1014, 3), site("u", 0x101e, 4, 5, 6, 7)))
+	want := bytes.Clone(was)
+	copy(want[0x11:], []byte{1, 2})
+	want[0x14] = 3
+	copy(want[0x1e:], []byte{4, 5, 6, 7})
+	if r.Outcome != Committed || r.Stops != 1 || len(f.offer) != 3 || !bytes.Equal(f.mem, want) || f.outside != nil || r.FirstStore != 11 || r.LastStore != 12 || len(r.VCPUs) != 1 {
+		t.Errorf("%s: %s: %d words, outside %#x, %+v", r.Outcome, r.Reason, len(f.offer), f.outside, r)
+	}
+	if r := p.Apply(Plan{Revert: 1, Name: "r"}); r.Outcome != Committed || len(f.offer) != 3 || !bytes.Equal(f.mem, was) {
+		t.Errorf("revert: %s: %s: %d words", r.Outcome, r.Reason, len(f.offer))
+	}
+
+	// Where Go has to judge there are none.
+	f.gather, f.places = 0, func(int) []Place { return []Place{{Where: WhereSafePoint, Safe: true, RIPs: []uint64{0x10f0}}} }
+	restartable := simple(site("s", 0x1010, 1))
+	restartable.Sites[0].Restartable = true
+	safe := simple(site("s", 0x1020, 1))
+	safe.SafePoint = true
+	var many Plan
+	for i := range MostStores + 1 {
+		many.Sites = append(many.Sites, site("s", 0x1040+8*uint64(i), 1))
+	}
+	for name, plan := range map[string]Plan{"restartable": restartable, "safe point": safe, "too many": simple(many.Sites...)} {
+		if r := p.Apply(plan); r.Outcome != Committed || f.offer != nil {
+			t.Errorf("%s: %s: %s: %d words", name, r.Outcome, r.Reason, len(f.offer))
+		}
+	}
+
+	// What is not made is judged as ever: here it is refused, the text having changed behind the check.
+	f, p = newFake()
+	f.last = func(list []Store) (bool, bool) {
+		f.mem[0x11]++
+		return makes(list)
+	}
+	if r := p.Apply(simple(site("s", 0x1010, 1, 2))); r.Outcome != Refused || !strings.Contains(r.Reason, "holds 10 12") || f.mem[0x10] != 0x10 {
+		t.Errorf("old bytes differ: %s: %s", r.Outcome, r.Reason)
+	}
+	f, p = newFake()
+	f.last = func([]Store) (bool, bool) { return false, true }
+	if r := p.Apply(simple(site("s", 0x1010, 1, 2))); r.Outcome != Dead || f.dead == "" || p.Apply(simple(site("s", 0x1010, 1))).Outcome != Refused {
+		t.Errorf("in doubt: %s: %s; condemned: %q", r.Outcome, r.Reason, f.dead)
+	}
+}
+
+// TestEntriesAround: while a stop may make or take back a redirect, a return into its NOPs goes to the entry; behind it what is in force is told, and only that.
+func TestEntriesAround(t *testing.T) {
+	f, p := newFake()
+	f.last = makes
+	s := site("s", 0x1010, 0xe9, 2, 3, 4, 5)
+	s.Kind = Redirect
+	one := []uint64{0x1010}
+	if r := p.Apply(simple(s)); r.Outcome != Committed || !slices.Equal(f.during, one) || !slices.Equal(f.entries, one) {
+		t.Errorf("%s: during %#x, then %#x", r.Outcome, f.during, f.entries)
+	}
+	f.stopErr = errors.New("made to fail")
+	u := site("u", 0x1020, 0xe9, 2, 3, 4, 5)
+	u.Kind = Redirect
+	if r := p.Apply(simple(u)); r.Outcome != Aborted || !slices.Equal(f.during, []uint64{0x1010, 0x1010, 0x1020}) || !slices.Equal(f.entries, one) {
+		t.Errorf("%s: during %#x, then %#x", r.Outcome, f.during, f.entries)
+	}
+	f.stopErr = nil
+	if r := p.Apply(Plan{Revert: 1, Name: "r"}); r.Outcome != Committed || !slices.Contains(f.during, 0x1010) || len(f.entries) != 0 {
+		t.Errorf("revert: %s: during %#x, then %#x", r.Outcome, f.during, f.entries)
 	}
 }
 

@@ -1,6 +1,8 @@
 package patch
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -158,10 +160,10 @@ func above(list []Applied, i int, under *Site) (at, site int) {
 	return -1, 0
 }
 
-// entries is every function entry that is a JMP, if the sites of a are in force.
+// entries is every function entry that is a JMP, if the sites of a are in force; nil: without them.
 func (p *Patcher) entries(a *attempt) (list []uint64) {
 	for _, old := range p.state.Applied {
-		if old.Number == a.plan.Revert {
+		if a != nil && old.Number == a.plan.Revert {
 			continue
 		}
 		for _, w := range old.Sites {
@@ -170,7 +172,7 @@ func (p *Patcher) entries(a *attempt) (list []uint64) {
 			}
 		}
 	}
-	if a.plan.Revert == 0 {
+	if a != nil && a.plan.Revert == 0 {
 		for _, w := range a.sites {
 			if w.Kind == Redirect {
 				list = append(list, w.Addr)
@@ -198,7 +200,8 @@ type attempt struct {
 	r     Record
 
 	retries map[int]int // stops in vain, by vCPU
-	entries []uint64    // what Guest.Entries is told when the patch is committed
+	before  []uint64    // what Guest.Entries was told last …
+	entries []uint64    // … and is told when the patch is committed
 	exits   []uint64    // before the stop, by vCPU
 
 	dry     bool      // rehearse: nothing is stored, no step is told of
@@ -252,7 +255,7 @@ func (a *attempt) prepare() error {
 			}
 		}
 	}
-	a.entries = p.entries(a)
+	a.before, a.entries = p.entries(nil), p.entries(a)
 	return nil
 }
 
@@ -284,8 +287,11 @@ func (a *attempt) run() {
 				break
 			}
 		}
-		a.rehearse()
-		again, why := a.once(g)
+		stores := a.stores()
+		if stores == nil {
+			a.rehearse()
+		}
+		again, why := a.once(g, stores)
 		if !again {
 			break
 		}
@@ -335,8 +341,40 @@ func (a *attempt) unload() {
 	a.r.SpareText, a.r.SpareData = 0, 0
 }
 
+// stores is the patch as the last vCPU to stop can make it, without a judgement of Go's: nil when it cannot be made so.
+func (a *attempt) stores() (list []Store) {
+	if a.plan.SafePoint || a.p.at != nil || a.restartable() {
+		return nil
+	}
+	at := uint64(0) // of the last word
+	for i := range a.sites {
+		w := &a.sites[i]
+		for k := range w.New {
+			addr := w.Addr + uint64(k)
+			if len(list) == 0 || addr&^7 != at {
+				at = addr &^ 7
+				to, see, ok := a.p.g.Word(at)
+				if !ok || len(list) == MostStores || !bytes.Equal(to, see) {
+					return nil
+				}
+				v := binary.LittleEndian.Uint64(see)
+				list = append(list, Store{To: to, Old: v, New: v})
+			}
+			s, shift := &list[len(list)-1], 8*(addr&7)
+			s.Old = s.Old&^(0xff<<shift) | uint64(w.Old[k])<<shift
+			s.New = s.New&^(0xff<<shift) | uint64(w.New[k])<<shift
+		}
+	}
+	return list
+}
+
+// restartable says whether some site needs more than that no vCPU is Near: its first address is not good either.
+func (a *attempt) restartable() bool {
+	return slices.ContainsFunc(a.sites, func(w Site) bool { return w.Restartable })
+}
+
 // once is one stop. again says that a vCPU stood where it must not, and why.
-func (a *attempt) once(g Guest) (again bool, why string) {
+func (a *attempt) once(g Guest, stores []Store) (again bool, why string) {
 	if err := a.step("P1"); err != nil {
 		a.r.Outcome, a.r.Reason = Aborted, err.Error()
 		return false, ""
@@ -346,8 +384,8 @@ func (a *attempt) once(g Guest) (again bool, why string) {
 	}
 	// What the record says of a stop is of the last one, or nothing.
 	a.r.Stopped, a.r.Begun, a.r.Generation, a.r.FirstStore, a.r.LastStore, a.r.Released, a.r.VCPUs = 0, 0, 0, 0, 0, 0, nil
-	last := &a.sites[len(a.sites)-1]
-	within := Range{a.sites[0].Addr, last.Addr + uint64(len(last.Old))}
+	end := &a.sites[len(a.sites)-1]
+	within := Range{a.sites[0].Addr, end.Addr + uint64(len(end.Old))}
 	var h Halt
 	var places []Place
 	ask := func() {
@@ -356,28 +394,40 @@ func (a *attempt) once(g Guest) (again bool, why string) {
 		}
 	}
 	var err error
-	h, err = g.Stop(a.r.Number, within, a.stopLimit(), a.glance) // P1, P2. From here to P8 every vCPU waits: what can be done before or behind is not done here
+	glance := a.glance
+	if stores != nil {
+		glance = nil // it would fetch the words' lines from who stores there
+	}
+	if a.redirects() && !a.dry {
+		// Those that are, and those that may be from here on: at one that is not, NOPs are executed once more.
+		g.Entries(slices.Concat(a.before, a.entries))
+		defer func() {
+			now := a.before
+			if a.r.Outcome == Committed {
+				now = a.entries
+			}
+			g.Entries(now)
+		}()
+	}
+	h, err = g.Stop(a.r.Number, within, stores, a.stopLimit(), glance) // P1, P2. From here to P8 every vCPU waits: what can be done before or behind is not done here
 	a.r.Stops++
 	if err != nil {
 		a.r.Outcome, a.r.Reason = Aborted, err.Error()
 		return false, ""
 	}
 	a.r.Stopped, a.r.Begun, a.r.Generation = g.TSC(), h.Begun(), h.Generation()
-	// P3. Where none is near a site, and none must be at a safe point, no place decides anything: it is only recorded.
-	if a.plan.SafePoint || h.Near() {
-		places = h.Places()
-	}
-	for i := range places {
-		if b := bad(&places[i], a.sites, a.plan.SafePoint); b != "" && why == "" {
-			why = b
-			if a.retries == nil {
-				a.retries = map[int]int{}
-			}
-			a.retries[places[i].ID]++
+	var outcome, reason string
+	made, doubt, first, last := h.Made()
+	switch {
+	case made: // P3 to P6 by the last vCPU
+		outcome, a.r.FirstStore, a.r.LastStore = Committed, first, last
+	case doubt:
+		outcome, reason = Dead, "the vCPU that stores does not finish, or what it stores reads back as something else, and so does what was there before"
+	default:
+		if why, places = a.judge(h); why != "" {
+			outcome, reason = Refused, why
+			break
 		}
-	}
-	outcome, reason := Refused, why
-	if why == "" {
 		outcome, reason = a.change()
 	}
 	if outcome == Dead {
@@ -385,13 +435,8 @@ func (a *attempt) once(g Guest) (again bool, why string) {
 		a.die(h, places, reason)
 		return false, ""
 	}
-	if outcome == Committed && !a.dry {
-		if a.redirects() {
-			g.Entries(a.entries)
-		}
-		if a.plan.SafePoint {
-			g.Scatter() // they wake when the vCPUs do
-		}
+	if outcome == Committed && !a.dry && a.plan.SafePoint {
+		g.Scatter() // they wake when the vCPUs do
 	}
 	if err = a.step("P6"); err == nil {
 		err = h.Resume(ResumeLimit, ask) // P6, P7, P8
@@ -413,13 +458,31 @@ func (a *attempt) once(g Guest) (again bool, why string) {
 	return why != "", why
 }
 
+// judge is P3. Where none is near a site, and none must be at a safe point, no place decides anything: it is only recorded.
+func (a *attempt) judge(h Halt) (why string, places []Place) {
+	if !a.plan.SafePoint && !a.restartable() && !h.Near() {
+		return "", nil
+	}
+	places = h.Places()
+	for i := range places {
+		if b := bad(&places[i], a.sites, a.plan.SafePoint); b != "" && why == "" {
+			why = b
+			if a.retries == nil {
+				a.retries = map[int]int{}
+			}
+			a.retries[places[i].ID]++
+		}
+	}
+	return why, places
+}
+
 // rehearse is once, with a guest that it does not stop and stores to memory of its own, before the vCPUs are asked to stop: code that is in no cache is
 // fetched then, and not while all of them wait. A record that is thrown away is made of it.
 func (a *attempt) rehearse() {
 	if g := a.p.g.Rehearsal(); g != nil {
 		b := *a
 		b.dry = true
-		b.once(g)
+		b.once(g, nil)
 	}
 }
 

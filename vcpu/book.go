@@ -16,7 +16,7 @@ import (
 //go:nocheckptr
 func enter(c *control, in uint64) {
 	l := c.ledger
-	store64(&l.Seq, l.Seq+1)
+	put64(&l.Seq, l.Seq+1)
 	if c.open != 0 {
 		account(c, in)
 	} else if l.Start == 0 {
@@ -31,7 +31,7 @@ func enter(c *control, in uint64) {
 	}
 	l.LastIn = in
 	l.State = breaks.StateGuest
-	store64(&l.Seq, l.Seq+1)
+	put64(&l.Seq, l.Seq+1)
 }
 
 //go:nosplit
@@ -164,13 +164,13 @@ func present(c *control, a uint64) bool {
 func idle(c *control) {
 	l := c.ledger
 	now := kvm.TSC()
-	store64(&l.Seq, l.Seq+1)
+	put64(&l.Seq, l.Seq+1)
 	if c.open != 0 {
 		account(c, now)
 	}
 	l.LastIn, l.IdleAt = now, now
 	l.State = breaks.StateIdle
-	store64(&l.Seq, l.Seq+1)
+	put64(&l.Seq, l.Seq+1)
 }
 
 // end closes the books: the last break ends where the thread does.
@@ -181,7 +181,7 @@ func idle(c *control) {
 func end(c *control) {
 	l := c.ledger
 	now := kvm.TSC()
-	store64(&l.Seq, l.Seq+1)
+	put64(&l.Seq, l.Seq+1)
 	if c.open != 0 {
 		if c.cause == uint64(breaks.Kick) {
 			c.cause = uint64(breaks.End) // the stop that ended the run: planned
@@ -195,7 +195,7 @@ func end(c *control) {
 	}
 	l.End = now
 	l.State = breaks.StateEnded
-	store64(&l.Seq, l.Seq+1)
+	put64(&l.Seq, l.Seq+1)
 	store64(&c.ended, 1)
 	add32(&c.doorReq, 1)
 	futexWake(&c.doorReq)

@@ -29,6 +29,12 @@ type faults struct {
 	giveUp     bool // the stop's deadline may pass at any moment
 	stuck      bool // and so may the resume's
 	misread    bool // what was stored may read back as something else
+
+	// Of a stop that carries stores (docs/decisions/0020-who-stores.md).
+	untagged    bool // an acknowledgement counts for whatever stop is on
+	giveUpBlind bool // who gives up does not look whose the stop is; with giveUp
+	notCounted  bool // the stop may be over before all have been asked
+	outBlind    bool // nor who declares the VM dead, whether all were released; with stuck
 }
 
 // Where a made-up vCPU is when it is not parking.
@@ -66,9 +72,14 @@ type world struct {
 	set     *Set
 	v       []*fakeVCPU
 	mem     []byte // 0x1000 …
+	trail   bool   // as -DLAST has it: a vCPU is near between A and B
+	one     bool   // only A is patched, and without a safe point: the stop carries its stores
+	made    int    // how often the last vCPU made them
 	writing bool
 	dead    bool
-	spins   bool // the guest never leaves by itself
+	late    bool      // the stop was given up …
+	was     [2]uint64 // … of which offer
+	spins   bool      // the guest never leaves by itself
 	waits   int
 	failed  string
 }
@@ -106,22 +117,40 @@ func (w *world) fail(format string, a ...any) {
 
 // between is Set.between: what others do before the requester's next step.
 func (w *world) between(label string, t *Thread) (late bool) {
-	w.others(w.rng.IntN(8))
+	n := 8
+	if w.f.notCounted && label == "P1 immediate_exit" {
+		n = 200 // the whole stop
+	}
+	w.others(w.rng.IntN(n))
+	w.uncount(label, t)
 	switch label {
 	case "P1 signal":
 		if w.f.noImm {
 			t.c.run.ImmediateExit = 0
 		}
 		w.v[t.cfg.ID].sig = true
+	case "P2 mine":
+		w.blind(label)
+	case "P8":
+		w.blind(label)
 	case "P2", "P7":
+		w.late = false
 		if w.f.noWait && label == "P2" {
 			t.c.ack = w.set.gen
 			return false
 		}
-		if w.f.giveUp && label == "P2" && w.rng.IntN(20) == 0 {
+		often := 1
+		if w.f.outBlind {
+			often = 100
+		}
+		if w.f.giveUp && label == "P2" && w.rng.IntN(20) < often {
+			w.late = true
 			return true
 		}
-		if w.f.stuck && label == "P7" && w.rng.IntN(200) == 0 {
+		if w.f.stuck && label == "P7" && w.rng.IntN(200) < often {
+			if o := w.v[0].c.offer; w.f.outBlind && o.out&offerState == offerLast {
+				o.out -= offerLast - offered
+			}
 			return true
 		}
 		if w.waits++; w.waits > 20000 {
@@ -131,6 +160,33 @@ func (w *world) between(label string, t *Thread) (late bool) {
 		w.others(1 + w.rng.IntN(8))
 	}
 	return false
+}
+
+// uncount is notCounted.
+func (w *world) uncount(label string, t *Thread) {
+	o := w.v[0].c.offer
+	switch {
+	case !w.f.notCounted || o.in>>offerGen != w.set.gen:
+	case label == "P1 req" && t.cfg.ID == 0:
+		o.in--
+	case label == "P1 in":
+		o.in++
+	}
+}
+
+// blind is giveUpBlind: whose the stop was it is again, when it has been released.
+func (w *world) blind(label string) {
+	o := w.v[0].c.offer
+	switch {
+	case !w.f.giveUpBlind || !w.late:
+	case label == "P2 mine":
+		w.was = [2]uint64{o.in, o.out}
+		if o.in&offerState == offerLast {
+			o.in -= offerLast - offered
+		}
+	case label == "P8":
+		o.in, o.out, w.late = w.was[0], w.was[1], false
+	}
 }
 
 // others lets n steps of vCPUs and front ends happen.
@@ -214,8 +270,15 @@ func (w *world) step(v *fakeVCPU) {
 		w.park(v)
 	}
 	at := uint64(siteA)
-	if v.mid {
+	switch {
+	case w.trail && v.mid:
+		at++ // near
+	case w.trail:
+		at--
+	case v.mid:
 		at = siteA + 2
+	case w.one && v.ran&2 != 0: // at a NOP in front of it: not near
+		at--
 	}
 	c.run.Regs.RIP = at
 }
@@ -253,7 +316,7 @@ func (w *world) execute(v *fakeVCPU) {
 		v.ver, v.mid = a, true
 		return
 	}
-	if b := w.executes(v, 2); b != v.ver {
+	if b := w.executes(v, 2); b != v.ver && !w.one {
 		w.fail("mixed: vCPU %d executes A of %#x and B of %#x", c0(v), v.ver, b)
 	}
 	v.mid = false
@@ -262,9 +325,28 @@ func (w *world) execute(v *fakeVCPU) {
 // park is one step of the real code, with the fault that the world makes.
 func (w *world) park(v *fakeVCPU) {
 	c, at := v.c, v.at
-	imm, pending := c.run.ImmediateExit, load64(&c.sent) != c.taken
-	v.at = parkStep(c, at)
+	imm, pending, g := c.run.ImmediateExit, load64(&c.sent) != c.taken, c.parkG
+	if w.f.untagged && at == parkTake {
+		c.parkG = c.offer.in >> offerGen
+	}
+	if v.at = parkStep(c, at); at == parkTake {
+		c.parkG = g
+	}
 	switch at {
+	case parkTake:
+		if v.at == parkCompare {
+			w.made++
+			w.outside("the last vCPU stores")
+			w.writing = true
+		}
+	case parkStore, parkTakeBack:
+		if w.f.misread && w.rng.IntN(6) == 0 {
+			w.mem[siteA-0x1000]++ // behind the last store of that byte, or before it
+		}
+	case parkMine:
+		w.writing = false
+	case parkGoAll:
+		w.writing = v.at == parkGoAll
 	case parkPending:
 		if w.f.syncBefore {
 			v.serialise()
@@ -302,20 +384,30 @@ type fakeHalt struct {
 	w *world
 }
 
-func (w *world) Stop(number uint64, sites patch.Range, limit time.Duration, meanwhile func()) (patch.Halt, error) {
+func (w *world) Stop(number uint64, sites patch.Range, stores []patch.Store, limit time.Duration, meanwhile func()) (patch.Halt, error) {
 	w.waits = 0
-	p, err := w.set.StopFor(Purpose{Cause: breaks.Patch, Nr: number, From: sites.Start, To: sites.End, Meanwhile: meanwhile}, limit)
+	p, err := w.set.StopFor(Purpose{Cause: breaks.Patch, Nr: number, From: sites.Start, To: sites.End, Stores: w.stores(stores), Meanwhile: meanwhile}, limit)
 	if err != nil {
 		return nil, err
 	}
-	if !w.f.noWait {
-		for _, v := range w.v {
-			if v.at == inGuest || v.at == atEntry || v.at == atRun {
-				w.fail("in-guest: vCPU %d is not stopped when Stop returns", c0(v))
-			}
-		}
+	if made, _, _, _ := p.Made(); !w.f.noWait && !made { // they were, and may have been let go
+		w.outside("Stop returns")
 	}
 	return fakeHalt{p, w}, nil
+}
+
+// outside demands that no vCPU is in the guest.
+func (w *world) outside(when string) {
+	for _, v := range w.v {
+		if v.at == inGuest || v.at == atEntry || v.at == atRun {
+			w.fail("in-guest: vCPU %d is not stopped when %s", c0(v), when)
+		}
+	}
+}
+
+func (w *world) Word(addr uint64) (to, see []byte, ok bool) {
+	b := w.mem[addr-0x1000:][:8]
+	return b, b, true
 }
 
 func (w *world) Rehearsal() patch.Guest { return nil }
@@ -380,16 +472,15 @@ func (w *world) patchOnce(p *patch.Patcher, from, to byte) string {
 		w.writing = false
 		return patch.Committed
 	}
-	r := p.Apply(patch.Plan{SafePoint: true, StopLimit: time.Hour, Sites: []patch.Site{
-		{Name: "A", Kind: patch.Raw, Addr: siteA, Old: patch.Hex{from, from}, New: patch.Hex{to, to}},
-		{Name: "B", Kind: patch.Raw, Addr: siteB, Old: patch.Hex{from}, New: patch.Hex{to}},
-	}})
+	plan := w.plan(from, to)
+	plan.Wait = 0
+	r := p.Apply(plan)
 	w.writing = false
 	want := from
 	if r.Outcome == patch.Committed {
 		want = to
 	}
-	if r.Outcome != patch.Dead && !bytes.Equal(w.mem[siteA-0x1000:][:2], []byte{want, want}) || r.Outcome != patch.Dead && w.mem[siteB-0x1000] != want {
+	if r.Outcome != patch.Dead && !bytes.Equal(w.mem[siteA-0x1000:][:2], []byte{want, want}) || r.Outcome != patch.Dead && !w.one && w.mem[siteB-0x1000] != want {
 		w.fail("memory: %s, and the text is % x % x", r.Outcome, w.mem[siteA-0x1000:][:2], w.mem[siteB-0x1000])
 	}
 	if len(r.VCPUs) != len(w.v) && r.Outcome == patch.Committed {
@@ -402,6 +493,7 @@ func (w *world) patchOnce(p *patch.Patcher, from, to byte) string {
 func schedule(t testing.TB, seed uint64, f faults) (failed string, outcomes map[string]int) {
 	rng := rand.New(rand.NewPCG(seed, 2))
 	w := newWorld(t, seed, 1+rng.IntN(3), f)
+	w.one = !f.noPlace && rng.IntN(2) == 0
 	p := patch.New(w, patch.State{Text: []patch.Range{{Start: 0x1000, End: 0x1040}}, SafeRIPs: true})
 	from, to := byte(oldCode), byte(newCode)
 	outcomes = map[string]int{}
@@ -415,7 +507,13 @@ func schedule(t testing.TB, seed uint64, f faults) (failed string, outcomes map[
 			break
 		}
 	}
-	// L2: every vCPU runs again, or the VM is dead and every one ends.
+	w.goOn()
+	outcomes[made] += w.made
+	return w.failed, outcomes
+}
+
+// goOn is L2: every vCPU runs again, or the VM is dead and every one ends.
+func (w *world) goOn() {
 	for _, v := range w.v {
 		was := v.ran
 		for n := 0; w.failed == "" && (w.dead && v.at != over || !w.dead && v.ran < was+3); n++ {
@@ -425,8 +523,10 @@ func schedule(t testing.TB, seed uint64, f faults) (failed string, outcomes map[
 			w.others(1)
 		}
 	}
-	return w.failed, outcomes
 }
+
+// made is how often the last vCPU to stop began with the stores, among outcomes.
+const made = "begun by the last vCPU"
 
 // TestConformance: the real code, over many orders of its steps.
 func TestConformance(t *testing.T) {
@@ -451,7 +551,7 @@ func TestConformance(t *testing.T) {
 			}
 		}
 	}
-	for _, o := range []string{patch.Committed, patch.Aborted, patch.RolledBack, patch.Dead} {
+	for _, o := range []string{patch.Committed, patch.Aborted, patch.RolledBack, patch.Dead, made} {
 		if all[o] == 0 && ran == n {
 			t.Errorf("no schedule in which a patch was %s: %v", o, all)
 		}
@@ -473,6 +573,9 @@ func TestConformanceCanFail(t *testing.T) {
 		{"kick without immediate_exit", faults{noImm: true, handler: true}, "lost"},
 		{"late clear", faults{lateClear: true, handler: true}, "lost"},
 		{"no wait for the acknowledgement", faults{noWait: true}, "in-guest"},
+		{"given up without a look at whose the stop is", faults{giveUp: true, giveUpBlind: true}, "memory"},
+		{"a stop that may be over before all have been asked", faults{notCounted: true}, "lost"},
+		{"condemned without a look at whether all were released", faults{stuck: true, outBlind: true}, "resumed"},
 	} {
 		found := map[string]int{}
 		seed := uint64(0)

@@ -13,7 +13,7 @@ import (
 // heap, so that the thread may use it at any moment of a garbage collection. The words of the stop
 // protocol have the names of model/stop.pml and docs/ordering.md (O1).
 //
-// It begins with five cache lines of 64 bytes, by writer and by who looks when: a stop moves each of them to the other core and back, and every vCPU
+// It begins with six cache lines of 64 bytes, by writer and by who looks when: a stop moves each of them to the other core and back, and every vCPU
 // waits meanwhile. A word that is looked at while waiting shares its line with none that is written behind it: a bell would take the line back from
 // who has just got it.
 type control struct {
@@ -35,19 +35,27 @@ type control struct {
 	ended     uint64 // by the vCPU's thread, last of all: looked at while waiting, so not in a line that the vCPU changes
 	_         [6]uint64
 
-	// Written by the vCPU, read by the requester: looked at while waiting, and at once behind it.
-	ack     uint64 // parked for this generation
+	// Written by the vCPU, read by the requester: looked at all the time while it waits, so each store here has to get the line back.
+	ack    uint64 // parked for this generation
+	synced uint64 // serialised for this generation
+	_      [6]uint64
+
+	// The same, looked at behind those.
 	ackTSC  uint64 // when
 	at      uint64 // where it stands at ack: at… and the cause of the open break
 	atNr    uint64 // … its number …
 	atRIP   uint64 // … and RIP
-	synced  uint64 // serialised for this generation
 	syncTSC uint64 // when
-	_       uint64
+	_       [3]uint64
 
 	doorAck  uint32 // futex: rung after ack or synced
 	sleepAck uint32 // a requester sleeps on doorAck
 	_        [7]uint64
+
+	// What a stop may carry (docs/decisions/0020-who-stores.md). offer is the set's: own, of the set's first vCPU.
+	own   offer
+	offer *offer
+	next  uintptr // address of the next vCPU's control in the set, or 0: the vCPU's thread stores it (walk), which must not be a pointer's store to Go
 
 	events kvm.VCPUEvents // at ack, with atLooked
 
@@ -84,16 +92,20 @@ type control struct {
 	frame    uintptr // host address of the top of the supervisor stack (RSP0)
 
 	// Private to the vCPU's thread.
-	done   uint64 // generation that was served last
-	parkG  uint64 // generation that is being served
-	taken  uint64 // kicks that were taken off the thread: when sent is the same, none is pending
-	looked uint64 // 1: events were read for parkG; 2: KVM did not say; 0: nobody asked for them
-	slept  uint64 // 1: it slept while it was parked
-	open   uint64 // 1: a break is open
-	out    uint64 // TSC of its start
-	book   uint64 // book it belongs to
-	cause  uint64 // of the open break, for the books
-	why    uint64 // what Go is asked to serve: cause, or breaks.Signal
+	done   uint64  // generation that was served last
+	parkG  uint64  // generation that is being served
+	taken  uint64  // kicks that were taken off the thread: when sent is the same, none is pending
+	looked uint64  // 1: events were read for parkG; 2: KVM did not say; 0: nobody asked for them
+	near   uint64  // 1: it may go on within the requester's range, where only Go can judge
+	walk   uint64  // which of the offer's words is next …
+	owed   uint64  // 1: ack is stored with synced: this vCPU has made the stop's stores
+	turn   uintptr // … or which vCPU's control, while goG or rel is stored for all
+	slept  uint64  // 1: it slept while it was parked
+	open   uint64  // 1: a break is open
+	out    uint64  // TSC of its start
+	book   uint64  // book it belongs to
+	cause  uint64  // of the open break, for the books
+	why    uint64  // what Go is asked to serve: cause, or breaks.Signal
 	nr     uint64
 	rip    uint64
 	rsp    uint64

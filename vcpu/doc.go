@@ -14,7 +14,8 @@
 //  1. A kick is never lost: KVM_RUN is never entered with a request that was not looked at, or with
 //     its signal and immediate_exit both gone (docs/ordering.md, O1; model/stop.pml).
 //  2. Stop returns only when every vCPU is out of guest mode with pending I/O completed. Between Stop
-//     and Resume none enters, and each serialises on its own core before it does (I2, I3).
+//     and Resume none enters, and each serialises on its own core before it does (I2, I3). A stop that carries stores may be over by then:
+//     the last vCPU to stop has made them, all have serialised, and the last to do so has let all go (Stopped.Made).
 //  3. Requests are generations: they grow, and nobody clears them.
 //  4. Every KVM_RUN return is counted once in Total before its cause is known and once in Cause when the
 //     guest is entered again; the ledger has one writer.

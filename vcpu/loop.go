@@ -313,6 +313,9 @@ func loop(c *control) {
 		enter(c, in)
 		step(c, stepE3)
 		ret, out := kvm.RunRaw(c.fd)
+		if ret < 0 {
+			warm(c)
+		}
 		step(c, stepX1)
 		leave(c, in, out)
 		step(c, stepX2)
@@ -338,12 +341,12 @@ func leave(c *control, in, out uint64) {
 	l := c.ledger
 	c.book = c.sealed & 1
 	b := &l.Book[c.book]
-	store64(&l.Seq, l.Seq+1)
+	put64(&l.Seq, l.Seq+1)
 	b.Total++
 	b.Guest += out - in
 	l.LastOut = out
 	l.State = breaks.StateServing
-	store64(&l.Seq, l.Seq+1)
+	put64(&l.Seq, l.Seq+1)
 	c.open, c.out = 1, out
 	c.run.DirtyRegs = 0
 }

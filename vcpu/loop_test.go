@@ -115,7 +115,7 @@ func TestCallees(t *testing.T) {
 	for _, b := range bad {
 		t.Error(b)
 	}
-	for _, want := range []string{"loop", "park", "parkStep", "handOver", "classify", "account", "end", "load64", "spawn"} {
+	for _, want := range []string{"loop", "park", "parkStep", "take", "leaveOffer", "handOver", "classify", "account", "end", "load64", "spawn"} {
 		if !seen[want] {
 			t.Errorf("%s is not in the disassembly", want)
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/cloister-vmm/cloister/internal/testenv"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
 	"github.com/cloister-vmm/cloister/isolation/cores"
+	"github.com/cloister-vmm/cloister/patch"
 	"golang.org/x/sys/unix"
 )
 
@@ -160,12 +161,20 @@ func TestLines(t *testing.T) {
 			t.Errorf("%s is not in the line of req", name)
 		}
 	}
-	for name, at := range map[string]uintptr{"at": unsafe.Offsetof(c.at), "synced": unsafe.Offsetof(c.synced), "syncTSC": unsafe.Offsetof(c.syncTSC)} {
-		if line(at) != answers {
-			t.Errorf("%s is not in the line of ack", name)
+	for name, at := range map[string]uintptr{"at": unsafe.Offsetof(c.at), "atRIP": unsafe.Offsetof(c.atRIP), "syncTSC": unsafe.Offsetof(c.syncTSC)} {
+		if line(at) != line(unsafe.Offsetof(c.ackTSC)) || line(at) == answers {
+			t.Errorf("%s is not in the line of ackTSC, or that is ack's", name)
 		}
 	}
-	for name, at := range map[string]uintptr{"bell": unsafe.Offsetof(c.bell), "doorAck": unsafe.Offsetof(c.doorAck), "attn": unsafe.Offsetof(c.attn), "ended": unsafe.Offsetof(c.ended)} {
+	if line(unsafe.Offsetof(c.synced)) != answers {
+		t.Error("synced is not in the line of ack")
+	}
+	for name, at := range map[string]uintptr{"out": unsafe.Offsetof(c.own.out), "n": unsafe.Offsetof(c.own.n), "first": unsafe.Offsetof(c.own.first), "words": unsafe.Offsetof(c.own.words) + unsafe.Sizeof(Store{}) - 1} {
+		if own := unsafe.Offsetof(c.own); own%64 != 0 || line(own+at) != line(own) {
+			t.Errorf("%s is not in the line of in", name)
+		}
+	}
+	for name, at := range map[string]uintptr{"in": unsafe.Offsetof(c.own), "bell": unsafe.Offsetof(c.bell), "doorAck": unsafe.Offsetof(c.doorAck), "attn": unsafe.Offsetof(c.attn), "ended": unsafe.Offsetof(c.ended)} {
 		if line(at) == words || line(at) == answers {
 			t.Errorf("%s is in a line that is waited for", name)
 		}
@@ -182,3 +191,14 @@ func TestLines(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// stores gives what a stop of the made-up world carries.
+func (w *world) stores(list []patch.Store) []Store {
+	out := make([]Store, len(list))
+	for i, s := range list {
+		out[i] = Store{To: uintptr(unsafe.Pointer(&s.To[0])), Old: s.Old, New: s.New}
+	}
+	return out
+}
+
+func wordAddr(p *uint64) uintptr { return uintptr(unsafe.Pointer(p)) }

@@ -12,7 +12,8 @@ import (
 const (
 	parkPending uint8 = iota // V2 complete pending I/O
 	parkRead                 // V3 g = req
-	parkLook                 // V3 what waits to be injected, where the requester wants to know
+	parkLook                 // V3 where it stands, and what waits to be injected, where the requester wants to know
+	parkTake                 // V3 one off in; the last one makes an offered stop its own
 	parkAck                  // V3 ack = g
 	parkEarly                // take the kick's signal, if it was sent by now: V7 has to be made only if not
 	parkGo                   // V4 wait for go >= g
@@ -20,19 +21,50 @@ const (
 	parkClear                // V6 immediate_exit = 0
 	parkAgain                // V6 req differs from g: V3
 	parkDrain                // V7 take the kick's signal
+	parkOut                  // V7 one off out; the last one releases all
+	parkOwed                 // V7 ack = g, where V3 has left it out
 	parkSynced               // V7 synced = g
 	parkRel                  // V8 wait for rel >= g …
 	parkNew                  // V8 … or a new request
 	parkLast                 // V8 a request that came with the release
 	parked                   // over: the guest may be entered
+
+	// Of the last vCPU to stop, behind parkTake.
+	parkCompare  // P4 the words hold the old values
+	parkStore    // P5 store the next word
+	parkReadBack // P5 the words hold the new values; else
+	parkTakeBack // … store the next old word
+	parkMine     // in = mine: the requester shall say what is wrong
+	parkGoAll    // P6 goG = g of the next vCPU
+
+	// Of the last to serialise, behind parkOut.
+	parkRelAll // P8 rel = g of the next vCPU
 )
 
-// parkStep does one step and returns the next; parkGo, and parkRel behind parkNew, come back while they wait.
+// parkStep does one step and returns the next; parkGo, and parkRel behind parkNew, come back while they wait. It is in parts since the compiler
+// makes a table of a switch of eight cases: a page more.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
 func parkStep(c *control, at uint8) uint8 {
+	switch {
+	case at < parkGo:
+		return parkIn(c, at)
+	case at < parkOut:
+		return parkThrough(c, at)
+	case at < parked:
+		return parkOver(c, at)
+	}
+	return parkAll(c, at)
+}
+
+// parkIn is V2 and V3.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func parkIn(c *control, at uint8) uint8 {
 	switch at {
 	case parkPending:
 		step(c, stepPark)
@@ -50,28 +82,36 @@ func parkStep(c *control, at uint8) uint8 {
 		}
 		return parkLook
 	case parkLook:
-		c.looked = 0
-		if asked(c) {
-			c.looked = 1
-			if kvm.IoctlRaw(c.fd, kvm.IoGetVCPUEvents, c.eventsAt) < 0 {
-				c.looked = 2
-			}
-		}
-		return parkAck
-	case parkAck:
+		look(c)
+		return parkTake
+	case parkTake:
 		c.ledger.State = breaks.StateParked
 		publish(c)
 		c.ackTSC = kvm.TSC()
 		step(c, stepAck)
+		if take(c) {
+			return parkCompare
+		}
+		return parkAck
+	case parkAck:
 		store64(&c.ack, c.parkG)
 		answerBell(c)
 		return parkEarly
-	case parkEarly:
-		takeLine(&c.run.ImmediateExit) // V6 stores there what P1 has stored to
-		if drain(&c.sigset, &c.zero) {
-			c.taken++
-		}
-		return parkGo
+	}
+	takeLine(&c.run.ImmediateExit) // V6 stores there what P1 has stored to
+	if drain(&c.sigset, &c.zero) {
+		c.taken++
+	}
+	return parkGo
+}
+
+// parkThrough is V4 to V7's drain.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func parkThrough(c *control, at uint8) uint8 {
+	switch at {
 	case parkGo:
 		if load64(&c.goG) < c.parkG {
 			return parkGo
@@ -90,15 +130,36 @@ func parkStep(c *control, at uint8) uint8 {
 			return parkRead
 		}
 		return parkDrain
-	case parkDrain:
-		if load64(&c.sent) != c.taken {
-			takeKicks(c)
-		}
-		return parkSynced
-	case parkSynced:
+	}
+	if load64(&c.sent) != c.taken {
+		takeKicks(c)
+	}
+	return parkOut
+}
+
+// parkOver is the rest of V7, and V8.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func parkOver(c *control, at uint8) uint8 {
+	switch at {
+	case parkOut:
 		c.done = c.parkG
 		c.ledger.Kicks++
 		c.syncTSC = kvm.TSC()
+		if leaveOffer(c) {
+			c.turn = c.offer.first
+			return parkRelAll
+		}
+		return parkOwed
+	case parkOwed:
+		if c.owed != 0 {
+			c.owed = 0
+			store64(&c.ack, c.parkG)
+		}
+		return parkSynced
+	case parkSynced:
 		store64(&c.synced, c.parkG)
 		answerBell(c)
 		return parkRel
@@ -112,12 +173,83 @@ func parkStep(c *control, at uint8) uint8 {
 			return parkLast
 		}
 		return parkRel
-	case parkLast:
-		if load64(&c.req) != c.parkG {
-			return parkRead
-		}
+	}
+	if load64(&c.req) != c.parkG { // parkLast
+		return parkRead
 	}
 	return parked
+}
+
+// parkAll is what one vCPU does for all (docs/decisions/0020-who-stores.md).
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func parkAll(c *control, at uint8) uint8 {
+	o := c.offer
+	switch at {
+	case parkCompare:
+		o.firstTSC = c.ackTSC
+		if c.walk = 0; !holds(o, false) {
+			return parkMine
+		}
+		return parkStore
+	case parkStore:
+		w := &o.words[c.walk&(mostStores-1)]
+		poke(w.To, w.New)
+		if c.walk++; c.walk < o.n {
+			return parkStore
+		}
+		return parkReadBack
+	case parkReadBack:
+		if holds(o, true) {
+			o.lastTSC = kvm.TSC()
+			c.turn = o.first
+			return parkGoAll
+		}
+		c.walk = 0
+		return parkTakeBack
+	case parkTakeBack:
+		w := &o.words[c.walk&(mostStores-1)]
+		poke(w.To, w.Old)
+		if c.walk++; c.walk < o.n {
+			return parkTakeBack
+		}
+		return parkMine
+	case parkMine:
+		state := uint64(offerMine)
+		if c.walk != 0 && !holds(o, false) {
+			state = offerDoubt
+		}
+		store64(&o.in, c.parkG<<offerGen|state)
+		return parkAck
+	case parkGoAll:
+		if nextOf(c, &controlAt(c.turn).goG) {
+			return parkGoAll
+		}
+		c.owed = 1 // there is nothing that the requester could do
+		return parkEarly
+	}
+	if nextOf(c, &controlAt(c.turn).rel) { // parkRelAll
+		return parkRelAll
+	}
+	o.relTSC = kvm.TSC()
+	return parkOwed
+}
+
+// nextOf stores the generation in one vCPU's word, and reports whether there is another vCPU.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func nextOf(c *control, word *uint64) bool {
+	t := controlAt(c.turn)
+	store64(word, c.parkG)
+	if t != c {
+		ringBell(t)
+	}
+	c.turn = t.next
+	return c.turn != 0
 }
 
 // park is V2..V8: the steps in order, with sleep where they wait.
@@ -164,7 +296,7 @@ func publish(c *control) {
 	if c.kicked == 2 && c.kickG == c.parkG {
 		at |= atTaken
 	}
-	if c.looked != 0 {
+	if c.near != 0 {
 		at |= atNear
 	}
 	if c.looked == 1 {
@@ -186,16 +318,148 @@ func takeKicks(c *control) {
 	c.taken = sent
 }
 
-// asked says whether the requester wants to know what waits to be injected: it does within a range of addresses. Who does not stand between two
-// instructions of the program may go on at several, so there it is always looked; it is a system call of microseconds, and all vCPUs wait for it.
+// look finds whether the vCPU is near the requester's range: whether one of the addresses at which it may go on, those of Stopped.Place, lies there. At its first one it is not,
+// if nothing waits to be injected: there a new instruction is executed as well as the old one. What waits is read only there: it is a system call of microseconds, and all vCPUs wait for it.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func asked(c *control) bool {
+func look(c *control) {
+	c.looked, c.near = 0, 0
 	from, to := load64(&c.lookFrom), load64(&c.lookTo)
-	rip := c.run.Regs.RIP
-	return from < to && (c.kicked == 0 || rip-from < to-from || rip-c.stubRIP < 4096 || rip-c.excRIP < 32*c.excStep)
+	if from >= to {
+		return
+	}
+	r := &c.run.Regs
+	where := within(r.RIP, from, to)
+	switch {
+	case r.RIP-c.stubRIP < 4096:
+		where |= within(r.RCX, from, to)
+	case r.RIP-c.excRIP < 32*c.excStep:
+		where |= within(peek(c.frame-40), from, to)
+	}
+	if c.kicked == 0 {
+		where |= within(c.rip, from, to)
+		if c.open != 0 && c.cause == uint64(breaks.Syscall) && c.nr == sysRtSigreturn {
+			where |= inside
+		}
+	}
+	if where == 0 {
+		return
+	}
+	c.looked = 1
+	if kvm.IoctlRaw(c.fd, kvm.IoGetVCPUEvents, c.eventsAt) < 0 {
+		c.looked = 2
+	}
+	if where&inside != 0 || c.looked == 2 || waits(&c.events) {
+		c.near = 1
+	}
+}
+
+const (
+	atFirst = 1 // at the first address of the range
+	inside  = 2 // in it, behind that
+)
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func within(rip, from, to uint64) uint64 {
+	switch {
+	case rip == from:
+		return atFirst
+	case rip-from < to-from:
+		return inside
+	}
+	return 0
+}
+
+// waits says whether anything waits to be injected: what pending names.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func waits(e *kvm.VCPUEvents) bool {
+	return e.Exception.Injected|e.Exception.Pending|e.Interrupt.Injected|e.NMI.Injected|e.NMI.Pending|e.SMI.Pending != 0
+}
+
+// take is V3's part in whose the stop is. True: it is this vCPU's, all others have acknowledged, none of them is near, and they wait.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func take(c *control) bool {
+	for {
+		v := load64(&c.offer.in)
+		// An older request's acknowledgement counts for nothing here, and nothing counts once the stop is the requester's.
+		if v>>offerGen != c.parkG || v&offerState != offered || v&offerCount == 0 {
+			return false
+		}
+		w := v - 1
+		if c.near != 0 {
+			w |= offerNear
+		}
+		last := w&(offerCount|offerNear) == 0
+		if last {
+			w += offerLast - offered
+		}
+		if cas64(&c.offer.in, v, w) {
+			return last
+		}
+	}
+}
+
+// leaveOffer is V7's part. True: all have serialised, and this vCPU releases them.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func leaveOffer(c *control) bool {
+	for {
+		v := load64(&c.offer.out)
+		if v>>offerGen != c.parkG || v&offerState != offered || v&offerCount == 0 {
+			return false
+		}
+		w := v - 1
+		last := w&offerCount == 0
+		if last {
+			w += offerLast - offered
+		}
+		if cas64(&c.offer.out, v, w) {
+			return last
+		}
+	}
+}
+
+// holds says whether the offer's words are the old ones, or the new ones: as memory has them, for poke has emptied the store buffer.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func holds(o *offer, changed bool) bool {
+	for i := uint64(0); i < o.n; i++ {
+		w := &o.words[i&(mostStores-1)]
+		want := w.Old
+		if changed {
+			want = w.New
+		}
+		if peek(w.To) != want {
+			return false
+		}
+	}
+	return true
+}
+
+// ringBell tells another vCPU of goG or rel, as Thread.ring does.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func ringBell(t *control) {
+	add32(&t.bell, 1)
+	if load32(&t.sleepBell) != 0 {
+		futexWake(&t.bell)
+	}
 }
 
 // answerBell tells the requester of ack or synced.

@@ -32,42 +32,70 @@ func (c *control) until(t *testing.T, at, last uint8) uint8 {
 }
 
 // TestInspectedWhereItMatters: what waits to be injected is read where the vCPU may go on within the range that was asked for, and only
-// there; elsewhere it is unknown, not absent.
+// there; elsewhere it is unknown, not absent. That descriptor tells nothing, so who is at the range's first address is near it, too.
 func TestInspectedWhereItMatters(t *testing.T) {
+	const stub, exception = 0x80000002, 0x80001010
 	for _, c := range []struct {
-		name     string
-		rip      uint64
-		kicked   uint64
-		from, to uint64
-		near     bool
+		name             string
+		rip, rcx, pushed uint64
+		kicked, site, nr uint64
+		from, to         uint64
+		near             bool
 	}{
-		{"in front of it", 0xfff, 1, 0x1000, 0x1005, false},
-		{"at its start", 0x1000, 1, 0x1000, 0x1005, true},
-		{"at its last byte", 0x1004, 1, 0x1000, 0x1005, true},
-		{"behind it", 0x1005, 1, 0x1000, 0x1005, false},
-		{"in the stub of system calls", 0x80000002, 1, 0x1000, 0x1005, true},
-		{"in a stub of exceptions", 0x80001010, 1, 0x1000, 0x1005, true},
-		{"an exit is being served", 0x2000, 0, 0x1000, 0x1005, true},
-		{"nobody asks", 0x1000, 1, 0, 0, false},
+		{name: "in front of it", rip: 0xfff, kicked: 1, from: 0x1000, to: 0x1005},
+		{name: "at its start", rip: 0x1000, kicked: 1, from: 0x1000, to: 0x1005, near: true},
+		{name: "at its last byte", rip: 0x1004, kicked: 1, from: 0x1000, to: 0x1005, near: true},
+		{name: "behind it", rip: 0x1005, kicked: 1, from: 0x1000, to: 0x1005},
+		{name: "in the stub of system calls", rip: stub, rcx: 0x1005, kicked: 1, from: 0x1000, to: 0x1005},
+		{name: "in the stub of system calls, called in it", rip: stub, rcx: 0x1002, kicked: 1, from: 0x1000, to: 0x1005, near: true},
+		{name: "in a stub of exceptions", rip: exception, pushed: 0xfff, kicked: 1, from: 0x1000, to: 0x1005},
+		{name: "in a stub of exceptions, from it", rip: exception, pushed: 0x1001, kicked: 1, from: 0x1000, to: 0x1005, near: true},
+		{name: "an exit is being served", rip: stub, rcx: 0x2002, site: 0x2000, from: 0x1000, to: 0x1005},
+		{name: "an exit of its own is being served", rip: stub, rcx: 0x2002, site: 0x1000, from: 0x1000, to: 0x1005, near: true},
+		{name: "a return from a handler is being served", rip: stub, rcx: 0x2002, site: 0x2000, nr: sysRtSigreturn, from: 0x1000, to: 0x1005, near: true},
+		{name: "nobody asks", rip: 0x1000, kicked: 1},
 	} {
 		s, v := stepped(t)
-		v.open, v.kicked, v.cause, v.run.Regs.RIP = 1, c.kicked, uint64(breaks.Kick), c.rip
+		v.open, v.kicked, v.cause, v.rip, v.nr = 1, c.kicked, uint64(breaks.Kick), c.site, c.nr
+		if c.kicked == 0 {
+			v.cause = uint64(breaks.Syscall)
+		}
+		v.run.Regs.RIP, v.run.Regs.RCX = c.rip, c.rcx
 		v.lookFrom, v.lookTo = c.from, c.to
+		frame := [5]uint64{c.pushed}
+		v.frame = wordAddr(&frame[0]) + 40
 		v.req, s.gen = 2, 2
 		v.until(t, parkPending, parkGo)
 		p := &Stopped{s: s, rips: make([]uint64, mostRIPs)}
-		v.frame = 0
 		if p.Near() != c.near {
 			t.Errorf("%s: near is %v", c.name, p.Near())
 		}
 		if read := v.looked != 0; read != c.near {
 			t.Errorf("%s: it was read: %v", c.name, read)
 		}
-		if c.rip != 0x80001010 { // its frame is not there
-			if w := p.Place(0); !w.Unknown || w.Events != "" {
-				t.Errorf("%s: %+v; that descriptor tells nothing", c.name, w)
-			}
+		if w := p.Place(0); !w.Unknown || w.Events != "" {
+			t.Errorf("%s: %+v; that descriptor tells nothing", c.name, w)
 		}
+		runtime.KeepAlive(&frame)
+	}
+}
+
+// TestWhatWaits: what makes a vCPU near, at the first address of the range, is what Place names.
+func TestWhatWaits(t *testing.T) {
+	var c control
+	e := &c.events
+	for i, b := range []*uint8{&e.Exception.Injected, &e.Exception.Pending, &e.Interrupt.Injected, &e.NMI.Injected, &e.NMI.Pending, &e.SMI.Pending} {
+		if waits(e) || c.pending() != "" {
+			t.Fatalf("%+v: waits", e)
+		}
+		if *b = 1; !waits(e) || c.pending() == "" {
+			t.Errorf("event %d does not wait", i)
+		}
+		*b = 0
+	}
+	e.Exception.Nr, e.Interrupt.Shadow, e.NMI.Masked, e.Flags = 14, 1, 1, 0xff
+	if waits(e) || c.pending() != "" {
+		t.Errorf("%+v: waits", e)
 	}
 }
 

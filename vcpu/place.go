@@ -36,7 +36,8 @@ func (p *Stopped) Begun() uint64 { return p.begun }
 // Released: see Begun.
 func (p *Stopped) Released() uint64 { return p.released }
 
-// Near says whether some vCPU may go on at an address of Purpose's range: each has judged for itself. False where no range was given.
+// Near says whether some vCPU may go on inside Purpose's range, or at its first address with something to be injected or nobody knows what: each has judged for itself. False where no
+// range was given.
 func (p *Stopped) Near() bool {
 	for _, t := range p.s.threads {
 		if t.c.at&atNear != 0 && !t.ended() {
@@ -56,7 +57,7 @@ func (p *Stopped) AckTSC(i int) uint64 { return p.s.threads[i].c.ackTSC }
 func (p *Stopped) SyncTSC(i int) uint64 { return p.s.threads[i].c.syncTSC }
 
 // Place tells where vCPU i stands. What is read was written by the vCPU's thread before it acknowledged, and changes
-// no more while it waits; where it was not near Purpose's range (Near), not before the next stop. With Purpose's range it allocates nothing, unless there
+// no more while it waits; where it was not near Purpose's range (Near), not before the next stop, but for what RIPs has behind the first. With Purpose's range it allocates nothing, unless there
 // is something to be injected: all vCPUs may wait for it.
 func (p *Stopped) Place(i int) Place {
 	t := p.s.threads[i]

@@ -1,5 +1,10 @@
 package vcpu
 
+// warm fetches what a stop uses.
+//
+//go:noescape
+func warm(c *control)
+
 //go:noescape
 func load64(p *uint64) uint64
 
@@ -8,6 +13,16 @@ func load32(p *uint32) uint32
 
 //go:noescape
 func store64(p *uint64, v uint64)
+
+// cas64 stores new if *p is old, and reports whether it did.
+//
+//go:noescape
+func cas64(p *uint64, old, new uint64) bool
+
+// put64 is store64 without its barrier: stores before it are seen before it, loads behind it need not wait for it.
+//
+//go:noescape
+func put64(p *uint64, v uint64)
 
 //go:noescape
 func storeByte(p *uint8, v uint8)
@@ -38,6 +53,9 @@ func spawn(stackTop uintptr, c *control, entry uintptr) (tid int64)
 //
 //go:noescape
 func takeLine(p *uint8)
+
+// poke writes a word of guest text through the private alias, which is mapped while the guest runs.
+func poke(addr uintptr, v uint64)
 
 // peek reads a word at a host address that is not the Go heap's, nor what the guest can map a file to: a file that was made shorter would end the VMM.
 func peek(addr uintptr) uint64

@@ -17,6 +17,24 @@ TEXT ·load32(SB),NOSPLIT,$0-12
 	MOVL AX, ret+8(FP)
 	RET
 
+// func warm(c *control)
+// Fetches, at once and side by side, what a stop uses one after the other: behind KVM_RUN no page is in the TLB on a back end that has switched address spaces, and the requester's
+// lines are in its core's cache. Changes nothing (PREFETCHT0, PREFETCHW: hints, Intel SDM volume 2B); an address that is not mapped is passed over.
+TEXT ·warm(SB),NOSPLIT,$0-8
+	MOVQ c+0(FP), AX
+	MOVQ control_offer(AX), CX
+	BYTE $0x0f; BYTE $0x0d; BYTE $0x08 // PREFETCHW (AX): req
+	BYTE $0x0f; BYTE $0x0d; BYTE $0x09 // PREFETCHW (CX): in
+	MOVQ control_run(AX), BX
+	BYTE $0x0f; BYTE $0x0d; BYTE $0x0b // PREFETCHW (BX): immediate_exit's page
+	MOVQ control_ledger(AX), BX
+	PREFETCHT0 (BX)
+	LEAQ control_ackTSC(AX), BX
+	BYTE $0x0f; BYTE $0x0d; BYTE $0x0b // PREFETCHW (BX)
+	MOVQ (offer_words+Store_To)(CX), BX
+	BYTE $0x0f; BYTE $0x0d; BYTE $0x0b // PREFETCHW (BX): the first word
+	RET
+
 // func takeLine(p *uint8)
 TEXT ·takeLine(SB),NOSPLIT,$0-8
 	MOVQ p+0(FP), AX
@@ -28,6 +46,20 @@ TEXT ·peek(SB),NOSPLIT,$0-16
 	MOVQ addr+0(FP), AX
 	MOVQ (AX), AX
 	MOVQ AX, ret+8(FP)
+	RET
+
+// func put64(p *uint64, v uint64)
+TEXT ·put64(SB),NOSPLIT,$0-16
+	MOVQ p+0(FP), AX
+	MOVQ v+8(FP), BX
+	MOVQ BX, (AX) // ORDER(O2): stores are seen in order on x86 (SDM vol. 3A, 9.2.2), and Go moves none past a call; pairs with the reader's two loads of Seq. Without the order a reader could take half of an update for whole
+	RET
+
+// func poke(addr uintptr, v uint64)
+TEXT ·poke(SB),NOSPLIT,$0-16
+	MOVQ addr+0(FP), AX
+	MOVQ v+8(FP), BX
+	XCHGQ BX, (AX) // ORDER(O1): the aligned word is seen whole (AMD APM vol. 2, 7.6.1), and before goG; pairs with V4, and V5 behind it. Without it a vCPU could serialise before the last store
 	RET
 
 // func readOwn(pid int64, dst *uint64, src, n uintptr) int64
@@ -55,6 +87,16 @@ TEXT ·store64(SB),NOSPLIT,$0-16
 	MOVQ p+0(FP), AX
 	MOVQ v+8(FP), BX
 	XCHGQ BX, (AX) // ORDER(O1): store and full barrier in one; pairs with the requester's load of ack/synced. Without it the next load could pass the store.
+	RET
+
+// func cas64(p *uint64, old, new uint64) bool
+TEXT ·cas64(SB),NOSPLIT,$0-25
+	MOVQ p+0(FP), CX
+	MOVQ old+8(FP), AX
+	MOVQ new+16(FP), BX
+	LOCK
+	CMPXCHGQ BX, (CX) // ORDER(O1): takes one off in or out; pairs with the other vCPUs' and with Stopped.claim. Without it two could both be the last, or a stop given up be made
+	SETEQ ret+24(FP)
 	RET
 
 // func storeByte(p *uint8, v uint8)

@@ -44,8 +44,17 @@ type Purpose struct {
 	// From and To have Stopped.Place tell what waits to be injected of a vCPU that may go on at a guest address from From to below To: one ioctl more
 	// on its thread. To 0: of none.
 	From, To uint64
+	// Stores are what is to be changed while all are stopped, at most mostStores; more are not looked at. The last vCPU to stop makes them, if none may go on within From and To and they
+	// hold what they must (Stopped.Made). Else nothing was changed, and it is up to the caller.
+	Stores []Store
 	// Meanwhile is called behind the kicks, while the vCPUs come out, or nil: what it does costs them nothing. They may execute the guest still.
 	Meanwhile func()
+}
+
+// Store is one aligned word of guest text to be changed.
+type Store struct {
+	To       uintptr // an address of this process, mapped while the guest runs
+	Old, New uint64
 }
 
 // blame is Cause and Nr in one word: what a stop tells the vCPU is one line of memory, which each of them has to fetch.
@@ -57,8 +66,18 @@ var ErrStopTimeout = errors.New("stop timed out")
 // NewSet takes threads that were not started yet.
 func NewSet(threads ...*Thread) *Set {
 	s := &Set{threads: threads, pid: unix.Getpid(), gen: 1, Resend: 20 * time.Millisecond}
+	for i, t := range threads {
+		t.c.offer = &threads[0].c.own
+		if t.c.next = 0; i > 0 {
+			threads[i-1].c.next = t.c.address()
+		}
+	}
+	if len(threads) > 0 {
+		threads[0].c.own.first = threads[0].c.address()
+	}
 	s.rehearsal = sync.OnceValue(func() *Set {
 		nobody := &Thread{c: &control{run: new(kvm.Run), ended: 1}}
+		nobody.c.offer = &nobody.c.own
 		return &Set{threads: []*Thread{nobody}, pid: s.pid, gen: 1, Resend: s.Resend}
 	})
 	return s
@@ -93,12 +112,14 @@ func (s *Set) Add(t *Thread) error {
 		return ErrEnded
 	}
 	t.c.req = s.gen // before the thread is there
+	t.c.offer = s.threads[0].c.offer
 	if err := t.start(); err != nil {
 		if t.tid != 0 {
 			err = errors.Join(err, (&Set{threads: []*Thread{t}, gen: s.gen}).abandon())
 		}
 		return err
 	}
+	s.threads[len(s.threads)-1].c.next = t.c.address() // no vCPU walks the list now: only within a stop does one
 	s.threads = append(s.threads, t)
 	t.letGo(s.gen)
 	return nil
@@ -155,6 +176,7 @@ func (s *Set) StopFor(why Purpose, limit time.Duration) (*Stopped, error) {
 		p.rips = make([]uint64, mostRIPs*len(s.threads))
 	}
 	p.begun = kvm.TSC()
+	s.offer(why.Stores)
 	for _, t := range s.threads {
 		// ORDER(O1): before req, and so seen by who serves this generation: pairs with the loads behind parkRead's. Without it the
 		// break could be booked as a kick. One that serves an older, given-up request may book this one's purpose: it is this one's stop, too.
@@ -163,14 +185,97 @@ func (s *Set) StopFor(why Purpose, limit time.Duration) (*Stopped, error) {
 		atomic.StoreUint64(&t.c.lookTo, why.To)
 		s.request(t, s.gen)
 		if err := s.kick(t); err != nil {
-			s.release()
-			return nil, err
+			return s.giveUp(p, err)
 		}
 	}
+	s.meanwhile("P1 in", s.threads[0])
+	s.asked()
 	if why.Meanwhile != nil {
 		why.Meanwhile()
 	}
 	return s.wait(p, time.Now().Add(limit))
+}
+
+// offer is P1's beginning: what the last vCPU to stop may store, and that nobody has acknowledged.
+func (s *Set) offer(stores []Store) {
+	if len(stores) == 0 || len(stores) > mostStores {
+		return // in and out are of an older generation: they concern nobody
+	}
+	o := s.threads[0].c.offer
+	left := uint64(0)
+	for _, t := range s.threads {
+		if !t.ended() {
+			left++
+		}
+	}
+	if left == 0 || left >= offerCount {
+		return
+	}
+	o.n = uint64(copy(o.words[:], stores))
+	// ORDER(O1): the words, then out, then in, then req: pairs with take, behind parkRead's load of req. Without it the last vCPU could store what an older stop has asked for.
+	atomic.StoreUint64(&o.out, s.gen<<offerGen|offered|left)
+	// One more is the requester, which is ready when all were asked: no stop is over before it has been asked for.
+	atomic.StoreUint64(&o.in, s.gen<<offerGen|offered|left+1)
+}
+
+// asked is P1's end: the requester takes itself off the offer's count. If all have acknowledged by now the stop is its own.
+func (s *Set) asked() {
+	o := s.threads[0].c.offer
+	for {
+		// ORDER(O1): behind all kicks; pairs with take. Without it all could be over before the last immediate_exit = 1 and signal, which would then end KVM_RUN for nothing, again and again.
+		v := atomic.LoadUint64(&o.in)
+		if v>>offerGen != s.gen || v&offerState != offered {
+			return // nothing was offered
+		}
+		w := v - 1
+		if w&offerCount == 0 {
+			w = s.gen<<offerGen | offerMine
+		}
+		if atomic.CompareAndSwapUint64(&o.in, v, w) {
+			return
+		}
+	}
+}
+
+// claim makes an offered stop the requester's, and says whose it is; given: it was made so now, and nobody has stored anything.
+func (s *Set) claim() (whose uint64, given bool) {
+	o := s.threads[0].c.offer
+	for {
+		// ORDER(O1): pairs with take. Only one of the two changes offered: without it a stop that is given up could be made all the same.
+		v := atomic.LoadUint64(&o.in)
+		if v>>offerGen != s.gen {
+			return offerMine, true // nothing was offered
+		}
+		whose = v & offerState
+		if whose == offered {
+			if !atomic.CompareAndSwapUint64(&o.in, v, s.gen<<offerGen|offerMine) {
+				continue
+			}
+			whose, given = offerMine, true
+		}
+		if whose != offerLast {
+			// ORDER(O1): before goG; pairs with leaveOffer, behind V4. Without it the vCPUs would release themselves.
+			atomic.StoreUint64(&o.out, s.gen<<offerGen|offerMine)
+		}
+		return whose, given
+	}
+}
+
+// claimOut makes the release the requester's, and says whether it is: false when the last vCPU has made it.
+func (s *Set) claimOut() bool {
+	o := s.threads[0].c.offer
+	for {
+		// ORDER(O1): pairs with leaveOffer. Without it a VM could be called dead that was released.
+		v := atomic.LoadUint64(&o.out)
+		switch {
+		case v>>offerGen != s.gen:
+			return true // nothing was offered
+		case v&offerState != offered:
+			return v&offerState == offerMine
+		case atomic.CompareAndSwapUint64(&o.out, v, s.gen<<offerGen|offerMine):
+			return true
+		}
+	}
 }
 
 // meanwhile lets a test have its way.
@@ -232,12 +337,45 @@ func (s *Set) wait(p *Stopped, deadline time.Time) (*Stopped, error) {
 			err = fmt.Errorf("vCPU %d on host CPU %d: %w: something of higher priority holds its core", t.cfg.ID, t.cfg.CPU, ErrStopTimeout)
 		}
 		if err != nil {
-			s.release()
-			return nil, err
+			return s.giveUp(p, err)
 		}
 	}
+	s.meanwhile("P2 mine", s.threads[0])
+	p.whose, _ = s.claim()
 	return p, nil
 }
+
+// giveUp ends a stop that some vCPU did not acknowledge, unless the last one has made its stores in the last moment.
+func (s *Set) giveUp(p *Stopped, err error) (*Stopped, error) {
+	s.meanwhile("P2 mine", s.threads[0])
+	var given bool
+	if p.whose, given = s.claim(); given {
+		s.release()
+		return nil, err
+	}
+	p.whose = s.outcome()
+	return p, nil
+}
+
+// outcome is how the stores went that the last vCPU has begun with: known when all have acknowledged. Even if it has taken them back all have to serialise before any enters. That it does
+// not finish leaves the text in doubt.
+func (s *Set) outcome() uint64 {
+	for _, t := range s.threads {
+		for done := false; !done; {
+			late, _ := s.await(t, "P2", &t.c.ack, s.gen, time.Now().Add(storeLimit), storeLimit, func() error { return nil }) // again has no error
+			if late && s.claimOut() {
+				return offerDoubt
+			}
+			done = !late
+		}
+	}
+	s.meanwhile("P2 mine", s.threads[0])
+	whose, _ := s.claim()
+	return whose
+}
+
+// storeLimit is how long the last vCPU to stop may take for its stores once the stop's own limit has passed: it needs a microsecond, if it runs.
+const storeLimit = time.Second
 
 // await returns when *word (ack or synced) has reached g, or the thread has ended, or it is late. again is
 // called each time nothing has come for the time every.
@@ -313,12 +451,25 @@ func (t *Thread) letGo(g uint64) {
 // Resends is how often a kick had to be sent again. It stays 0 unless a core is starved (K7).
 func (s *Set) Resends() uint64 { return s.resends.Load() } // ORDER(none): statistic
 
+// Made says what became of Purpose.Stores: all of them were made, or none; doubt: the vCPU that makes them does not finish, or they read back wrong and so does what was put back. Then the
+// VM must not go on (End). first and last are the TSC before the first store and behind the
+// last, of the core that has made them, when they were. They are not when Go had to judge first, or has to say what was wrong.
+func (p *Stopped) Made() (made, doubt bool, first, last uint64) {
+	if p.whose != offerLast {
+		return false, p.whose == offerDoubt, 0, 0
+	}
+	o := p.s.threads[0].c.offer
+	return true, false, o.firstTSC, o.lastTSC
+}
+
 // Stopped is the time between Stop and Resume: no vCPU executes a guest instruction.
 type Stopped struct {
 	s    *Set
 	rips []uint64 // room for those of each vCPU's Place, if they are asked for
 
 	begun, released uint64
+
+	whose uint64 // offerMine, offerLast or offerDoubt
 }
 
 // Resume lets every vCPU execute a serialising instruction on its own core and enter the guest again. It
@@ -340,27 +491,15 @@ func (p *Stopped) resume(limit time.Duration, quit bool, then func()) error {
 	defer s.mu.Unlock()
 	defer then()
 	s.over = s.over || quit
-	for _, t := range s.threads {
-		if quit {
-			atomic.StoreUint64(&t.c.quit, 1) // ORDER(O1): before rel; pairs with load64(&c.quit) after V8. Without it the guest could be entered once more
-		}
-		s.meanwhile("P6", t)
-		// ORDER(O1): P6 publishes what was changed while stopped; pairs with V4, before V5 serialises.
-		// Without it the vCPU could serialise before the last store.
-		t.raceSays()
-		atomic.StoreUint64(&t.c.goG, s.gen)
-		t.ring()
+	if p.whose != offerLast {
+		s.goOn(quit)
 	}
-	deadline := time.Now().Add(limit)
-	for _, t := range s.threads {
-		late, err := s.await(t, "P7", &t.c.synced, s.gen, deadline, limit, func() error { return nil })
-		if late {
-			err = fmt.Errorf("resume: vCPU %d on host CPU %d did not serialise within %v: the VM must not run on", t.cfg.ID, t.cfg.CPU, limit)
-		}
-		if err != nil {
-			s.condemn()
-			return err
-		}
+	if err := s.synced(limit); err != nil {
+		return err
+	}
+	if p.whose == offerLast && !s.claimOut() {
+		p.released = s.threads[0].c.offer.relTSC
+		return nil
 	}
 	for _, t := range s.threads {
 		s.meanwhile("P8", t)
@@ -373,14 +512,50 @@ func (p *Stopped) resume(limit time.Duration, quit bool, then func()) error {
 	return nil
 }
 
+// goOn is P6.
+func (s *Set) goOn(quit bool) {
+	for _, t := range s.threads {
+		if quit {
+			atomic.StoreUint64(&t.c.quit, 1) // ORDER(O1): before rel; pairs with load64(&c.quit) after V8. Without it the guest could be entered once more
+		}
+		s.meanwhile("P6", t)
+		// ORDER(O1): P6 publishes what was changed while stopped; pairs with V4, before V5 serialises.
+		// Without it the vCPU could serialise before the last store.
+		t.raceSays()
+		atomic.StoreUint64(&t.c.goG, s.gen)
+		t.ring()
+	}
+}
+
+// synced is P7. With an error the VM is condemned.
+func (s *Set) synced(limit time.Duration) error {
+	deadline := time.Now().Add(limit)
+	for _, t := range s.threads {
+		late, err := s.await(t, "P7", &t.c.synced, s.gen, deadline, limit, func() error { return nil })
+		// Who was released has serialised, whenever it says so; and no other stop may begin before who has released it says so.
+		for late && !s.claimOut() {
+			late, err = s.await(t, "P7", &t.c.synced, s.gen, time.Now().Add(limit), limit, func() error { return nil })
+		}
+		if late {
+			err = fmt.Errorf("resume: vCPU %d on host CPU %d did not serialise within %v: the VM must not run on", t.cfg.ID, t.cfg.CPU, limit)
+		}
+		if err != nil {
+			s.condemn()
+			return err
+		}
+	}
+	return nil
+}
+
 // condemn lets every vCPU's thread end: none enters the guest again, whenever it runs.
 func (s *Set) condemn() {
 	s.over = true
 	for _, t := range s.threads {
 		// ORDER(O1): quit before rel, for who waits at V8 and for who has yet to serialise; pairs with load64(&c.quit) behind park. Without it one that has
-		// serialised would enter beside one that has not.
+		// serialised would enter beside one that has not. goG for who has yet to be let on by a last vCPU that does not get there.
 		t.raceSays()
 		atomic.StoreUint64(&t.c.quit, 1)
+		atomic.StoreUint64(&t.c.goG, s.gen)
 		atomic.StoreUint64(&t.c.rel, s.gen)
 		t.ring()
 	}

@@ -333,7 +333,7 @@ func TestPlaceBehindRelease(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		near, waits, behind := p.Near(), p.Place(0), Place{}
+		waits, behind := p.Place(0), Place{}
 		waits.RIPs = slices.Clone(waits.RIPs) // its room is that of the next Place
 		if err := p.ResumeThen(seconds(10), func() {
 			released = atomic.LoadUint64(&m.c.rel) == m.set.gen
@@ -348,11 +348,11 @@ func TestPlaceBehindRelease(t *testing.T) {
 		if !kicked || !released || !alone {
 			t.Fatalf("Meanwhile behind the kicks: %v; then behind the release: %v, before another stop: %v", kicked, released, alone)
 		}
-		if near { // it had not entered the guest yet
+		if !waits.Between { // it had not entered the guest yet
 			continue
 		}
 		compared++
-		if !waits.Between || !reflect.DeepEqual(waits, behind) {
+		if p.Near() || !reflect.DeepEqual(waits, behind) {
 			t.Fatalf("stopped at %+v, and behind the release at %+v", waits, behind)
 		}
 	}

@@ -216,9 +216,8 @@ type Place struct {
 	Safe   bool   // Here, quiet, idle, or at a declared instruction
 }
 
-// StopToPatch stops every vCPU, to be patched under this number; meanwhile is vcpu.Purpose's. Of those that may go on within the span, Place tells what waits to be injected. With
-// rehearse it goes the same way and stops none (vcpu.Set.Rehearsal).
-func (m *Machine) StopToPatch(number uint64, within Span, limit time.Duration, meanwhile func(), rehearse bool) (*Halt, error) {
+// StopToPatch stops every vCPU for a patch. With rehearse it goes the same way and stops none (vcpu.Set.Rehearsal).
+func (m *Machine) StopToPatch(why vcpu.Purpose, limit time.Duration, rehearse bool) (*Halt, error) {
 	m.mu.Lock()
 	n := len(m.vcpus)
 	m.mu.Unlock()
@@ -234,7 +233,7 @@ func (m *Machine) StopToPatch(number uint64, within Span, limit time.Duration, m
 		}
 		h.hurry()
 	}
-	p, err := set.StopFor(vcpu.Purpose{Cause: breaks.Patch, Nr: number, From: within.Start, To: within.End, Meanwhile: meanwhile}, limit)
+	p, err := set.StopFor(why, limit)
 	if err != nil {
 		h.calm()
 		return nil, err
@@ -298,7 +297,7 @@ func (h *Halt) Places() []Place {
 		v := Place{Place: h.Place(i)}
 		p := m.vcpus[v.ID]
 		// Who was taken out of the guest's code was neither, whatever it is by now, if it was let go.
-		v.Idle, v.Here = !p.busy && !v.Between, p.safe.here && !v.Between
+		v.Idle, v.Here = !p.busy && !v.Between && v.Cause == breaks.Unknown, p.safe.here && !v.Between
 		v.Thread = p.name
 		v.Safe = v.Idle || v.Here || p.safe.quiet || v.Between && slices.Contains(m.patching.rips, v.RIPs[0])
 		list = append(list, v)

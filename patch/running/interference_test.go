@@ -1,6 +1,7 @@
 package running_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -173,6 +174,9 @@ func (k *killer) Writable(addr uint64, n int) ([]byte, error) {
 	return k.Guest.Writable(addr, n)
 }
 
+// Word has who patches make the stores.
+func (k *killer) Word(uint64) (to, see []byte, ok bool) { return nil, nil, false }
+
 // TestKilledBetweenStores: the guest dies with who patches it: no vCPU is left that could execute half a patch.
 func TestKilledBetweenStores(t *testing.T) {
 	testenv.Need(t, testenv.KVM)
@@ -215,6 +219,62 @@ func (f *forger) Look(addr uint64, n int) ([]byte, error) {
 		b[0] ^= 0xff
 	}
 	return b, err
+}
+
+// Word has who patches make the stores, and read them back.
+func (f *forger) Word(uint64) (to, see []byte, ok bool) { return nil, nil, false }
+
+// watcher is a guest that counts by whom the stores were made.
+type watcher struct {
+	running.Guest
+	made, all int
+	twins     bool // the alias and what the guest sees are two mappings of the same bytes
+}
+
+func (w *watcher) Stop(number uint64, sites patch.Range, stores []patch.Store, limit time.Duration, meanwhile func()) (patch.Halt, error) {
+	h, err := w.Guest.Stop(number, sites, stores, limit, meanwhile)
+	if err == nil {
+		w.all++
+		if made, doubt, first, last := h.Made(); made && !doubt && first < last {
+			w.made++
+		}
+	}
+	return h, err
+}
+
+func (w *watcher) Word(addr uint64) (to, see []byte, ok bool) {
+	to, see, ok = w.Guest.Word(addr)
+	w.twins = ok && &to[0] != &see[0] && bytes.Equal(to, see)
+	return to, see, ok
+}
+
+// TestLastVCPUStores: where no vCPU stands inside the site the last one to stop makes the stores; where one waits in a call of its own, too.
+func TestLastVCPUStores(t *testing.T) {
+	testenv.Need(t, testenv.KVM)
+	for name, make := range map[string]func() *guest{
+		"one":       func() *guest { return start(t, 1, false) },
+		"two":       func() *guest { return start(t, 2, true) },
+		"one waits": func() *guest { return startBlocked(t) },
+	} {
+		w := make()
+		g := &watcher{Guest: running.Guest{M: w.Machine}}
+		p := patch.New(g, w.State())
+		from, to := uint32(valA), uint32(valB)
+		for range 100 {
+			r := p.Apply(w.plan(from, to, false))
+			if r.Outcome != patch.Committed || r.FirstStore < r.Begun || r.LastStore < r.FirstStore || r.Released < r.LastStore || len(r.VCPUs) == 0 {
+				t.Fatalf("%s: %s: %s: %+v", name, r.Outcome, r.Reason, r)
+			}
+			from, to = to, from
+		}
+		if !g.twins || g.made < 50 {
+			t.Errorf("%s: the last vCPU made %d of %d stops' stores; two mappings: %v", name, g.made, g.all, g.twins)
+		}
+		if w.sum(1) != 0 {
+			t.Errorf("%s: %d torn", name, w.sum(1))
+		}
+		t.Logf("%s: the last vCPU made %d of %d stops' stores", name, g.made, g.all)
+	}
 }
 
 // TestReadsBackWrong: one wrong read takes the patch back, and the guest runs on as it was; one that is wrong again ends the VM, and no vCPU
@@ -283,7 +343,7 @@ func TestPatcherHurries(t *testing.T) {
 		before := class()
 		want := fmt.Sprintf("policy %d, priority %d, nice 0", unix.SCHED_FIFO, max(1, fifo))
 		for _, end := range []bool{false, true} {
-			h, err := running.Guest{M: w.Machine}.Stop(1, patch.Range{}, time.Second, func() {})
+			h, err := running.Guest{M: w.Machine}.Stop(1, patch.Range{}, nil, time.Second, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -6,7 +6,9 @@ import (
 	"time"
 
 	"github.com/cloister-vmm/cloister/internal/kvm"
+	"github.com/cloister-vmm/cloister/isolation/breaks"
 	"github.com/cloister-vmm/cloister/patch"
+	"github.com/cloister-vmm/cloister/vcpu"
 	"github.com/cloister-vmm/cloister/vmm"
 )
 
@@ -39,10 +41,11 @@ type Guest struct {
 func (g Guest) Rehearsal() patch.Guest { return Guest{g.M, true} }
 
 // Stop is patch.Guest's, as all that follow.
-func (g Guest) Stop(number uint64, sites patch.Range, limit time.Duration, meanwhile func()) (patch.Halt, error) {
+func (g Guest) Stop(number uint64, sites patch.Range, stores []patch.Store, limit time.Duration, meanwhile func()) (patch.Halt, error) {
 	h := &halt{list: make([]patch.Place, 0, 8)} // before the stop: then all vCPUs wait
+	why := vcpu.Purpose{Cause: breaks.Patch, Nr: number, From: sites.Start, To: sites.End, Stores: words(stores), Meanwhile: meanwhile}
 	var err error
-	if h.Halt, err = g.M.StopToPatch(number, vmm.Span(sites), limit, meanwhile, g.rehearse); err != nil {
+	if h.Halt, err = g.M.StopToPatch(why, limit, g.rehearse); err != nil {
 		return nil, err
 	}
 	return h, nil
@@ -53,6 +56,16 @@ func (g Guest) Look(addr uint64, n int) ([]byte, error) { return g.M.Look(addr, 
 
 // Writable gives the same bytes through the alias.
 func (g Guest) Writable(addr uint64, n int) ([]byte, error) { return g.M.Writable(addr, n) }
+
+// Word gives an aligned word of text both ways.
+func (g Guest) Word(addr uint64) (to, see []byte, ok bool) {
+	see, err := g.M.Look(addr, 8)
+	if err != nil {
+		return nil, nil, false
+	}
+	to, err = g.M.Writable(addr, 8)
+	return to, see, err == nil
+}
 
 // Prepare makes the alias, and reads it: its page is not looked up for the first time while the vCPUs wait.
 func (g Guest) Prepare(addr uint64, n int) error {
