@@ -335,11 +335,14 @@ func TestSmallLimits(t *testing.T) {
 // SIGKILL in the middle: of the engine, of the monitor, of both. Nothing stays but what the next run clears.
 func TestKilled(t *testing.T) {
 	b := newBox(t)
-	monitor := func(p *background) int {
-		for _, line := range b.processes() {
-			var pid int
-			if _, err := fmt.Sscan(line, &pid); err == nil && strings.Contains(line, "cloister-monitor") {
-				return pid
+	monitor := func() int {
+		// The guest may run before the monitor has its name: looked for until it has.
+		for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+			for _, line := range b.processes() {
+				var pid int
+				if _, err := fmt.Sscan(line, &pid); err == nil && strings.Contains(line, "cloister-monitor") {
+					return pid
+				}
 			}
 		}
 		t.Fatalf("no monitor among %q", b.processes())
@@ -364,7 +367,7 @@ func TestKilled(t *testing.T) {
 	b.noLeaks()
 
 	p = run()
-	kill(monitor(p))
+	kill(monitor())
 	time.Sleep(100 * time.Millisecond)
 	if unix.Kill(p.cmd.Process.Pid, 0) != nil {
 		t.Fatal("the guest noticed that its monitor died")
@@ -378,7 +381,7 @@ func TestKilled(t *testing.T) {
 	b.noLeaks()
 
 	p = run()
-	kill(monitor(p))
+	kill(monitor())
 	kill(p.cmd.Process.Pid)
 	if r := p.wait(); r.status != 137 {
 		t.Errorf("both killed: %+v", r)
