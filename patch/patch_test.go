@@ -202,7 +202,7 @@ func TestStores(t *testing.T) {
 	copy(want[0x11:], []byte{1, 2})
 	want[0x14] = 3
 	copy(want[0x1e:], []byte{4, 5, 6, 7})
-	if r.Outcome != Committed || r.Stops != 1 || len(f.offer) != 3 || !bytes.Equal(f.mem, want) || f.outside != nil || r.FirstStore != 11 || r.LastStore != 12 || len(r.VCPUs) != 1 {
+	if r.Outcome != Committed || r.Stops != 1 || len(f.offer) != 3 || !bytes.Equal(f.mem, want) || f.outside != nil || r.Stopped != 11 || r.FirstStore != 11 || r.LastStore != 12 || len(r.VCPUs) != 1 {
 		t.Errorf("%s: %s: %d words, outside %#x, %+v", r.Outcome, r.Reason, len(f.offer), f.outside, r)
 	}
 	if r := p.Apply(Plan{Revert: 1, Name: "r"}); r.Outcome != Committed || len(f.offer) != 3 || !bytes.Equal(f.mem, was) {

@@ -420,7 +420,8 @@ func (a *attempt) once(g Guest, stores []Store) (again bool, why string) {
 	made, doubt, first, last := h.Made()
 	switch {
 	case made: // P3 to P6 by the last vCPU
-		outcome, a.r.FirstStore, a.r.LastStore = Committed, first, last
+		// It has seen the last acknowledgement, its own, when it began.
+		outcome, a.r.Stopped, a.r.FirstStore, a.r.LastStore = Committed, first, first, last
 	case doubt:
 		outcome, reason = Dead, "the vCPU that stores does not finish, or what it stores reads back as something else, and so does what was there before"
 	default:

@@ -33,7 +33,7 @@ type Record struct {
 	Generation uint64 `json:"generation"` // of the stop protocol, of the last of them
 	Requested  uint64 `json:"requested_tsc"`
 	Begun      uint64 `json:"begun_tsc"`       // of the last stop: before the first vCPU was asked to; 0: there was none
-	Stopped    uint64 `json:"stopped_tsc"`     // the last acknowledgement was seen
+	Stopped    uint64 `json:"stopped_tsc"`     // the last acknowledgement was seen, by who stores
 	FirstStore uint64 `json:"first_store_tsc"` // 0: nothing was stored
 	LastStore  uint64 `json:"last_store_tsc"`
 	Released   uint64 `json:"released_tsc"`

@@ -156,7 +156,7 @@ func parkOver(c *control, at uint8) uint8 {
 	case parkOwed:
 		if c.owed != 0 {
 			c.owed = 0
-			store64(&c.ack, c.parkG)
+			put64(&c.ack, c.parkG) // seen before synced, which has the barrier
 		}
 		return parkSynced
 	case parkSynced:
@@ -244,7 +244,7 @@ func parkAll(c *control, at uint8) uint8 {
 //go:nocheckptr
 func nextOf(c *control, word *uint64) bool {
 	t := controlAt(c.turn)
-	store64(word, c.parkG)
+	put64(word, c.parkG) // ringBell has the barrier between the word and who sleeps
 	if t != c {
 		ringBell(t)
 	}

@@ -52,7 +52,7 @@ TEXT ·peek(SB),NOSPLIT,$0-16
 TEXT ·put64(SB),NOSPLIT,$0-16
 	MOVQ p+0(FP), AX
 	MOVQ v+8(FP), BX
-	MOVQ BX, (AX) // ORDER(O2): stores are seen in order on x86 (SDM vol. 3A, 9.2.2), and Go moves none past a call; pairs with the reader's two loads of Seq. Without the order a reader could take half of an update for whole
+	MOVQ BX, (AX) // ORDER(O2), ORDER(O1): stores are seen in order on x86 (SDM vol. 3A, 9.2.2), and Go moves none past a call; pairs with the reader's two loads of Seq, with V4 and V8, and with P2. Without the order a reader could take half of an update for whole, or a vCPU serialise before the last store
 	RET
 
 // func poke(addr uintptr, v uint64)

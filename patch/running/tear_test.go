@@ -127,11 +127,12 @@ func TestDeferredTears(t *testing.T) {
 // TestTear: stopped, patched, serialised, resumed: no torn instruction, ever. Two sites change, without a safe point, so passes may be
 // mixed; that they are is TestVersions.
 func TestTear(t *testing.T) {
+	more := min(max(4, runtime.NumCPU()+1), 40) // than CPUs, where the guest's memory has room for so many
 	for _, c := range []struct {
 		threads int
 		page    bool
 		share   int // percent of all
-	}{{1, false, 40}, {1, true, 30}, {2, false, 10}, {2, true, 10}, {4, false, 5}, {4, true, 5}} {
+	}{{1, false, 40}, {1, true, 30}, {2, false, 10}, {2, true, 10}, {more, false, 5}, {more, true, 5}} {
 		t.Run(fmt.Sprintf("threads=%d,page=%v", c.threads, c.page), func(t *testing.T) {
 			n := scaled(100_000) * c.share / 100
 			w := start(t, c.threads, c.page)
