@@ -77,8 +77,10 @@
  * run: stale      -DLAST -DNV=2 -DGIVEUP -DMISREAD -DUNDONELATE   what the last stored and took back is released like a stop that stored nothing
  * run: versions   -DLAST -DNV=1 -DNEARBLIND      the last does not look whether somebody was near
  * run: tornbytes  -DLAST -DNV=1 -DENTRY -DRANDOM -DNEARBLIND -DTORNONLY
- * run: deadlock   -DLAST -DNV=1 -DNSTOP=2 -DGIVEUP -DRELLATE   the last releases all behind its own synced: the next stop may have begun
- * run: deadlock   -DLAST -DNV=1 -DNSTOP=2 -DGIVEUP -DSTUCK -DNEXTEARLY   the resume timed out, all the same the last released all: the next stop begins before it has served
+ * run: deadlock   -DLAST -DNV=1 -DNSTOP=2 -DGIVEUP -DSTUCK -DLOWERS   the last, held up while it releases all, lowers what the next stop has stored
+ * run: pass       -DLAST -DNV=1 -DNSTOP=2 -DGIVEUP -DSTUCK -DRESEND   a kick may be sent again
+ * run: pass       -O1 -DLAST -DNV=2 -DGIVEUP -DRESEND
+ * run: spurious   -DLAST -DNV=1 -DRESEND -DRESENDBLIND   … whosever the stop is: the last may have let go who gets it
  * run: starved    -DLAST -DNV=1 -DLIVE -DNOTCOUNTED   the requester is not counted in: a stop may be over before its immediate_exit is stored
  * run: resumed    -DLAST -DNV=2 -DSTUCK -DOUTBLIND   the resume timed out: the VM is called dead, though the last has released all
  */
@@ -120,8 +122,7 @@
 #define V3GO   25
 #define V7OUT  26
 #define V7REL  27
-#define V7LATE 28
-#define V7OWED 29
+#define V7OWED 28
 byte at[NV] = E1;
 
 byte req[NV], ack[NV], go_[NV], synced[NV], rel[NV];
@@ -166,6 +167,12 @@ byte in_gen, in_is, in_left;      /* of which stop, and how many have yet to com
 bool in_near;                     /* somebody stands where it must not */
 byte out_gen, out_is, out_left;
 byte nv;                          /* what is to be stored */
+bool begun;                       /* the last has begun to */
+#ifdef LOWERS
+#define RAISED(x, g) (g)
+#else
+#define RAISED(x, g) (x > g -> x : g)
+#endif
 #endif
 
 #if NV == 1
@@ -190,6 +197,9 @@ inline interrupted(v) {
   sig[v] = false;
 #else
   if :: req[v] == done -> sig[v] = false :: else fi;            /* spurious: drained; E1 looks again */
+#endif
+#ifdef RESEND
+  assert(req[v] != done);                                       /* no exit for nothing */
 #endif
   at[v] = E1
 }
@@ -344,7 +354,7 @@ proctype vcpu(byte v) {
 #endif
           if
           :: in_left == 0 && !in_near ->
-             in_is = LASTS; halted = true; at[v] = V3STORE;
+             in_is = LASTS; halted = true; begun = true; at[v] = V3STORE;
 #ifndef TORNONLY
              out_of_guest = ALL(OUTSIDE); assert(out_of_guest); out_of_guest = false   /* I2 */
 #endif
@@ -361,7 +371,7 @@ proctype vcpu(byte v) {
   :: d_step { at[v] == V3MINE -> printf("V%d V3 take back wrong\n", v); store(0, nv); at[v] = V3DOUBT }
   :: d_step { at[v] == V3DOUBT -> printf("V%d V3 doubt\n", v); in_is = DOUBT; dead = true; at[v] = V3ACK }
 #endif
-  :: d_step { at[v] == V3GO -> printf("V%d V3 go %d\n", v, k); go_[k] = g; owed = true; next(v, k, NV, V4) }   /* there is nothing that the requester could do */
+  :: d_step { at[v] == V3GO -> printf("V%d V3 go %d\n", v, k); go_[k] = RAISED(go_[k], g); owed = true; next(v, k, NV, V4) }   /* there is nothing that the requester could do */
 #endif
   :: d_step { at[v] == V3ACK -> printf("V%d V3 ack\n", v); ack[v] = g; at[v] = V4 }
   :: d_step { at[v] == V4 && go_[v] >= g -> printf("V%d V4\n", v); at[v] = V5 }
@@ -391,21 +401,12 @@ proctype vcpu(byte v) {
           out_left--;
           if
           :: out_left == 0 -> out_is = RELEASED; halted = false;
-#ifdef RELLATE
-             at[v] = V7LATE
-#else
              at[v] = V7REL
-#endif
           :: else
           fi
        :: else
        fi }
-#ifdef RELLATE
-  :: d_step { at[v] == V7LATE -> printf("V%d V7 synced\n", v); done = g; if :: owed -> ack[v] = g; owed = false :: else fi; synced[v] = g; at[v] = V7REL }
-  :: d_step { at[v] == V7REL -> printf("V%d V7 rel %d\n", v, k); rel[k] = g; next(v, k, NV, V8) }
-#else
-  :: d_step { at[v] == V7REL -> printf("V%d V7 rel %d\n", v, k); rel[k] = g; next(v, k, NV, (owed -> V7OWED : V7SYNC)) }
-#endif
+  :: d_step { at[v] == V7REL -> printf("V%d V7 rel %d\n", v, k); rel[k] = RAISED(rel[k], g); next(v, k, NV, (owed -> V7OWED : V7SYNC)) }
   :: d_step { at[v] == V7OWED -> printf("V%d V7 ack\n", v); ack[v] = g; owed = false; at[v] = V7SYNC }
 #endif
   :: d_step { at[v] == V7SYNC -> printf("V%d V7 synced\n", v); done = g; synced[v] = g; at[v] = V8 }
@@ -452,7 +453,7 @@ inline scatter() {
 
 proctype patcher() {
 #ifdef LAST
-  byte g, i; bool late, doubt, out_of_guest, bad, stored, sure;
+  byte g, i; bool late, doubt, out_of_guest, bad, stored, sure, given;
 #else
   byte g, i, nv; bool late, doubt, out_of_guest, bad;
 #endif
@@ -486,7 +487,7 @@ proctype patcher() {
 #ifdef LAST
      d_step {
        printf("P P1 offer\n");
-       in_gen = g; in_is = OFFERED; in_near = false;
+       in_gen = g; in_is = OFFERED; in_near = false; begun = false;
 #ifdef NOTCOUNTED
        in_left = NV;
 #else
@@ -516,8 +517,7 @@ proctype patcher() {
 #ifndef NOTCOUNTED
      d_step {
        printf("P P1 in\n");
-       in_left--;
-       if :: in_left == 0 -> in_is = MINE :: else fi
+       if :: in_is == OFFERED -> in_left-- :: else fi
      };
 #endif
 wait:
@@ -526,6 +526,19 @@ wait:
      do                                                         /* P2 */
      :: i == NV -> break
      :: d_step { i < NV && (ack[i] == g || at[i] == OVER || !STOPS(i)) -> printf("P P2 %d\n", i); i++ }
+#ifdef RESEND
+     :: d_step { i < NV && ack[i] != g && !given -> printf("P P2 resend %d\n", i);
+          if :: in_is == OFFERED -> in_is = MINE; in_left = 0; in_near = false; given = true :: else fi
+        };
+        if
+#ifdef RESENDBLIND
+        :: d_step { true -> sig[i] = true }
+#else
+        :: d_step { given -> sig[i] = true }
+        :: !given
+#endif
+        fi
+#endif
 #ifdef LAST
 #ifdef GIVEUP
      :: d_step { i < NV && ack[i] != g && !sure -> printf("P P2 late %d\n", i); late = true }; break
@@ -551,7 +564,7 @@ wait:
         d_step {
           printf("P P2 mine\n");
           if
-          :: in_is == OFFERED -> in_is = MINE; in_left = 0; in_near = false
+          :: in_is == OFFERED || given -> in_is = MINE; in_left = 0; in_near = false
 #ifdef LOOKONCE
           :: in_is == LASTS -> stored = true; late = false
 #endif
@@ -653,7 +666,7 @@ resume:
            d_step {
              printf("P P8 mine\n");
              if
-             :: out_is == OFFERED -> out_is = (late -> CONDEMNED : MINE); halted = false; dead = late
+             :: out_is == OFFERED -> assert(!late || begun); out_is = (late -> CONDEMNED : MINE); halted = false; dead = late
 #ifdef OUTBLIND
              :: out_is == RELEASED && late -> dead = true
 #endif
@@ -662,15 +675,7 @@ resume:
              out_left = 0
            };
            if
-           :: i == NV && late ->                                /* and no other stop before all have served this one */
-              late = false;
-#ifndef NEXTEARLY
-              i = 0;
-              do
-              :: i == NV -> break
-              :: d_step { i < NV && synced[i] == g -> printf("P P7 %d\n", i); i++ }
-              od
-#endif
+           :: i == NV && late -> late = false; i = 0            /* it may not have got far: all are let go from here, too */
            :: else
            fi
         :: else -> d_step { halted = false; dead = dead || late }
@@ -700,7 +705,7 @@ resume:
      fi;
      i = 0;
 #ifdef LAST
-     stored = false; sure = false;
+     stored = false; sure = false; given = false;
 #endif
 #ifdef SYNC
      answered = true

@@ -37,7 +37,7 @@ type Guest interface {
 	TSC() uint64
 }
 
-// Halt is the time in which every vCPU is stopped.
+// Halt is the time in which every vCPU is stopped; where Stop's stores were made (Made) it may be over.
 type Halt interface {
 	Generation() uint64
 	// Begun is when the first vCPU was asked to stop, Released, behind Resume, when the last one was let go; TSC. 0: it was not.

@@ -37,6 +37,8 @@ type fake struct {
 	last        func([]Store) (made, doubt bool) // the last vCPU to stop; nil: Go is always asked
 	offer       []Store
 	made, doubt bool
+	noWord      bool     // a word is not all text
+	other       []byte   // what the guest sees where the alias shows a word
 	during      []uint64 // entries, while stopped
 
 	practice  *fake // what a stop is rehearsed with
@@ -75,6 +77,12 @@ func (f *fake) Stop(_ uint64, sites Range, stores []Store, _ time.Duration, mean
 func (f *fake) Made() (made, doubt bool, first, last uint64) { return f.made, f.doubt, 11, 12 }
 func (f *fake) Word(addr uint64) (to, see []byte, ok bool) {
 	b, err := f.bytes(addr, 8)
+	if f.noWord {
+		return nil, nil, false
+	}
+	if f.other != nil {
+		return b, f.other, true
+	}
 	return b, b, err == nil && addr < 0x1100
 }
 func (f *fake) Rehearsal() Guest {
@@ -222,6 +230,15 @@ func TestStores(t *testing.T) {
 	for name, plan := range map[string]Plan{"restartable": restartable, "safe point": safe, "too many": simple(many.Sites...)} {
 		if r := p.Apply(plan); r.Outcome != Committed || f.offer != nil {
 			t.Errorf("%s: %s: %s: %d words", name, r.Outcome, r.Reason, len(f.offer))
+		}
+	}
+
+	for _, twist := range []func(f *fake){func(f *fake) { f.noWord = true }, func(f *fake) { f.other = make([]byte, 8) }} {
+		f, p := newFake()
+		f.last, f.gather = makes, -1
+		twist(f)
+		if r := p.Apply(simple(site("s", 0x1010, 1, 2))); r.Outcome != Committed || f.offer != nil {
+			t.Errorf("a word that is not all text, or not the guest's: %s: %s: %d words", r.Outcome, r.Reason, len(f.offer))
 		}
 	}
 

@@ -423,6 +423,7 @@ func (a *attempt) once(g Guest, stores []Store) (again bool, why string) {
 		// It has seen the last acknowledgement, its own, when it began.
 		outcome, a.r.Stopped, a.r.FirstStore, a.r.LastStore = Committed, first, first, last
 	case doubt:
+		a.r.FirstStore = first
 		outcome, reason = Dead, "the vCPU that stores does not finish, or what it stores reads back as something else, and so does what was there before"
 	default:
 		if why, places = a.judge(h); why != "" {

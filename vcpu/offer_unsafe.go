@@ -2,8 +2,8 @@ package vcpu
 
 import "unsafe"
 
-// offer is what a stop carries for the last vCPU to stop, and whose the stop is. Not the requester's alone: in and out change by compare-and-swap only, once the
-// request is out. It begins a line.
+// offer is what a stop carries for the last vCPU to stop, and whose the stop is. Not the requester's alone: in and out change by compare-and-swap, once the
+// request is out, but for who owns the stop. It begins a line.
 type offer struct {
 	in  uint64 // generation, state, near, how many have yet to acknowledge: offer…
 	out uint64 // generation, state, how many have yet to serialise
@@ -11,6 +11,7 @@ type offer struct {
 	// Written by the requester before in. One word lies in the line of in: most patches are of one.
 	n     uint64  // of words
 	first uintptr // address of the control of the set's first vCPU
+	ahead uintptr // where the first word is written, while the stop is on: what warm fetches. Later the line is the guest's
 	words [mostStores]Store
 
 	// Written by the vCPU that stores, or releases, before it says that it has serialised. TSC.

@@ -189,7 +189,7 @@ func parkAll(c *control, at uint8) uint8 {
 	o := c.offer
 	switch at {
 	case parkCompare:
-		o.firstTSC = c.ackTSC
+		o.firstTSC = kvm.TSC()
 		if c.walk = 0; !holds(o, false) {
 			return parkMine
 		}
@@ -237,14 +237,16 @@ func parkAll(c *control, at uint8) uint8 {
 	return parkOwed
 }
 
-// nextOf stores the generation in one vCPU's word, and reports whether there is another vCPU.
+// nextOf raises one vCPU's word to the generation, and reports whether there is another vCPU. It never lowers it: the requester may have let go all itself, and have
+// begun another stop.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
 func nextOf(c *control, word *uint64) bool {
 	t := controlAt(c.turn)
-	put64(word, c.parkG) // ringBell has the barrier between the word and who sleeps
+	for v := load64(word); v < c.parkG && !cas64(word, v, c.parkG); v = load64(word) {
+	}
 	if t != c {
 		ringBell(t)
 	}
@@ -351,9 +353,19 @@ func look(c *control) {
 	if kvm.IoctlRaw(c.fd, kvm.IoGetVCPUEvents, c.eventsAt) < 0 {
 		c.looked = 2
 	}
-	if where&inside != 0 || c.looked == 2 || waits(&c.events) {
-		c.near = 1
+	c.near = nearby(where, c.looked, &c.events)
+}
+
+// nearby is look's judgement of who may go on in the range.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func nearby(where, looked uint64, e *kvm.VCPUEvents) uint64 {
+	if where&inside != 0 || looked != 1 || waits(e) {
+		return 1
 	}
+	return 0
 }
 
 const (

@@ -1,8 +1,10 @@
 package vcpu
 
 import (
+	"errors"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/cloister-vmm/cloister/internal/kvm"
 	"github.com/cloister-vmm/cloister/isolation/breaks"
@@ -96,6 +98,119 @@ func TestWhatWaits(t *testing.T) {
 	e.Exception.Nr, e.Interrupt.Shadow, e.NMI.Masked, e.Flags = 14, 1, 1, 0xff
 	if waits(e) || c.pending() != "" {
 		t.Errorf("%+v: waits", e)
+	}
+}
+
+// TestNearby: at the range's first address a vCPU is near only if something waits there, or nobody could tell; behind it always.
+func TestNearby(t *testing.T) {
+	var none, some kvm.VCPUEvents
+	some.Exception.Pending = 1
+	for _, c := range []struct {
+		where, looked uint64
+		events        *kvm.VCPUEvents
+		near          uint64
+	}{
+		{atFirst, 1, &none, 0}, {atFirst, 2, &none, 1}, {atFirst, 1, &some, 1}, {inside, 1, &none, 1}, {inside | atFirst, 1, &none, 1},
+	} {
+		if got := nearby(c.where, c.looked, c.events); got != c.near {
+			t.Errorf("%+v: near %d", c, got)
+		}
+	}
+}
+
+// offers is a set of stepped vCPUs that are stopped with one store, which none has acknowledged; the requester has asked all.
+func offers(t *testing.T, n int) (s *Set, vs []*control, word *uint64) {
+	t.Helper()
+	var threads []*Thread
+	for range n {
+		_, v := stepped(t)
+		v.open, v.kicked, v.cause, v.run.Regs.RIP = 1, 1, uint64(breaks.Kick), 0x2000
+		v.lookFrom, v.lookTo, v.req = 0x1000, 0x1005, 2
+		vs = append(vs, v)
+		threads = append(threads, &Thread{c: v, cfg: Config{CPU: -1}})
+	}
+	s = NewSet(threads...)
+	s.gen = 2
+	word = new(uint64)
+	*word = 7
+	s.offer([]Store{{To: wordAddr(word), Old: 7, New: 8}})
+	s.asked()
+	return s, vs, word
+}
+
+// TestLastStores: who acknowledges last stores and lets all go; not if one of them is near, whichever; nor if the word does not hold what it must.
+func TestLastStores(t *testing.T) {
+	for near := -1; near < 3; near++ {
+		s, vs, word := offers(t, 3)
+		for i, v := range vs {
+			if i == near {
+				v.run.Regs.RIP = 0x1002
+			}
+			if v.until(t, parkPending, parkGo); *word != 7 && i < 2 {
+				t.Fatalf("near %d: stored before all were out", near)
+			}
+		}
+		whose, given := s.claim()
+		if made := near < 0; *word == 8 != made || whose == offerLast != made || given == made || vs[0].goG == 2 != made {
+			t.Errorf("near %d: the word is %d, whose %#x, given %v, goG %d", near, *word, whose, given, vs[0].goG)
+		}
+	}
+	s, vs, word := offers(t, 1)
+	*word = 9
+	vs[0].until(t, parkPending, parkGo)
+	if whose, given := s.claim(); *word != 9 || whose != offerMine || given || vs[0].ack != 2 {
+		t.Errorf("the word is %d, whose %#x, given %v, acknowledged %d", *word, whose, given, vs[0].ack)
+	}
+}
+
+// TestAgainTakesTheOffer: a kick is sent again only when no one else can let its vCPU go meanwhile.
+func TestAgainTakesTheOffer(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var set, old unix.Sigset_t
+	set.Val[0] = 1 << (uint(KickSignal) - 1)
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &set, &old); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil); err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, stored := range []bool{false, true} {
+		s, vs, word := offers(t, 1)
+		s.threads[0].tid, s.Resend = unix.Gettid(), time.Millisecond
+		s.mu.Lock()
+		if stored {
+			vs[0].until(t, parkPending, parkGo) // ack is owed
+		}
+		p, err := s.wait(&Stopped{s: s}, time.Now().Add(20*time.Millisecond))
+		sent := drain(&vs[0].sigset, &vs[0].zero)
+		if stored { // it comes to no end
+			if sent || s.Resends() != 0 || err != nil || p.whose != offerDoubt || *word != 8 {
+				t.Errorf("stored: sent again %v, %d times, %v, word %d", sent, s.Resends(), err, *word)
+			}
+			s.mu.Unlock()
+			continue
+		}
+		if !sent || s.Resends() == 0 || !errors.Is(err, ErrStopTimeout) {
+			t.Errorf("not stored: sent again %v, %d times, %v", sent, s.Resends(), err)
+		}
+		if vs[0].until(t, parkPending, parkGo); *word != 7 {
+			t.Error("stored behind a stop that was given up")
+		}
+		for drain(&vs[0].sigset, &vs[0].zero) {
+		}
+	}
+}
+
+// TestLettingGoNeverLowers: a vCPU that is held up while it lets all go does no harm to the next stop.
+func TestLettingGoNeverLowers(t *testing.T) {
+	_, vs, _ := offers(t, 2)
+	vs[0].turn, vs[0].parkG = vs[0].address(), 2
+	vs[1].rel = 3
+	if !nextOf(vs[0], &vs[0].rel) || nextOf(vs[0], &vs[1].rel) || vs[0].rel != 2 || vs[1].rel != 3 {
+		t.Errorf("released %d and %d", vs[0].rel, vs[1].rel)
 	}
 }
 

@@ -30,7 +30,7 @@ type Place struct {
 func (p *Stopped) Generation() uint64 { return p.s.gen }
 
 // Begun is when the first vCPU was asked to stop (P1), Released, behind Resume, when the last one was let go (P8), 0 if Resume failed; TSC of the
-// caller's core.
+// caller's core, or behind Made of the core that let go.
 func (p *Stopped) Begun() uint64 { return p.begun }
 
 // Released: see Begun.

@@ -31,7 +31,7 @@ TEXT ·warm(SB),NOSPLIT,$0-8
 	PREFETCHT0 (BX)
 	LEAQ control_ackTSC(AX), BX
 	BYTE $0x0f; BYTE $0x0d; BYTE $0x0b // PREFETCHW (BX)
-	MOVQ (offer_words+Store_To)(CX), BX
+	MOVQ offer_ahead(CX), BX
 	BYTE $0x0f; BYTE $0x0d; BYTE $0x0b // PREFETCHW (BX): the first word
 	RET
 
@@ -52,7 +52,7 @@ TEXT ·peek(SB),NOSPLIT,$0-16
 TEXT ·put64(SB),NOSPLIT,$0-16
 	MOVQ p+0(FP), AX
 	MOVQ v+8(FP), BX
-	MOVQ BX, (AX) // ORDER(O2), ORDER(O1): stores are seen in order on x86 (SDM vol. 3A, 9.2.2), and Go moves none past a call; pairs with the reader's two loads of Seq, with V4 and V8, and with P2. Without the order a reader could take half of an update for whole, or a vCPU serialise before the last store
+	MOVQ BX, (AX) // ORDER(O2), ORDER(O1): stores are seen in order on x86 (SDM vol. 3A, 9.2.2), and Go moves none past a call; pairs with the reader's two loads of Seq, and with P2. Without the order a reader could take half of an update for whole
 	RET
 
 // func poke(addr uintptr, v uint64)
@@ -95,7 +95,7 @@ TEXT ·cas64(SB),NOSPLIT,$0-25
 	MOVQ old+8(FP), AX
 	MOVQ new+16(FP), BX
 	LOCK
-	CMPXCHGQ BX, (CX) // ORDER(O1): takes one off in or out; pairs with the other vCPUs' and with Stopped.claim. Without it two could both be the last, or a stop given up be made
+	CMPXCHGQ BX, (CX) // ORDER(O1): takes one off in or out; pairs with the other vCPUs' and with Set.claim. Without it two could both be the last, or a stop given up be made
 	SETEQ ret+24(FP)
 	RET
 

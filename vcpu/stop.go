@@ -164,7 +164,8 @@ func (s *Set) abandon() error {
 }
 
 // Stop returns when every vCPU is out of guest mode, its pending I/O completed, and waits. limit is how
-// long it may take; after it every vCPU runs on and the error is ErrStopTimeout.
+// long it may take; after it every vCPU runs on and the error is ErrStopTimeout, unless the last vCPU has begun with Purpose.Stores: then how that
+// went is waited for, at most storeLimit.
 func (s *Set) Stop(limit time.Duration) (*Stopped, error) { return s.StopFor(Purpose{}, limit) }
 
 // StopFor is Stop with a purpose.
@@ -212,13 +213,14 @@ func (s *Set) offer(stores []Store) {
 		return
 	}
 	o.n = uint64(copy(o.words[:], stores))
+	o.firstTSC, o.ahead = 0, stores[0].To
 	// ORDER(O1): the words, then out, then in, then req: pairs with take, behind parkRead's load of req. Without it the last vCPU could store what an older stop has asked for.
 	atomic.StoreUint64(&o.out, s.gen<<offerGen|offered|left)
 	// One more is the requester, which is ready when all were asked: no stop is over before it has been asked for.
 	atomic.StoreUint64(&o.in, s.gen<<offerGen|offered|left+1)
 }
 
-// asked is P1's end: the requester takes itself off the offer's count. If all have acknowledged by now the stop is its own.
+// asked is P1's end: the requester takes itself off the offer's count. If all have acknowledged by now nobody else takes the stop any more: claim does.
 func (s *Set) asked() {
 	o := s.threads[0].c.offer
 	for {
@@ -227,11 +229,7 @@ func (s *Set) asked() {
 		if v>>offerGen != s.gen || v&offerState != offered {
 			return // nothing was offered
 		}
-		w := v - 1
-		if w&offerCount == 0 {
-			w = s.gen<<offerGen | offerMine
-		}
-		if atomic.CompareAndSwapUint64(&o.in, v, w) {
+		if atomic.CompareAndSwapUint64(&o.in, v, v-1) {
 			return
 		}
 	}
@@ -329,6 +327,11 @@ func (t *Thread) ended() bool {
 func (s *Set) wait(p *Stopped, deadline time.Time) (*Stopped, error) {
 	for _, t := range s.threads {
 		again := func() error {
+			// A signal must not come behind goG, which somebody else may store: the stop is made the requester's first.
+			whose, given := s.claim()
+			if p.given = p.given || given; whose == offerLast {
+				return nil // all are out
+			}
 			s.resends.Add(1) // ORDER(none): statistic
 			return s.kick(t)
 		}
@@ -348,11 +351,12 @@ func (s *Set) wait(p *Stopped, deadline time.Time) (*Stopped, error) {
 // giveUp ends a stop that some vCPU did not acknowledge, unless the last one has made its stores in the last moment.
 func (s *Set) giveUp(p *Stopped, err error) (*Stopped, error) {
 	s.meanwhile("P2 mine", s.threads[0])
-	var given bool
-	if p.whose, given = s.claim(); given {
+	whose, given := s.claim()
+	if given || p.given { // it was nobody else's, ever
 		s.release()
 		return nil, err
 	}
+	p.whose = whose
 	p.whose = s.outcome()
 	return p, nil
 }
@@ -432,6 +436,7 @@ func sleep(bell, asleep *uint32, done func() bool, limit *unix.Timespec) {
 
 // release lets every vCPU run on and ends the stop: P6 and P8 in one, for a stop that changed nothing.
 func (s *Set) release() {
+	s.threads[0].c.offer.ahead = 0
 	for _, t := range s.threads {
 		s.meanwhile("P8", t)
 		t.letGo(s.gen)
@@ -455,14 +460,17 @@ func (s *Set) Resends() uint64 { return s.resends.Load() } // ORDER(none): stati
 // VM must not go on (End). first and last are the TSC before the first store and behind the
 // last, of the core that has made them, when they were. They are not when Go had to judge first, or has to say what was wrong.
 func (p *Stopped) Made() (made, doubt bool, first, last uint64) {
-	if p.whose != offerLast {
-		return false, p.whose == offerDoubt, 0, 0
-	}
 	o := p.s.threads[0].c.offer
-	return true, false, o.firstTSC, o.lastTSC
+	switch p.whose {
+	case offerLast:
+		return true, false, o.firstTSC, o.lastTSC
+	case offerDoubt:
+		return false, true, o.firstTSC, 0 // 0: it has not begun
+	}
+	return false, false, 0, 0
 }
 
-// Stopped is the time between Stop and Resume: no vCPU executes a guest instruction.
+// Stopped is the time between Stop and Resume: no vCPU executes a guest instruction, unless the stop's stores were made (Made): then all may run again.
 type Stopped struct {
 	s    *Set
 	rips []uint64 // room for those of each vCPU's Place, if they are asked for
@@ -470,6 +478,7 @@ type Stopped struct {
 	begun, released uint64
 
 	whose uint64 // offerMine, offerLast or offerDoubt
+	given bool   // nobody has taken what was offered, and nobody can any more
 }
 
 // Resume lets every vCPU execute a serialising instruction on its own core and enter the guest again. It
@@ -490,14 +499,19 @@ func (p *Stopped) resume(limit time.Duration, quit bool, then func()) error {
 	s := p.s
 	defer s.mu.Unlock()
 	defer then()
+	if quit && p.whose == offerLast {
+		return errors.New("end: the stop's stores were made, and all vCPUs may run by now: stop them again")
+	}
+	s.threads[0].c.offer.ahead = 0
 	s.over = s.over || quit
 	if p.whose != offerLast {
 		s.goOn(quit)
 	}
-	if err := s.synced(limit); err != nil {
+	released, err := s.synced(limit)
+	if err != nil {
 		return err
 	}
-	if p.whose == offerLast && !s.claimOut() {
+	if !released && p.whose == offerLast && !s.claimOut() {
 		p.released = s.threads[0].c.offer.relTSC
 		return nil
 	}
@@ -527,24 +541,24 @@ func (s *Set) goOn(quit bool) {
 	}
 }
 
-// synced is P7. With an error the VM is condemned.
-func (s *Set) synced(limit time.Duration) error {
+// synced is P7. With an error the VM is condemned. released: it is late, but all have serialised, and one of them has begun to release all; it may have been taken off its core
+// meanwhile, so the caller does it as well. What it does later changes nothing (nextOf).
+func (s *Set) synced(limit time.Duration) (released bool, err error) {
 	deadline := time.Now().Add(limit)
 	for _, t := range s.threads {
 		late, err := s.await(t, "P7", &t.c.synced, s.gen, deadline, limit, func() error { return nil })
-		// Who was released has serialised, whenever it says so; and no other stop may begin before who has released it says so.
-		for late && !s.claimOut() {
-			late, err = s.await(t, "P7", &t.c.synced, s.gen, time.Now().Add(limit), limit, func() error { return nil })
+		if late && !s.claimOut() {
+			return true, nil
 		}
 		if late {
 			err = fmt.Errorf("resume: vCPU %d on host CPU %d did not serialise within %v: the VM must not run on", t.cfg.ID, t.cfg.CPU, limit)
 		}
 		if err != nil {
 			s.condemn()
-			return err
+			return false, err
 		}
 	}
-	return nil
+	return false, nil
 }
 
 // condemn lets every vCPU's thread end: none enters the guest again, whenever it runs.

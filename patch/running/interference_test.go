@@ -265,6 +265,11 @@ func TestLastVCPUStores(t *testing.T) {
 			if r.Outcome != patch.Committed || r.FirstStore < r.Begun || r.LastStore < r.FirstStore || r.Released < r.LastStore || len(r.VCPUs) == 0 {
 				t.Fatalf("%s: %s: %s: %+v", name, r.Outcome, r.Reason, r)
 			}
+			for _, v := range r.VCPUs {
+				if v.AckTSC > r.FirstStore || v.SyncTSC < r.LastStore || v.AckTSC == 0 {
+					t.Fatalf("%s: stored from %d to %d: %+v", name, r.FirstStore, r.LastStore, v)
+				}
+			}
 			from, to = to, from
 		}
 		if !g.twins || g.made < 50 {
