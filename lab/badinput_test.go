@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -52,26 +53,38 @@ func TestRunRefuses(t *testing.T) {
 		prepare func(t *testing.T)
 		notRun  bool
 		says    []string
+		room    int64 // 0: 1 MB
 	}{
 		{"no emulator", func(t *testing.T) {
 			fakeApt(t, "", false, false)
 			path := strings.SplitN(os.Getenv("PATH"), ":", 2)[0]
 			t.Setenv("PATH", path) // the script of apt-get needs nothing but the shell itself
-		}, true, []string{"qemu-system-x86_64 is not in PATH", remedyQEMU}},
+		}, true, []string{"qemu-system-x86_64 is not in PATH", remedyQEMU}, 0},
 		{"no network and an empty cache", func(t *testing.T) {
 			fakeApt(t, "good", true, false)
 			tool(t, "qemu-system-x86_64", "exit 1")
-		}, true, []string{"E: Could not resolve mirror", "check the network"}},
+		}, true, []string{"E: Could not resolve mirror", "check the network"}, 0},
 		{"a kernel that there is not", func(t *testing.T) {
 			tool(t, "qemu-system-x86_64", "exit 1")
 			tool(t, "apt-cache", "echo '  Depends: linux-image-8-amd64'")
 			tool(t, "apt-get", "case \"$*\" in update*) exit 0;; *linux-image-8-amd64) echo \"'http://m/x_8_amd64.deb' x_8_amd64.deb 1 SHA256:"+strings.Repeat("0", 64)+"\"; exit 0;; esac\n"+
 				"echo 'E: Unable to locate package' >&2; exit 100")
-		}, false, []string{"apt knows no package linux-image-9", "E: Unable to locate package", "apt-cache search linux-image"}},
+		}, false, []string{"apt knows no package linux-image-9", "E: Unable to locate package", "apt-cache search linux-image"}, 0},
 		{"a kernel without what is needed", func(t *testing.T) {
 			kernelPackage(t)
 			tool(t, "qemu-system-x86_64", "exit 1")
-		}, false, []string{"kernel 9 cannot be a lab host", "no CONFIG_NO_HZ_FULL=y (cores without a tick)", "choose another with -kernel"}},
+		}, false, []string{"kernel 9 cannot be a lab host", "no CONFIG_NO_HZ_FULL=y (cores without a tick)", "choose another with -kernel"}, 0},
+		{"no room", func(t *testing.T) { tool(t, "qemu-system-x86_64", "exit 1") }, false, []string{"MB free", "make room or set " + CacheVar}, 1 << 60},
+		{"a disk that fills up while apt downloads", func(t *testing.T) {
+			fakeApt(t, "good", true, false)
+			tool(t, "qemu-system-x86_64", "exit 1")
+			dir := strings.SplitN(os.Getenv("PATH"), ":", 3)[1]
+			b, err := os.ReadFile(filepath.Join(dir, "apt-get"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			tool(t, "apt-get", strings.ReplaceAll(string(b), "E: Could not resolve mirror", "E: Write error - write (28: No space left on device)"))
+		}, false, []string{"No space left on device", "make room (apt-get clean", CacheVar}, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Setenv("PATH", os.Getenv("PATH"))
@@ -86,7 +99,7 @@ func TestRunRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 			cache := t.TempDir()
-			o := Options{Machine: m, JSON: file, CacheDir: cache, Stdout: io.Discard, Stderr: io.Discard, Packages: []string{"./lab"}, room: 1 << 20}
+			o := Options{Machine: m, JSON: file, CacheDir: cache, Stdout: io.Discard, Stderr: io.Discard, Packages: []string{"./lab"}, room: cmp.Or(c.room, 1<<20)}
 			status, err := run(context.Background(), o)
 			if status == 0 || err == nil || strings.Contains(err.Error(), "\n") {
 				t.Fatalf("status %d, error %v; want one line", status, err)

@@ -94,6 +94,7 @@ func Run(ctx context.Context, o Options) (status int, err error) {
 }
 
 func run(ctx context.Context, o Options) (status int, err error) {
+	defer func() { err = outOfRoom(err) }()
 	begin := time.Now()
 	note := func(format string, args ...any) {
 		line := fmt.Sprintf("lab: %5.1fs %s\n", time.Since(begin).Seconds(), fmt.Sprintf(format, args...))

@@ -5,12 +5,30 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
 // scratchNeed is the room for one run in bytes: binaries, initramfs, CD.
 const scratchNeed = 512 << 20
+
+// noRoom is what the kernel, apt and compilers say of a disk that has filled up since needSpace looked.
+var noRoom = regexp.MustCompile(`(?im)^.*(no space left on device|enough free space).*$`)
+
+// outOfRoom gives an error whose cause is a full disk one line with the remedy, whatever could not be had for it; any other as it is. That is
+// never ErrUnavailable: the machine could have what is missing.
+func outOfRoom(err error) error {
+	if said := (fullDisk{}); err == nil || errors.As(err, &said) {
+		return err
+	}
+	line := noRoom.FindString(err.Error())
+	if line == "" {
+		return err
+	}
+	return fmt.Errorf("%s: make room (apt-get clean gives some back), or set %s and TMPDIR to another disk", strings.TrimSpace(line), CacheVar)
+}
 
 // scratch makes a directory for one run below the cache, where there is room, and
 // sweeps those of runs that were killed: theirs are the ones whose lock is free. It needs so many bytes.

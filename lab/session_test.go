@@ -190,7 +190,7 @@ func TestKilledLabLeavesNoProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	victim := exec.Command(self, "-test.run=^TestKilledLabLeavesNoProcess$")
-	victim.Env = append(os.Environ(), "LAB_TEST_VICTIM=1")
+	victim.Env = append(os.Environ(), "LAB_TEST_VICTIM=1", "TMPDIR="+t.TempDir())
 	if err := victim.Start(); err != nil {
 		t.Fatal(err)
 	}

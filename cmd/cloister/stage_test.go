@@ -30,7 +30,7 @@ for d in /sys /proc/sys /proc/irq; do
 	rm $d/.stage
 done
 set +e
-snapshot() { (cd "$STAGE" && find sys proc -type f | sort | xargs cksum) >"/run/$1"; }
+snapshot() { (cd "$STAGE" && find sys proc -type f | sort | xargs sha256sum) >"/run/$1"; }
 same() {
 	snapshot now
 	cmp -s /run/before /run/now || { echo "$1: not as it was:"; diff /run/before /run/now; }
@@ -45,7 +45,7 @@ snapshot before
 // onStage runs a script there; whatever it prints is what went wrong.
 func onStage(t *testing.T, script string) {
 	t.Helper()
-	testenv.Need(t, testenv.KVM, testenv.Root, testenv.MultiCPU, testenv.Tool("cksum"), testenv.Tool("pgrep"))
+	testenv.Need(t, testenv.KVM, testenv.Root, testenv.MultiCPU, testenv.Tool("sha256sum"), testenv.Tool("pgrep"))
 	bin, err := build()
 	if err != nil {
 		t.Fatal(err)
