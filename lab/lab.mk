@@ -55,7 +55,7 @@ lab-ci-svm-plain: build/lab
 
 # 100,000 patches, and nothing else: a machine of its own, so that a slow one loses only them.
 lab-ci-tear: build/lab
-	@exec build/lab -machine svm -json build/lane-lab-svm-tear.json -out build/lab-out/svm-tear -timeout $(LAB_SECONDS)s -within $(LAB_SECONDS)s $(if $(CI_LAB),,-optional) -run '$(TEAR)' ./patch/running
+	@exec build/lab -machine svm -row lab-tear -json build/lane-lab-svm-tear.json -out build/lab-out/svm-tear -timeout $(LAB_SECONDS)s -within $(LAB_SECONDS)s $(if $(CI_LAB),,-optional) -run '$(TEAR)' ./patch/running
 
 lab-vmx-ci: build/lab ## what CI runs on emulated VT-x, in at most LAB_VMX_SECONDS
 	@$(call lab_one,vmx,$(LAB_VMX_SECONDS)) $(LAB_CORE_ONLY) $(LAB_CORE)

@@ -36,6 +36,7 @@ type Options struct {
 	Timeout  time.Duration     // of each package, in guest time; 0: the back end's default
 	Cover    string            // file for the coverage profile of all packages; empty: none
 	JSON     string            // file for the events; empty: none
+	Row      string            // of the table; empty: the machine's
 	Artefact string            // directory for what tests leave in $CLOISTER_LAB_OUT; empty: dropped
 	Guest    string            // Debian package of the kernel that tests boot as a guest (SVM); empty: the cloud kernel
 	Carry    []string          // more programs for the machine's PATH: FILE, or FILE=NAME
@@ -48,6 +49,9 @@ type Options struct {
 
 	room int64 // that a run must have below CacheDir, in bytes; 0: scratchNeed
 }
+
+// row is the run's name in the table of lanes.
+func (o Options) row() string { return cmp.Or(o.Row, o.Machine.row()) }
 
 // OutVar names the environment variable with the directory in the guest whose
 // regular files come back to the host.
@@ -89,7 +93,7 @@ func Run(ctx context.Context, o Options) (status int, err error) {
 	}
 	r := results{out: f}
 	why, _, _ := strings.Cut(err.Error(), "\n")
-	return status, errors.Join(err, r.header(o.Machine.row(), "none", o.Machine.Backend),
+	return status, errors.Join(err, r.header(o.row(), "none", o.Machine.Backend),
 		r.keep(lanes.Event{Action: lanes.NotRun, Output: why}), f.Close())
 }
 
@@ -141,7 +145,7 @@ func run(ctx context.Context, o Options) (status int, err error) {
 		defer func() { err = errors.Join(err, f.Close()) }()
 		r.out = f
 	}
-	if err := r.header(o.Machine.row(), kernel.Release, o.Machine.Backend); err != nil {
+	if err := r.header(o.row(), kernel.Release, o.Machine.Backend); err != nil {
 		return 1, err
 	}
 

@@ -62,6 +62,7 @@ func run() int {
 	f.DurationVar(&o.Timeout, "timeout", 0, "guest time for one package (default 10m, vmx 30m)")
 	f.StringVar(&o.Cover, "cover", "", "write the coverage profile of all packages to `file`")
 	f.StringVar(&o.JSON, "json", "", "write the events for the table of lanes to `file`")
+	f.StringVar(&o.Row, "row", "", "`name` of the run in that table (default: the machine's)")
 	f.StringVar(&o.Artefact, "out", "", "put what tests leave in $"+lab.OutVar+" into `dir`")
 	f.Func("carry", "put a program into the machine's PATH: `file[=name]`; may be repeated", func(s string) error {
 		o.Carry = append(o.Carry, s)
