@@ -273,7 +273,7 @@ func TestLastVCPUStores(t *testing.T) {
 			from, to = to, from
 			time.Sleep(time.Millisecond) // on a busy machine a vCPU would stand where it stood at the last stop, maybe inside
 		}
-		if !g.twins || g.made < 30 {
+		if !g.twins || g.made < 5 { // how many is chance: two threads are often within the span, and where CPUs take turns more often
 			t.Errorf("%s: the last vCPU made %d of %d stops' stores; two mappings: %v", name, g.made, g.all, g.twins)
 		}
 		if w.sum(1) != 0 {
