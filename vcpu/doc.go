@@ -2,7 +2,7 @@
 // stop, and the hand-over of exits to Go.
 //
 // The thread is made by clone() and is not one of the Go runtime's: it has no g and no P, all signals
-// are blocked on it, and it runs only the functions of loop.go and book.go, which use no runtime service. So
+// are blocked on it, and it runs only the functions of loop.go, park.go and book.go, which use no runtime service. So
 // no garbage collection, no stop-the-world, no SIGURG and no wait for a P can break or lengthen a break
 // (docs/decisions/0001-vcpu-thread.md has the measurements).
 //

@@ -12,7 +12,7 @@ type offer struct {
 	n     uint64  // of words
 	first uintptr // address of the control of the set's first vCPU
 	ahead uintptr // where the first word is written, while the stop is on: what warm fetches. Later the line is the guest's
-	words [mostStores]Store
+	words [MostStores]Store
 
 	// Written by the vCPU that stores, or releases, before it says that it has serialised. TSC.
 	firstTSC uint64 // before the first store
@@ -21,8 +21,8 @@ type offer struct {
 	_        uint64
 }
 
-// mostStores bounds Purpose.Stores.
-const mostStores = 8
+// MostStores bounds Purpose.Stores.
+const MostStores = 8
 
 // Parts of offer.in and offer.out.
 const (

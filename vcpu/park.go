@@ -195,9 +195,7 @@ func parkAll(c *control, at uint8) uint8 {
 		}
 		return parkStore
 	case parkStore:
-		w := &o.words[c.walk&(mostStores-1)]
-		poke(w.To, w.New)
-		if c.walk++; c.walk < o.n {
+		if storeNext(c, true) {
 			return parkStore
 		}
 		return parkReadBack
@@ -210,9 +208,7 @@ func parkAll(c *control, at uint8) uint8 {
 		c.walk = 0
 		return parkTakeBack
 	case parkTakeBack:
-		w := &o.words[c.walk&(mostStores-1)]
-		poke(w.To, w.Old)
-		if c.walk++; c.walk < o.n {
+		if storeNext(c, false) {
 			return parkTakeBack
 		}
 		return parkMine
@@ -235,6 +231,30 @@ func parkAll(c *control, at uint8) uint8 {
 	}
 	o.relTSC = kvm.TSC()
 	return parkOwed
+}
+
+// storeNext stores the new value of the offer's next word, or the old one, and reports whether there is another word.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func storeNext(c *control, change bool) bool {
+	o := c.offer
+	poke(o.words[c.walk&(MostStores-1)].To, o.words[c.walk&(MostStores-1)].value(change))
+	c.walk++
+	return c.walk < o.n
+}
+
+// value is what the word has with the change, or without it.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (w *Store) value(change bool) uint64 {
+	if change {
+		return w.New
+	}
+	return w.Old
 }
 
 // nextOf raises one vCPU's word to the generation, and reports whether there is another vCPU. It never lowers it: the requester may have let go all itself, and have
@@ -400,44 +420,36 @@ func waits(e *kvm.VCPUEvents) bool {
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func take(c *control) bool {
-	for {
-		v := load64(&c.offer.in)
-		// An older request's acknowledgement counts for nothing here, and nothing counts once the stop is the requester's.
-		if v>>offerGen != c.parkG || v&offerState != offered || v&offerCount == 0 {
-			return false
-		}
-		w := v - 1
-		if c.near != 0 {
-			w |= offerNear
-		}
-		last := w&(offerCount|offerNear) == 0
-		if last {
-			w += offerLast - offered
-		}
-		if cas64(&c.offer.in, v, w) {
-			return last
-		}
-	}
-}
+func take(c *control) bool { return oneOff(c, &c.offer.in, c.near != 0) }
 
 // leaveOffer is V7's part. True: all have serialised, and this vCPU releases them.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func leaveOffer(c *control) bool {
+func leaveOffer(c *control) bool { return oneOff(c, &c.offer.out, false) }
+
+// oneOff takes this vCPU off the count of in or out, and reports whether what was offered is its own now: it was the last, and none was near. An older request's
+// acknowledgement counts for nothing, and nothing counts once the requester has it.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func oneOff(c *control, word *uint64, near bool) bool {
 	for {
-		v := load64(&c.offer.out)
+		v := load64(word)
 		if v>>offerGen != c.parkG || v&offerState != offered || v&offerCount == 0 {
 			return false
 		}
 		w := v - 1
-		last := w&offerCount == 0
+		if near {
+			w |= offerNear
+		}
+		last := w&(offerCount|offerNear) == 0
 		if last {
 			w += offerLast - offered
 		}
-		if cas64(&c.offer.out, v, w) {
+		if cas64(word, v, w) {
 			return last
 		}
 	}
@@ -450,12 +462,7 @@ func leaveOffer(c *control) bool {
 //go:nocheckptr
 func holds(o *offer, changed bool) bool {
 	for i := uint64(0); i < o.n; i++ {
-		w := &o.words[i&(mostStores-1)]
-		want := w.Old
-		if changed {
-			want = w.New
-		}
-		if peek(w.To) != want {
+		if w := &o.words[i&(MostStores-1)]; peek(w.To) != w.value(changed) {
 			return false
 		}
 	}

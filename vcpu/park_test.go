@@ -101,6 +101,23 @@ func TestWhatWaits(t *testing.T) {
 	}
 }
 
+// blockKick has the kick's signal stay pending on this thread until the test ends.
+func blockKick(t *testing.T) {
+	t.Helper()
+	runtime.LockOSThread()
+	var set, old unix.Sigset_t
+	set.Val[0] = 1 << (uint(KickSignal) - 1)
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &set, &old); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // on the test's own goroutine, and so on this thread
+		if err := unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil); err != nil {
+			t.Error(err)
+		}
+		runtime.UnlockOSThread()
+	})
+}
+
 // TestNearby: at the range's first address a vCPU is near only if something waits there, or nobody could tell; behind it always.
 func TestNearby(t *testing.T) {
 	var none, some kvm.VCPUEvents
@@ -165,18 +182,7 @@ func TestLastStores(t *testing.T) {
 
 // TestAgainTakesTheOffer: a kick is sent again only when no one else can let its vCPU go meanwhile.
 func TestAgainTakesTheOffer(t *testing.T) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	var set, old unix.Sigset_t
-	set.Val[0] = 1 << (uint(KickSignal) - 1)
-	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &set, &old); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil); err != nil {
-			t.Error(err)
-		}
-	}()
+	blockKick(t)
 	for _, stored := range []bool{false, true} {
 		s, vs, word := offers(t, 1)
 		s.threads[0].tid, s.Resend = unix.Gettid(), time.Millisecond
@@ -237,18 +243,7 @@ func TestInspectedAgain(t *testing.T) {
 
 // TestKicksAreTaken: whenever the kick comes, it is not pending when the vCPU goes on; where it was taken early no system call is made for it at V7.
 func TestKicksAreTaken(t *testing.T) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	var set, old unix.Sigset_t
-	set.Val[0] = 1 << (uint(KickSignal) - 1)
-	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &set, &old); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil); err != nil {
-			t.Error(err)
-		}
-	}()
+	blockKick(t)
 	for _, when := range []uint8{parkPending, parkAck, parkEarly, parkGo, parkDrain} {
 		s, v := stepped(t)
 		s.threads[0].tid = unix.Gettid()

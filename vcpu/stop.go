@@ -44,7 +44,7 @@ type Purpose struct {
 	// From and To have Stopped.Place tell what waits to be injected of a vCPU that may go on at a guest address from From to below To: one ioctl more
 	// on its thread. To 0: of none.
 	From, To uint64
-	// Stores are what is to be changed while all are stopped, at most mostStores; more are not looked at. The last vCPU to stop makes them, if none may go on within From and To and they
+	// Stores are what is to be changed while all are stopped, at most MostStores; more are not looked at. The last vCPU to stop makes them, if none may go on within From and To and they
 	// hold what they must (Stopped.Made). Else nothing was changed, and it is up to the caller.
 	Stores []Store
 	// Meanwhile is called behind the kicks, while the vCPUs come out, or nil: what it does costs them nothing. They may execute the guest still.
@@ -112,7 +112,7 @@ func (s *Set) Add(t *Thread) error {
 		return ErrEnded
 	}
 	t.c.req = s.gen // before the thread is there
-	t.c.offer = s.threads[0].c.offer
+	t.c.offer = s.carried()
 	if err := t.start(); err != nil {
 		if t.tid != 0 {
 			err = errors.Join(err, (&Set{threads: []*Thread{t}, gen: s.gen}).abandon())
@@ -199,10 +199,10 @@ func (s *Set) StopFor(why Purpose, limit time.Duration) (*Stopped, error) {
 
 // offer is P1's beginning: what the last vCPU to stop may store, and that nobody has acknowledged.
 func (s *Set) offer(stores []Store) {
-	if len(stores) == 0 || len(stores) > mostStores {
+	if len(stores) == 0 || len(stores) > MostStores {
 		return // in and out are of an older generation: they concern nobody
 	}
-	o := s.threads[0].c.offer
+	o := s.carried()
 	left := uint64(0)
 	for _, t := range s.threads {
 		if !t.ended() {
@@ -220,9 +220,12 @@ func (s *Set) offer(stores []Store) {
 	atomic.StoreUint64(&o.in, s.gen<<offerGen|offered|left+1)
 }
 
+// carried is what the set's stops carry, one for all its vCPUs.
+func (s *Set) carried() *offer { return s.threads[0].c.offer }
+
 // asked is P1's end: the requester takes itself off the offer's count. If all have acknowledged by now nobody else takes the stop any more: claim does.
 func (s *Set) asked() {
-	o := s.threads[0].c.offer
+	o := s.carried()
 	for {
 		// ORDER(O1): behind all kicks; pairs with take. Without it all could be over before the last immediate_exit = 1 and signal, which would then end KVM_RUN for nothing, again and again.
 		v := atomic.LoadUint64(&o.in)
@@ -237,7 +240,7 @@ func (s *Set) asked() {
 
 // claim makes an offered stop the requester's, and says whose it is; given: it was made so now, and nobody has stored anything.
 func (s *Set) claim() (whose uint64, given bool) {
-	o := s.threads[0].c.offer
+	o := s.carried()
 	for {
 		// ORDER(O1): pairs with take. Only one of the two changes offered: without it a stop that is given up could be made all the same.
 		v := atomic.LoadUint64(&o.in)
@@ -261,7 +264,7 @@ func (s *Set) claim() (whose uint64, given bool) {
 
 // claimOut makes the release the requester's, and says whether it is: false when the last vCPU has made it.
 func (s *Set) claimOut() bool {
-	o := s.threads[0].c.offer
+	o := s.carried()
 	for {
 		// ORDER(O1): pairs with leaveOffer. Without it a VM could be called dead that was released.
 		v := atomic.LoadUint64(&o.out)
@@ -436,7 +439,7 @@ func sleep(bell, asleep *uint32, done func() bool, limit *unix.Timespec) {
 
 // release lets every vCPU run on and ends the stop: P6 and P8 in one, for a stop that changed nothing.
 func (s *Set) release() {
-	s.threads[0].c.offer.ahead = 0
+	s.carried().ahead = 0
 	for _, t := range s.threads {
 		s.meanwhile("P8", t)
 		t.letGo(s.gen)
@@ -460,7 +463,7 @@ func (s *Set) Resends() uint64 { return s.resends.Load() } // ORDER(none): stati
 // VM must not go on (End). first and last are the TSC before the first store and behind the
 // last, of the core that has made them, when they were. They are not when Go had to judge first, or has to say what was wrong.
 func (p *Stopped) Made() (made, doubt bool, first, last uint64) {
-	o := p.s.threads[0].c.offer
+	o := p.s.carried()
 	switch p.whose {
 	case offerLast:
 		return true, false, o.firstTSC, o.lastTSC
@@ -502,7 +505,7 @@ func (p *Stopped) resume(limit time.Duration, quit bool, then func()) error {
 	if quit && p.whose == offerLast {
 		return errors.New("end: the stop's stores were made, and all vCPUs may run by now: stop them again")
 	}
-	s.threads[0].c.offer.ahead = 0
+	s.carried().ahead = 0
 	s.over = s.over || quit
 	if p.whose != offerLast {
 		s.goOn(quit)
@@ -512,7 +515,7 @@ func (p *Stopped) resume(limit time.Duration, quit bool, then func()) error {
 		return err
 	}
 	if !released && p.whose == offerLast && !s.claimOut() {
-		p.released = s.threads[0].c.offer.relTSC
+		p.released = s.carried().relTSC
 		return nil
 	}
 	for _, t := range s.threads {

@@ -7,6 +7,9 @@ import (
 	"github.com/cloister-vmm/cloister/vcpu"
 )
 
+// A stop carries as many stores as a patch may want of it, or more: else this does not compile.
+const _ = uint(vcpu.MostStores - patch.MostStores)
+
 // words gives stores as a vCPU's thread makes them: the mappings that they lie in stay for as long as the guest.
 func words(list []patch.Store) []vcpu.Store {
 	out := make([]vcpu.Store, len(list))
