@@ -12,6 +12,9 @@ import (
 
 const cpuDir = "sys/devices/system/cpu"
 
+// secondCPU is the remedy of a machine with one. Nothing else is one there: no command would be taken.
+const secondCPU = "bring a second CPU on line, or use a machine that has one"
+
 // availability: is there such a core to be given.
 func (e *examiner) availability() {
 	_, ev := e.listOf(cpuDir + "/online")
@@ -21,7 +24,8 @@ func (e *examiner) availability() {
 			Remedy: fmt.Sprintf("echo 1 >/sys/devices/system/cpu/cpu%d/online", off[0])})
 	}
 	if len(e.online) < 2 {
-		e.add(Finding{ID: "only-cpu", State: Wrong, What: "the only CPU: the rest of the system needs one", Evidence: []Evidence{ev}, Causes: switched, Cost: Tasks, Cap: F, Way: Never})
+		e.add(Finding{ID: "only-cpu", State: Wrong, What: "the only CPU: the rest of the system needs one", Evidence: []Evidence{ev}, Causes: switched, Cost: Tasks, Cap: F, Way: ByHand,
+			Remedy: secondCPU})
 	}
 	if slices.Contains(e.cpus, 0) {
 		e.add(Finding{ID: "boot-cpu", CPUs: []int{0}, State: Wrong, What: "CPU 0 has duties of its own (timekeeping, firmware, boot-time interrupts)", Evidence: []Evidence{ev},

@@ -161,6 +161,9 @@ func changes(list []Finding) []Change {
 			continue
 		}
 		remedy := f.Remedy
+		if remedy == secondCPU {
+			return []Change{{Remedy: remedy, Way: f.Way, For: []string{f.ID}, Worst: f.Cap}}
+		}
 		if f.Way == RunTime || f.Way == Max {
 			remedy = f.apply
 		}

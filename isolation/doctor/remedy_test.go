@@ -35,6 +35,9 @@ func TestBootRemediesLeaveACPU(t *testing.T) {
 		if err := r.WriteText(&text, false); err != nil {
 			t.Fatal(err)
 		}
+		if one := name == "the only one"; one != (len(r.Changes) == 1 && r.Changes[0].Remedy == secondCPU) {
+			t.Errorf("%s: advised is %+v", name, r.Changes)
+		}
 		for id, want := range c.want {
 			f := r.find(id)
 			if f == nil || f.State != Wrong || f.Remedy != want && !strings.HasSuffix(f.Remedy, ", and "+want) || (f.Way == Never) != (want == "") {

@@ -193,6 +193,9 @@ func (r *Request) check(s System, l Layout) (online []int, err error) {
 		}
 	}
 	if len(minus(online, r.CPUs)) == 0 {
+		if len(r.CPUs) == 1 {
+			return nil, fmt.Errorf("CPU %d is the only one: a dedicated core needs a second one for the rest of the system", r.CPUs[0])
+		}
 		return nil, fmt.Errorf("CPUs %s are all there are: leave at least one to the rest of the system", cores.Format(r.CPUs))
 	}
 	for dir, cpus := range l.Partitions(s) {
