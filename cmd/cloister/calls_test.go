@@ -5,8 +5,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/cloister-vmm/cloister/internal/testenv"
 )
 
 // System calls at random, with arguments that are right, nearly right and wrong, answer a guest what this machine's kernel
@@ -21,7 +19,6 @@ func TestCallsAsNatively(t *testing.T) {
 	}
 	for _, kind := range []string{"files", "memory", "sockets"} {
 		t.Run(kind, func(t *testing.T) {
-			testenv.Need(t, testenv.Tool("gcc"))
 			for _, seed := range seeds {
 				argv := []string{prog, fmt.Sprint(seed), fmt.Sprint(steps), kind}
 				b.stage(compatible{})

@@ -82,7 +82,6 @@ func controlLoop(t *testing.T) string {
 // A sealed loop is patched in every way there is, taken back, and looked at: what the user is told, the program's output, the report, the metrics
 // and the log say the same.
 func TestPatch(t *testing.T) {
-	testenv.Need(t, testenv.Tool("gcc"))
 	report := filepath.Join(t.TempDir(), "report.json")
 	p := newPatched(t, "--report", report, "--metrics", "0", "@control-loop", "--count", "0")
 	list := p.cloister("patch", p.name, "--list")
