@@ -5,7 +5,7 @@
 // kernels, and exit counts by kvm:kvm_exit.
 //
 // A run has these steps, each with its own file: fetch kernels from Debian packages
-// (cache.go, kernel.go), build test binaries and an initramfs (run.go, image.go),
+// (cache.go, kernel.go), build test binaries and an initramfs (tests.go, image.go),
 // start an emulator (emulator.go), watch it (session.go), and turn what the guest's
 // init says (wire, init) into the events of go test -json (results.go).
 //

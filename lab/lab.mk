@@ -32,7 +32,7 @@ LAB_VMX_SECONDS ?= 1200
 # What wants CPUs that run at the same time.
 LAB_PARALLEL_ONLY := -only './bench=^TestRingCallAgainstC$$' -only './patch/running=^TestHog$$'
 
-.PHONY: lab lab-tear lab-ci lab-ci-svm lab-ci-svm-parallel lab-ci-svm-plain lab-ci-tear lab-vmx-ci lab-shell lab-vmx lab-scenarios build/lab
+.PHONY: lab lab-tear lab-ci lab-ci-svm lab-ci-svm-parallel lab-ci-svm-plain lab-ci-tear lab-vmx-ci lab-shell lab-vmx lab-scenarios lab-bad build/lab
 
 lab: build/lab ## run the tests in an emulated machine with hardware-style KVM (BACKEND=svm|vmx, RUN=regexp)
 	@exec build/lab -machine $(BACKEND) -json $(LAB_JSON) -out build/lab-out/$(BACKEND) -timeout 60m $(if $(RUN),-v -run '$(RUN)') $(if $(and $(RUN),$(filter-out vmx%,$(BACKEND))),,-short) $(LAB_ONLY) $(LABFLAGS) $(LAB_PACKAGES)
@@ -42,7 +42,7 @@ lab: build/lab ## run the tests in an emulated machine with hardware-style KVM (
 lab_one = exec build/lab -machine $(1) -json build/lane-lab-$(1).json -out build/lab-out/$(1) -short -timeout $(2)s -within $(2)s $(if $(CI_LAB),,-optional)
 
 # One machine after the other: two emulators would share the CPUs and both be late. `make -k lab-ci` runs the second though the first has failed.
-lab-ci: lab-ci-svm lab-ci-svm-parallel lab-ci-svm-plain lab-ci-tear ## what CI runs on emulated SVM, in at most LAB_SECONDS for each of its machines
+lab-ci: lab-ci-svm lab-ci-svm-parallel lab-ci-svm-plain lab-ci-tear lab-script-two-cpus ## what CI runs on emulated SVM, in at most LAB_SECONDS for each of its machines
 
 lab-ci-svm: build/lab
 	@$(call lab_one,svm,$(LAB_SECONDS)) $(LAB_TABLES) $(LAB_TEAR) ./lab ./internal/testenv ./internal/kvm ./guest/mem ./patch/running ./cmd/cloister
@@ -69,7 +69,16 @@ lab-tear: build/lab ## make tear in an emulated machine (BACKEND=svm|svm-paralle
 lab-shell: build/lab ## a shell in an emulated machine (leave with exit; Ctrl-a c is QEMU's monitor)
 	@exec build/lab -machine $(BACKEND) -shell $(LABFLAGS)
 
-lab-scenarios: lab-scenarios-svm lab-scenarios-svm-shadow lab-scenarios-svm-plain ## the scripts of lab/testdata on each emulated SVM machine
+# Scripts with CPUs or a command line of their own each have a machine to themselves.
+LAB_OWN := $(patsubst lab/testdata/%.txtar,lab-script-%,$(shell grep -lE '^\# (cmdline|cpus):' lab/testdata/*.txtar))
+
+lab-scenarios: lab-scenarios-svm lab-scenarios-svm-shadow lab-scenarios-svm-plain $(LAB_OWN) ## the scripts of lab/testdata on each emulated SVM machine
+
+lab-script-%: build/lab # one script, on the machine that it asks for
+	@exec build/lab -script lab/testdata/$*.txtar -json build/lane-lab-script-$*.json -out build/lab-out/$* -timeout $(LAB_SECONDS)s -within $(LAB_SECONDS)s $(if $(CI_LAB),,-optional) $(LABFLAGS)
+
+lab-bad: build/lab ## tests that misbehave: each must be ended, and told (by hand: it takes 4 minutes)
+	@lab/testdata/bad/run build/lab
 
 lab-scenarios-%: build/lab
 	@exec build/lab -machine $* -json build/lane-lab-$*-scenarios.json -out build/lab-out/$* -timeout 60m -v -run TestScenarios $(LABFLAGS) ./lab

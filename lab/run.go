@@ -8,12 +8,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -388,137 +385,6 @@ func unique(s []string) []string {
 		seen[v] = true
 	}
 	return kept
-}
-
-// blame writes down that a package does not build; the error is of what nobody's code is to blame for, and ends the run.
-func blame(ctx context.Context, r *results, pkg string, why error) error {
-	if full := (fullDisk{}); ctx.Err() != nil || errors.As(why, &full) {
-		return why
-	}
-	return r.unbuilt(pkg, why.Error())
-}
-
-// tests builds the test binaries of the wanted packages into the image.
-func tests(ctx context.Context, note func(string, ...any), o Options, root, dir string, a *initramfs, job *wire.Job, r *results) error {
-	if len(o.Packages) == 0 {
-		return nil
-	}
-	list, err := goOutput(ctx, dir, "", append([]string{"list", "-f",
-		`{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{"\t"}}{{.Dir}}{{end}}`}, o.Packages...)...)
-	if err != nil {
-		return err
-	}
-	wanted, err := stating(ctx, dir, o.Packages)
-	if err != nil {
-		return err
-	}
-	// Whole, some 6 MB: tests hold documents and other packages' testdata against the code.
-	a.tree(wire.SrcDir, root, func(rel string, _ fs.DirEntry) bool { return rel != ".git" && rel != "bin" && rel != "build" })
-	timeout := cmp.Or(o.Timeout, timeouts[o.Machine.Backend])
-	if end, ok := ctx.Deadline(); ok { // a test that hangs is to show its stacks before all is over
-		timeout = min(timeout, max(time.Until(end)-lastWords, lastWords))
-	}
-	unused := maps.Clone(o.Only)
-	for line := range strings.Lines(list) {
-		pkg, src, ok := strings.Cut(strings.TrimSpace(line), "\t")
-		if !ok || !wanted(pkg) {
-			continue
-		}
-		rel, err := filepath.Rel(root, src)
-		if err != nil || !filepath.IsLocal(rel) {
-			return errors.Join(err, fmt.Errorf("package %s is not below %s", pkg, root))
-		}
-		name := strings.ReplaceAll(filepath.ToSlash(rel), "/", "-")
-		bin := filepath.Join(dir, name+".test")
-		args := []string{"test", "-c", "-vet=off", "-o", bin}
-		if o.Machine.Backend == VMX {
-			args = append(args, "-ldflags=-w") // half the size, on a CD that a BIOS reads
-		}
-		if o.Cover != "" {
-			args = append(args, "-cover", "-coverpkg=./...")
-		}
-		if _, err := goOutput(ctx, dir, root, append(args, pkg)...); err != nil {
-			if err := blame(ctx, r, pkg, err); err != nil {
-				return err
-			}
-			continue
-		}
-		a.copy(path.Join(wire.TestDir, name+".test"), bin)
-		if err := os.Remove(bin); err != nil {
-			return err
-		}
-		if o.Machine.Backend == SVM { // what needs them needs isolated CPUs
-			if err := carry(ctx, note, filepath.ToSlash(rel), root, dir, a); err != nil {
-				return err
-			}
-			if o.Only[filepath.ToSlash(rel)] == "" { // what CI runs of a package needs none
-				if err := carryBuilt(ctx, note, filepath.ToSlash(rel), root, dir, a); err != nil {
-					return err
-				}
-			}
-		}
-		work := path.Join(wire.SrcDir, filepath.ToSlash(rel))
-		argv := []string{path.Join(wire.TestDir, name+".test"), "-test.v=test2json", "-test.paniconexit0",
-			"-test.timeout=" + timeout.String(), "-test.count=" + strconv.Itoa(max(1, o.Count))}
-		delete(unused, filepath.ToSlash(rel))
-		r.named[pkg] = o.Only[filepath.ToSlash(rel)] != ""
-		for flag, value := range map[string]string{"-test.run": cmp.Or(o.Only[filepath.ToSlash(rel)], o.Run), "-test.skip": o.Skip} {
-			if value != "" {
-				argv = append(argv, flag+"="+value)
-			}
-		}
-		if o.Short {
-			argv = append(argv, "-test.short")
-		}
-		if o.Cover != "" {
-			argv = append(argv, "-test.coverprofile="+path.Join(wire.OutDir, "cover", name))
-		}
-		job.Tasks = append(job.Tasks, wire.Task{
-			Name: pkg, Dir: work, Argv: argv,
-			// Go's own timeout prints stacks and is the better one; this is for a
-			// binary that does not get that far.
-			Timeout: timeout + 30*time.Second,
-		})
-	}
-	if len(unused) > 0 {
-		return fmt.Errorf("-only names %s, which the packages do not have", strings.Join(slices.Sorted(maps.Keys(unused)), ", "))
-	}
-	a.add(path.Join(wire.OutDir, "cover"), 0o40000|0o755, 0, nil)
-	return nil
-}
-
-// stating returns which packages of the patterns are worth a lab. A package that
-// is named is; of those that a wildcard matches, the ones whose tests state through
-// internal/testenv what they need: the others give the same answer on any machine.
-func stating(ctx context.Context, dir string, patterns []string) (func(pkg string) bool, error) {
-	if !slices.ContainsFunc(patterns, func(p string) bool { return strings.Contains(p, "...") }) {
-		return func(string) bool { return true }, nil
-	}
-	self, err := goOutput(ctx, dir, "", "list", "-m")
-	if err != nil {
-		return nil, err
-	}
-	list, err := goOutput(ctx, dir, "", append([]string{"list", "-test", "-f", `{{.ImportPath}} {{join .Deps " "}}`}, patterns...)...)
-	if err != nil {
-		return nil, err
-	}
-	states := map[string]bool{}
-	for line := range strings.Lines(list) {
-		f := strings.Fields(line)
-		if pkg, ok := strings.CutSuffix(f[0], ".test"); ok && slices.Contains(f, self+"/internal/testenv") {
-			states[pkg] = true
-		}
-	}
-	for _, p := range patterns {
-		if !strings.Contains(p, "...") {
-			named, err := goOutput(ctx, dir, "", "list", p)
-			if err != nil {
-				return nil, err
-			}
-			states[named] = true
-		}
-	}
-	return func(pkg string) bool { return states[pkg] }, nil
 }
 
 // goOutput runs the go command in dir for a static binary of this machine's kind; what it makes on the way is in scratch.

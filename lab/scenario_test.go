@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,25 +17,6 @@ import (
 	"github.com/cloister-vmm/cloister/internal/testenv"
 	"github.com/cloister-vmm/cloister/lab"
 )
-
-// header is the first line of a script: the machines it is for, and whether it takes too long for -short, as CI runs it.
-var header = regexp.MustCompile(`^# machine: ([a-z0-9 -]+?)( \(not with -short\))?\n`)
-
-// scriptMachines reads which machines a script is for, and whether -short leaves it out. A script without the line,
-// or for a machine that there is not, is an error: nothing would ever run it.
-func scriptMachines(text string) (names []string, long bool, err error) {
-	m := header.FindStringSubmatch(text)
-	if m == nil {
-		return nil, false, errors.New("the first line must be `# machine: NAME…`")
-	}
-	names = strings.Fields(m[1])
-	for _, n := range names {
-		if _, err := lab.Lookup(n); err != nil {
-			return nil, false, err
-		}
-	}
-	return names, m[2] != "", nil
-}
 
 // scenarios are the scripts of a machine: those to run, and those that -short leaves out.
 type scenarios struct{ run, left []string }
@@ -49,22 +29,18 @@ func scripts(t *testing.T, short bool) map[string]scenarios {
 	}
 	byMachine := map[string]scenarios{}
 	for _, f := range files {
-		b, err := os.ReadFile(f)
+		script, err := lab.ReadScript(f)
 		if err != nil {
-			t.Fatal(err)
+			t.Error(err)
 		}
-		names, long, err := scriptMachines(string(b))
-		if err != nil {
-			t.Errorf("%s: %v", f, err)
-		}
-		for _, n := range names {
-			s := byMachine[n]
-			if long && short {
+		for _, n := range script.Machines {
+			s := byMachine[script.On(n)]
+			if script.Long && short {
 				s.left = append(s.left, f)
 			} else {
 				s.run = append(s.run, f)
 			}
-			byMachine[n] = s
+			byMachine[script.On(n)] = s
 		}
 	}
 	return byMachine
@@ -105,24 +81,6 @@ type reason struct {
 }
 
 func (r *reason) Skipf(format string, args ...any) { r.text = fmt.Sprintf(format, args...) }
-
-// Every script names machines that exist. This part runs everywhere.
-func TestScenarioHeaders(t *testing.T) {
-	scripts(t, false)
-	for text, ok := range map[string]bool{
-		"# machine: svm vmx\nexec x":         true,
-		"# machine: svm (not with -short)\n": true,
-		"# machine: svm (now and then)\n":    false,
-		"# machine: nosuch\n":                false,
-		"exec x\n":                           false,
-		"":                                   false,
-	} {
-		_, long, err := scriptMachines(text)
-		if (err == nil) != ok || long != strings.Contains(text, "(not") && ok {
-			t.Errorf("scriptMachines(%q): %v, long %v, want ok=%v", text, err, long, ok)
-		}
-	}
-}
 
 // Each machine is in a lane that holds it to what it has: in the empty one a test could skip whatever was lost.
 func TestMachinesHaveLanes(t *testing.T) {
@@ -282,7 +240,8 @@ func sum(text string, value func(term string) (string, error)) (string, error) {
 // isMachine answers a script's condition [NAME]: this is that machine.
 func isMachine(name string) (bool, error) {
 	_, err := lab.Lookup(name)
-	return name == os.Getenv(lab.MachineVar), err
+	here, _, _ := strings.Cut(os.Getenv(lab.MachineVar), "/") // behind it: the script whose own machine this is
+	return name == here, err
 }
 
 // lookup walks a decoded document and prints what it finds as JSON does; strings bare.

@@ -12,7 +12,7 @@ import (
 )
 
 // scratchNeed is the room for one run in bytes: binaries, initramfs, CD.
-const scratchNeed = 512 << 20
+const scratchNeed = 640 << 20
 
 // noRoom is what the kernel, apt and compilers say of a disk that has filled up since needSpace looked.
 var noRoom = regexp.MustCompile(`(?im)^.*(no space left on device|enough free space).*$`)

@@ -23,6 +23,7 @@ const (
 	LaneLabPlain    Lane = "lab-plain"    // QEMU: emulated SVM, four CPUs, none isolated at boot
 	LaneLabParallel Lane = "lab-parallel" // QEMU: as in LaneLab, and the CPUs run at the same time
 	LaneLabVMX      Lane = "lab-vmx"      // Bochs: emulated VT-x, one CPU
+	LaneLabOwn      Lane = "lab-own"      // QEMU or Bochs: a machine as one scenario wants it, CPUs and isolation included
 )
 
 // promised says what a lane must have. What is not listed may be absent.
@@ -37,6 +38,7 @@ var promised = map[Lane][]string{
 	LaneLabParallel: append(slices.Clone(isolatedSVM), "parallel-cpus"),
 	LaneLabPlain:    {"kvm", "hardware-kvm", "svm", "root", "multicpu", "tracefs", "btf", "cgroup2", "kernel-guest", "lab-machine"},
 	LaneLabVMX:      {"kvm", "hardware-kvm", "vmx", "root", "tracefs", "btf", "cgroup2", "lab-machine"},
+	LaneLabOwn:      {"kvm", "hardware-kvm", "root", "tracefs", "btf", "lab-machine"},
 }
 
 // isolatedSVM is what the lanes of emulated SVM with isolated cores must have.
@@ -47,7 +49,7 @@ var isolatedSVM = []string{"kvm", "hardware-kvm", "svm", "root", "multicpu", "is
 func CurrentLane() (Lane, error) {
 	lane := Lane(os.Getenv(LaneVar))
 	if _, ok := promised[lane]; !ok {
-		return LaneNone, fmt.Errorf("%s=%q: no such lane; use one of unit, kvm, lab, lab-parallel, lab-plain, lab-vmx or leave it empty", LaneVar, string(lane))
+		return LaneNone, fmt.Errorf("%s=%q: no such lane; use one of unit, kvm, lab, lab-parallel, lab-plain, lab-vmx, lab-own or leave it empty", LaneVar, string(lane))
 	}
 	return lane, nil
 }

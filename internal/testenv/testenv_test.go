@@ -69,13 +69,15 @@ func TestNeed(t *testing.T) {
 		{"lab", absent("cpus:4"), "testenv: missing cpus:4: not here; lane lab must have it", ""},
 		{"lab-plain", absent("svm"), "testenv: missing svm: not here; lane lab-plain must have it", ""},
 		{"lab-plain", absent("cpus:4"), "testenv: missing cpus:4: not here; lane lab-plain must have it", ""},
+		{"lab-own", absent("kvm"), "testenv: missing kvm: not here; lane lab-own must have it", ""},
+		{"lab-own", absent("cpus:2"), "", "testenv: skip cpus:2: not here"},
 		{"lab-plain", absent("isolated-core"), "", "testenv: skip isolated-core: not here"},
 		{"lab-parallel", absent("parallel-cpus"), "testenv: missing parallel-cpus: not here; lane lab-parallel must have it", ""},
 		{"lab-parallel", absent("cpus:4"), "testenv: missing cpus:4: not here; lane lab-parallel must have it", ""},
 		{"lab", absent("parallel-cpus"), "", "testenv: skip parallel-cpus: not here"},
 		{"lab-vmx", absent("cpus:4"), "", "testenv: skip cpus:4: not here"},
 		{"lab-vmx", absent("isolated-core"), "", "testenv: skip isolated-core: not here"},
-		{"lba", present, `testenv: CLOISTER_LANE="lba": no such lane; use one of unit, kvm, lab, lab-parallel, lab-plain, lab-vmx or leave it empty`, ""},
+		{"lba", present, `testenv: CLOISTER_LANE="lba": no such lane; use one of unit, kvm, lab, lab-parallel, lab-plain, lab-vmx, lab-own or leave it empty`, ""},
 	} {
 		t.Run(c.lane+"/"+c.need.name, func(t *testing.T) {
 			forget(t)

@@ -78,11 +78,17 @@ func run() int {
 	f.StringVar(&o.Guest, "guest", "", "Debian `package` of the kernel that tests boot as a guest (svm machines; default linux-image-cloud-amd64)")
 	appendTo := f.String("append", "", "`words` added to the kernel's command line")
 	cpus := f.Int("cpus", 0, "number of CPUs (default: the machine's)")
+	script := f.String("script", "", "run the scenario in `file` alone, on the CPUs and with the command line that it asks for")
 	if err := f.Parse(os.Args[1:]); err != nil {
 		return fail(err)
 	}
 	var err error
-	if o.Machine, err = lab.Lookup(*name); err != nil {
+	if *script != "" {
+		err = scenario(&o, f, name, *script)
+	} else {
+		o.Machine, err = lab.Lookup(*name)
+	}
+	if err != nil {
 		return fail(err)
 	}
 	if err := check(&o, *cpus, *within); err != nil {
@@ -100,7 +106,10 @@ func run() int {
 			return fail(err)
 		}
 	}
-	o.Packages, o.Stdout, o.Stderr = f.Args(), os.Stdout, os.Stderr
+	o.Stdout, o.Stderr = os.Stdout, os.Stderr
+	if *script == "" {
+		o.Packages = f.Args()
+	}
 	if len(o.Packages) == 0 && !o.Shell {
 		o.Packages = []string{"./..."}
 	}
@@ -155,6 +164,29 @@ func run() int {
 	return status
 }
 
+// scenario has one script run, and nothing else, on its first machine or on the one that was named.
+func scenario(o *lab.Options, f *flag.FlagSet, name *string, file string) error {
+	s, err := lab.ReadScript(file)
+	if err != nil {
+		return err
+	}
+	if o.Run != "" || len(o.Only) > 0 || f.NArg() > 0 {
+		return fmt.Errorf("-script %s: it is all that runs; leave -run, -only and packages away", file)
+	}
+	named := false
+	f.Visit(func(g *flag.Flag) { named = named || g.Name == "machine" })
+	if !named {
+		*name = s.Machines[0]
+	}
+	m, err := lab.Lookup(*name)
+	if err != nil {
+		return err
+	}
+	o.Machine, err = s.Machine(m)
+	o.Run, o.Packages = "^TestScenarios$/^"+s.Name+"$", []string{"./lab"}
+	return err
+}
+
 // check looks at what can be known to be wrong before minutes are spent.
 func check(o *lab.Options, cpus int, within time.Duration) error {
 	patterns := []string{o.Run, o.Skip}
@@ -167,8 +199,8 @@ func check(o *lab.Options, cpus int, within time.Duration) error {
 		}
 	}
 	switch {
-	case cpus < 0 || cpus > 64:
-		return fmt.Errorf("-cpus %d: give 1 to 64", cpus)
+	case cpus < 0 || cpus > lab.MaxCPUs:
+		return fmt.Errorf("-cpus %d: give 1 to %d", cpus, lab.MaxCPUs)
 	case o.Count < 1:
 		return fmt.Errorf("-count %d: give 1 or more", o.Count)
 	case o.Timeout < 0 || within < 0:

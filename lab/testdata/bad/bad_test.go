@@ -1,10 +1,4 @@
-// Package bad has tests that misbehave, to see by hand that the lab copes:
-//
-//	build/lab -run TestNeverEnds -timeout 20s ./lab/testdata/bad     stacks, status 1
-//	build/lab -run TestIgnoresAll -timeout 20s ./lab/testdata/bad    killed, status 1
-//	build/lab -run TestPanicsKernel ./lab/testdata/bad               console, status 3
-//	build/lab -run TestStopsMachine ./lab/testdata/bad               registers, status 3
-//
+// Package bad has tests that misbehave, to see that the lab copes: `make lab-bad` runs each, and holds it to its status and words.
 // No pattern matches it: it lies below testdata.
 package bad
 
