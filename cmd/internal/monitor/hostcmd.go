@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/signal"
 	"slices"
-	"strings"
 
 	"github.com/cloister-vmm/cloister/cmd/internal/session"
 	"github.com/cloister-vmm/cloister/isolation/cores"
@@ -253,7 +252,7 @@ func (t *tally) report(res *host.Result, asJSON bool) error {
 func (t *tally) status(err error, asJSON bool) int {
 	switch {
 	case err != nil:
-		return session.Failf("%s", strings.ReplaceAll(err.Error(), "\n", "; "))
+		return session.Failf("%v", err)
 	case t.foreign > 0:
 		return session.Failf("%d settings were changed by somebody else since and are left as they are", t.foreign)
 	case t.results == 0 && !asJSON:

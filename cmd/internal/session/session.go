@@ -6,6 +6,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,8 +32,27 @@ const PreparedCommand = "prepared-cores"
 
 // Failf says what went wrong, in one line, and gives the status of a failure of Cloister itself.
 func Failf(format string, a ...any) int {
-	fmt.Fprintf(os.Stderr, "cloister: "+format+"\n", a...)
+	fmt.Fprintf(os.Stderr, "cloister: %s\n", oneLine(fmt.Sprintf(format, a...)))
 	return StatusCloister
+}
+
+// What is kept of an error: more is a name that somebody gave. The operation stands at the beginning, the remedy at the end.
+const maxHead, maxTail = 3000, 1000 // characters
+
+// oneLine makes of several errors, and of names with line ends and escape sequences in them, one line.
+func oneLine(s string) string {
+	var line []rune
+	for _, r := range strings.ReplaceAll(strings.TrimSpace(s), "\n", "; ") {
+		if unicode.IsPrint(r) {
+			line = append(line, r)
+		} else {
+			line = append(line, []rune(strings.Trim(strconv.QuoteRune(r), "'"))...)
+		}
+	}
+	if n := len(line); n > maxHead+maxTail {
+		return string(line[:maxHead]) + " … " + string(line[n-maxTail:])
+	}
+	return string(line)
 }
 
 // version is set by the linker (Makefile, -X).
