@@ -324,16 +324,28 @@ func TestPatchBadInput(t *testing.T) {
 		{"nobody --list", `no VM "nobody"|running: patched`},
 		{"patched --replace nothing=" + object, "nothing"}, {"patched --replace main=" + object, "main"}, {"patched --replace filter=" + object + ":other", "other"},
 		{"patched --replace filter=./no.o", "no.o|no such file"}, {"patched --replace filter=.", "filter|regular file"}, {"patched --replace filter=fifo", "regular file"},
-		{"patched --replace filter=/dev/zero:filter", "regular file"}, {"patched --replace filter=empty.o", "filter|0 bytes"}, {"patched --replace filter=garbage.o", "garbage.o"},
+		{"patched --replace filter=/dev/zero:filter", "filter|/dev/zero|regular file|gcc -c"}, {"patched --replace filter=/dev/tty:x", "/dev/tty|regular file|gcc -c"}, {"patched --replace filter=/proc/self/mem", "filter|0 bytes"},
+		{"patched --replace filter=/tmp:filter", "/tmp|regular file"}, {"patched --replace filter=empty.o", "filter|0 bytes"}, {"patched --replace filter=garbage.o", "garbage.o"},
 		{"patched --replace filter=cut.o", "cut.o"}, {"patched --replace filter=other.o", "other.o"}, {"patched --replace filter=undefined.o", "nowhere"},
 		{"patched --replace filter=" + object + " --replace filter=" + object, "twice"},
 		{"patched --site nothing=1", "nothing"}, {"patched --site rate.limit=lots", "lots"}, {"patched --site rate.limit=0x100000000", "0x100000000"}, {"patched --site output.off=7", "output.off|on"},
+		{"patched --site output.off=yes=no", "output.off|yes=no|on or off"}, {"patched --site rate.limit=0x1ffffffffffffffff", "rate.limit|4 bytes"}, {"patched --site rate.limit=++5", "rate.limit|++5|0x2a"}, {"patched --site rate.limit=1_0", "1_0"},
+		{"patched --site rate.limit=" + strings.Repeat("9", 1e5), "rate.limit|0x2a"}, {"patched --site " + strings.Repeat("x", 300) + "=1", "--list"},
 		{"patched --site output.off=off", "nothing would change"}, {"patched --apply no.cpatch", "no.cpatch|no such file"}, {"patched --apply b.cpatch", "00112233"}, {"patched --apply new.cpatch", "cloister-bundle/9"},
-		{"patched --apply x.cpatch", "x.cpatch"}, {"patched --apply fifo", "regular file"}, {"patched --revert 7", "no patch 7|--list"},
+		{"patched --apply x.cpatch", "x.cpatch"}, {"patched --apply fifo", "regular file|--bundle"}, {"patched --apply /dev/null", "--apply|/dev/null|regular file|--bundle"}, {"patched --apply /proc/self/mem", "--apply /proc/self/mem|--bundle"},
+		{"patched --apply /tmp", "/tmp|regular file|--bundle"}, {"patched --revert 7", "no patch 7|--list"},
 		{"patched --site rate.limit=1 --bundle /no/such/dir/b", "--bundle"}, {"patched --program /etc/passwd --list", "ELF"}, {"patched --program /dev/null --list", "regular file"},
 	} {
 		p.oneLine(c.args, p.quietly(append([]string{"patch"}, strings.Fields(c.args)...)...), 125, strings.Split(c.words, "|"))
 	}
+	// With no name it is nobody's, even where one VM runs.
+	for _, act := range [][]string{{"--list"}, {"--log"}, {"--site", "rate.limit=1"}, {"--revert", "1"}} {
+		p.oneLine("no name", p.quietly(append([]string{"patch", ""}, act...)...), 125, []string{"name is empty", "cloister ps"})
+	}
+	for _, args := range []string{"stop", "stats", "ring"} {
+		p.oneLine(args+" without a name", p.quietly(args, ""), 125, []string{"which VM?", p.name})
+	}
+	p.oneLine("a line's end", p.quietly("patch", p.name, "--apply", "a\nb"), 125, []string{"a; b: no such file", "--bundle"})
 	if l := p.cloister("patch", p.name, "--log"); l.status != 0 || l.out != "no patch is logged\n" {
 		t.Errorf("%+v", l)
 	}

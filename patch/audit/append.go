@@ -205,22 +205,36 @@ type Reader struct {
 // Close closes the file.
 func (r *Reader) Close() error { return r.f.Close() }
 
+var errNoFile = errors.New("not a regular file")
+
 // Open opens a log for reading, as it is at this moment: whole lines, unless it is torn or spoilt. Lines that are appended
 // later are not seen, and whoever reads slowly keeps nobody from appending.
 func Open(path string) (*Reader, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO must not wait for its writer
+	st, err := os.Stat(path) // first: to open a device can be to use it
 	if err != nil {
 		return nil, fmt.Errorf("patch log: %w", err)
 	}
-	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		err = errors.New("not a regular file")
+	if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("patch log %s: %w", path, errNoFile)
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // it may be a FIFO by now, which must not wait for its writer
+	if err != nil {
+		return nil, fmt.Errorf("patch log: %w", err)
+	}
+	if st, err = f.Stat(); err == nil && !st.Mode().IsRegular() {
+		err = errNoFile
 	}
 	if err == nil {
 		err = flock(f, unix.LOCK_SH)
 	}
 	if err == nil {
 		st, err = f.Stat()
+	}
+	if err == nil && st.Size() == 0 {
+		// What the kernel makes up when it is read has no size (/proc): it would pass for an empty log.
+		if _, e := f.ReadAt(make([]byte, 1), 0); !errors.Is(e, io.EOF) {
+			err = errNoFile
+		}
 	}
 	if err == nil {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_UN)

@@ -180,14 +180,23 @@ func bare(t *testing.T, line string) []byte {
 	return l.Record
 }
 
-// A line longer than there can be is read past, not kept.
+// A line longer than there can be is neither kept nor read to its end, wherever it stands.
 func TestLongLine(t *testing.T) {
 	_, l, _ := log(t, 2)
-	long := io.MultiReader(strings.NewReader(l[0]), io.LimitReader(zeros{}, 3*MaxLine), strings.NewReader("\n"+l[1]))
-	_, err := Verify(long, Hash{}, nil)
-	var f *Fault
-	if !errors.As(err, &f) || f.Line != 2 || f.Kind != Changed {
-		t.Error(err)
+	for _, c := range []struct {
+		before string
+		line   int
+		kind   Kind
+	}{{"", 1, Changed}, {l[0], 2, Changed}, {l[0] + "torn\n", 2, Changed}, {l[1], 1, Removed}} {
+		long := &io.LimitedReader{R: zeros{}, N: 3 * MaxLine}
+		_, err := Verify(io.MultiReader(strings.NewReader(c.before), long, strings.NewReader("\n"+l[1])), Hash{}, nil)
+		var f *Fault
+		if !errors.As(err, &f) || f.Line != c.line || f.Kind != c.kind {
+			t.Errorf("behind %q: %v", c.before, err)
+		}
+		if long.N < MaxLine {
+			t.Errorf("behind %q: %d bytes of it were read", c.before, 3*MaxLine-long.N)
+		}
 	}
 	r := record(1)
 	r.Name = strings.Repeat("x", MaxLine)

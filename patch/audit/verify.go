@@ -70,6 +70,10 @@ type number struct {
 func (v *verifier) run() (*Fault, error) {
 	for {
 		b, ended, err := v.line()
+		if errors.Is(err, errLong) {
+			v.Lines++
+			return v.bad(err), nil
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -86,7 +90,7 @@ func (v *verifier) run() (*Fault, error) {
 			if f, err := v.good(l); f != nil || err != nil {
 				return f, err
 			}
-		case v.torn || !errors.Is(err, errForm) || len(b) >= MaxLine:
+		case v.torn || !errors.Is(err, errForm):
 			return v.bad(err), nil
 		default:
 			v.torn = true
@@ -169,11 +173,11 @@ func (v *verifier) misplaced(l Line, now number) (*Fault, error) {
 	}
 	for {
 		b, ended, err := v.line()
+		if errors.Is(err, errLong) || err == nil && len(b) == 0 && !ended {
+			break
+		}
 		if err != nil {
 			return nil, err
-		}
-		if len(b) == 0 && !ended {
-			break
 		}
 		v.Lines++
 		if m, err := parse(b); err == nil && m.Hash == l.Prev {
@@ -187,18 +191,19 @@ func (v *verifier) misplaced(l Line, now number) (*Fault, error) {
 	return &Fault{at, Removed, fmt.Sprintf("what it follows (hash %.16s…) is not in the log", l.Prev)}, nil
 }
 
-// line reads a line, without its end; ended tells whether it had one. Of a longer one than there can be, MaxLine bytes
-// are kept.
+var errLong = fmt.Errorf("it has more than %d bytes, and no line of a patch log has", MaxLine)
+
+// line reads a line, without its end; ended tells whether it had one. A longer one than there can be is not read to its end: a sparse
+// file can have one of exabytes.
 func (v *verifier) line() (b []byte, ended bool, err error) {
 	for {
 		part, err := v.in.ReadSlice('\n')
-		b = append(b, part[:min(len(part), MaxLine-len(b))]...)
+		b = append(b, part...)
 		switch {
+		case len(b) > MaxLine:
+			return nil, false, errLong
 		case err == nil:
-			if n := len(b); n > 0 && b[n-1] == '\n' {
-				b = b[:n-1]
-			}
-			return b, true, nil
+			return b[:len(b)-1], true, nil
 		case errors.Is(err, io.EOF):
 			return b, false, nil
 		case !errors.Is(err, bufio.ErrBufferFull):

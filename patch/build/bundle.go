@@ -28,6 +28,9 @@ const (
 // maxName bounds names of symbols, files and sites, bytes.
 const maxName = 4096
 
+// maxValue bounds a site's value, characters: 64 bits, a sign and a prefix, written in binary.
+const maxValue = 80
+
 // Bundle is what is asked for, all of it or nothing. As a file it is JSON: these fields, no others, and nothing behind them.
 type Bundle struct {
 	Schema  string    `json:"schema"`
@@ -70,7 +73,7 @@ func ParseReplace(arg string) (function, file, symbol string, err error) {
 		file, symbol = rest[:i], rest[i+1:]
 	}
 	if !ok || function == "" || file == "" || symbol == "" {
-		return "", "", "", fmt.Errorf("replace %q: not FUNCTION=OBJECT:SYMBOL, as in filter=./new.o:filter", arg)
+		return "", "", "", fmt.Errorf("replace %.80q: not FUNCTION=OBJECT:SYMBOL, as in filter=./new.o:filter", arg)
 	}
 	return function, file, symbol, nil
 }
@@ -79,7 +82,7 @@ func ParseReplace(arg string) (function, file, symbol string, err error) {
 func ParseSet(arg string) (Set, error) {
 	site, value, ok := strings.Cut(arg, "=")
 	if !ok || site == "" || value == "" {
-		return Set{}, fmt.Errorf("set site %q: not SITE=VALUE, as in rate.limit=0x2a or trace=on", arg)
+		return Set{}, fmt.Errorf("set site %.80q: not SITE=VALUE, as in rate.limit=0x2a or trace=on", arg)
 	}
 	return Set{Site: site, Value: value}, nil
 }
@@ -105,7 +108,7 @@ func (b *Bundle) Encode() ([]byte, error) {
 func Decode(r io.Reader) (*Bundle, error) {
 	raw, err := io.ReadAll(io.LimitReader(r, MaxBundle+1))
 	if err != nil {
-		return nil, fmt.Errorf("read bundle: %w", err)
+		return nil, fmt.Errorf("read bundle: %w: give a file that --bundle wrote", err)
 	}
 	if len(raw) > MaxBundle {
 		return nil, fmt.Errorf("read bundle: it has more than %d bytes: make several", MaxBundle)
@@ -156,7 +159,7 @@ func (b *Bundle) check(file bool) error {
 	seen := map[string]bool{}
 	for _, r := range b.Replace {
 		if !name(r.Function) || !name(r.Symbol) || !oneLine(r.File, maxName) {
-			return bad("replace %.80q: function, symbol or file is no name of at most %d bytes", r.Function, maxName)
+			return bad("replace %.80q: function, symbol or file is no name of at most %d bytes: give names without control characters, and call the object something shorter", r.Function, maxName)
 		}
 		if len(r.Object) == 0 || len(r.Object) > MaxObject {
 			return bad("replace %s: the object has %d bytes, not 1 to %d: compile the new function alone", r.Function, len(r.Object), MaxObject)
@@ -167,8 +170,11 @@ func (b *Bundle) check(file bool) error {
 		seen["f"+r.Function] = true
 	}
 	for _, s := range b.Set {
-		if !name(s.Site) || len(s.Site) > abi.SiteName || !name(s.Value) {
-			return bad("set site %.80q: site or value is no name of at most %d bytes", s.Site, abi.SiteName)
+		if !name(s.Site) || len(s.Site) > abi.SiteName {
+			return bad("set site %.80q: it is no name of at most %d bytes: --list shows the sites that there are", s.Site, abi.SiteName)
+		}
+		if len(s.Value) > maxValue || !name(s.Value) {
+			return bad("set site %s: %.80q is no value: write an integer as 42, -1 or 0x2a, and of a branch %s or %s", s.Site, s.Value, branchOn, branchOff)
 		}
 		if seen["s"+s.Site] {
 			return bad("set site %s: it is there twice: leave one", s.Site)
@@ -177,7 +183,7 @@ func (b *Bundle) check(file bool) error {
 	}
 	for _, r := range b.Raw {
 		if !name(r.Function) {
-			return bad("change %.80q: the function is no name of at most %d bytes", r.Function, maxName)
+			return bad("change %.80q: the function is no name of at most %d bytes: make the bundle again", r.Function, maxName)
 		}
 		if len(r.Old) == 0 || len(r.Old) > patch.MaxSite || len(r.New) != len(r.Old) {
 			return bad("change %s+%#x: %d old bytes and %d new ones: give one instruction for another of the same length, 1 to %d bytes", r.Function, r.Offset, len(r.Old), len(r.New), patch.MaxSite)

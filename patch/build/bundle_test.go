@@ -124,6 +124,7 @@ func TestDecodeRefused(t *testing.T) {
 		{"two replacements", head + `,"replace":[{"function":"f","symbol":"f","file":"f","object":"AAAA"},{"function":"f","symbol":"g","file":"f","object":"AAAA"}]}`, "twice"},
 		{"two settings", head + `,"set":[{"site":"a","value":"1"},{"site":"a","value":"1"}]}`, "twice"},
 		{"long site", head + `,"set":[{"site":"` + strings.Repeat("a", 129) + `","value":"1"}]}`, "no name"},
+		{"long value", head + `,"set":[{"site":"a","value":"` + strings.Repeat("1", 81) + `"}]}`, "is no value: write an integer"},
 		{"hex", head + `,"raw":[{"function":"f","offset":0,"old":"zz","new":"00"}]}`, "damaged"},
 		{"lengths", head + `,"raw":[{"function":"f","offset":0,"old":"00","new":"0011"}]}`, "1 old bytes and 2 new ones"},
 		{"no bytes", head + `,"raw":[{"function":"f","offset":0,"old":"","new":""}]}`, "0 old bytes"},

@@ -183,8 +183,8 @@ func setImmediate(d declared, old []byte, in x86asm.Inst, value string) ([]byte,
 		return nil, err
 	}
 	low, high := immediateRange(d, old, in, arg)
-	v, ok := new(big.Int).SetString(strings.TrimPrefix(value, "+"), 0)
-	if !ok || strings.HasPrefix(value, "+-") {
+	v, ok := integer(value)
+	if !ok {
 		return nil, fmt.Errorf("%q is no integer: write it as 42, -1 or 0x2a", value)
 	}
 	if v.Cmp(low) < 0 || v.Cmp(high) > 0 {
@@ -203,6 +203,16 @@ func setImmediate(d declared, old []byte, in x86asm.Inst, value string) ([]byte,
 		return nil, fmt.Errorf("%v with %s is another instruction: replace the function instead", in, value)
 	}
 	return b, nil
+}
+
+// integer reads a number as it is written in docs/patching.md. What one reader takes for octal and another for decimal (010) is none, nor is what only Go
+// takes for one (1_000).
+func integer(s string) (*big.Int, bool) {
+	digits := strings.TrimLeft(s, "+-")
+	if strings.Contains(s, "_") || len(digits) > 1 && digits[0] == '0' && digits[1] >= '0' && digits[1] <= '9' {
+		return nil, false
+	}
+	return new(big.Int).SetString(s, 0)
 }
 
 // immediateRange says which values an immediate can have. Where the operand is wider than the field, the processor extends the field's sign or fills with

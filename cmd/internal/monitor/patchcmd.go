@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -42,8 +43,8 @@ const StatusNotPatched = 1
 type patchOptions struct {
 	list, log, verify, dryRun, now, json bool
 	replace, site                        []string
-	apply, bundle, head, program         string
-	revert                               uint64
+	apply, bundle, head, program, revert string
+	number                               uint64 // in revert; 0: there is none
 	timeout                              time.Duration
 	args                                 []string
 }
@@ -92,7 +93,7 @@ func parsePatch(args []string) (o *patchOptions, status int, done bool) {
 	f.Func("site", "set a declared site, `NAME=VALUE`, such as rate.limit=0x2a or trace=on; may be repeated", more(&o.site))
 	f.StringVar(&o.apply, "apply", "", "apply the bundle in `FILE`")
 	f.StringVar(&o.bundle, "bundle", "", "write what is asked for as a bundle to `FILE`, and change nothing")
-	f.Uint64Var(&o.revert, "revert", 0, "take patch `N` back")
+	f.StringVar(&o.revert, "revert", "", "take patch `N` back")
 	f.BoolVar(&o.dryRun, "dry-run", false, "check all that can be checked without a stop, and change nothing")
 	f.DurationVar(&o.timeout, "timeout", patch.DefaultWait, "how long to try, `time` such as 500ms: threads may be far from a safe point, or stand where they must not")
 	f.BoolVar(&o.now, "now", false, "do not wait for a safe point: a pass of the program's loop may run old and new code")
@@ -122,7 +123,7 @@ func parsePatch(args []string) (o *patchOptions, status int, done bool) {
 // refuseEmptyPatch is refuseEmpty for an option that was given and says nothing; lists have their own check.
 func refuseEmptyPatch(f *flag.FlagSet) (err error) {
 	f.Visit(func(x *flag.Flag) {
-		if v := x.Value.String(); err == nil && v == "" && x.Name != "replace" && x.Name != "site" || x.Name == "revert" && v == "0" {
+		if v := x.Value.String(); err == nil && v == "" && x.Name != "replace" && x.Name != "site" {
 			err = fmt.Errorf("--%s is given and says nothing: leave it out, or give a value", x.Name)
 		}
 	})
@@ -170,6 +171,14 @@ func (o *patchOptions) check(f *flag.FlagSet) error {
 		return errors.New("patch: which VM? `cloister ps` lists them")
 	case len(o.args) > 1:
 		return fmt.Errorf("patch: one VM at a time, not %q", o.args)
+	case o.args[0] == "":
+		return errors.New("patch: the VM's name is empty: name one, `cloister ps` lists them")
+	}
+	if given["revert"] {
+		var err error
+		if o.number, err = strconv.ParseUint(o.revert, 10, 64); err != nil || o.number == 0 {
+			return fmt.Errorf("--revert %.80q: no patch has such a number: --list shows those that stand", o.revert)
+		}
 	}
 	for _, r := range o.replace {
 		if _, _, _, err := build.ParseReplace(r); err != nil {
@@ -321,7 +330,7 @@ func (p *patchClient) bundleOf() (b *build.Bundle, err error) {
 	if p.o.apply != "" {
 		f, _, err := openRegular(p.o.apply)
 		if err != nil {
-			return nil, fmt.Errorf("--apply: %w", err)
+			return nil, fmt.Errorf("--apply: %w: give a file that --bundle wrote", err)
 		}
 		b, err = build.Decode(f)
 		if err = errors.Join(err, f.Close()); err != nil {
@@ -336,17 +345,17 @@ func (p *patchClient) bundleOf() (b *build.Bundle, err error) {
 			return nil, err
 		}
 		f, size, err := openRegular(r.File)
-		if err == nil && size > build.MaxObject {
+		if err != nil {
+			return nil, fmt.Errorf("--replace %s: %w: give the object, as gcc -c makes it", r.Function, err)
+		}
+		if size > build.MaxObject {
 			err = fmt.Errorf("%s has %d bytes, at most %d: compile the new function alone", r.File, size, build.MaxObject)
 		}
 		if err == nil {
 			r.Object = make([]byte, size)
 			_, err = io.ReadFull(f, r.Object)
 		}
-		if f != nil {
-			err = errors.Join(err, f.Close())
-		}
-		if err != nil {
+		if err = errors.Join(err, f.Close()); err != nil {
 			return nil, fmt.Errorf("--replace %s: %w", r.Function, err)
 		}
 		b.Replace = append(b.Replace, r)
@@ -362,11 +371,18 @@ func (p *patchClient) bundleOf() (b *build.Bundle, err error) {
 }
 
 func openRegular(name string) (*os.File, int64, error) {
-	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO must not wait for its writer
+	st, err := os.Stat(name) // first: to open a device can be to use it
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file", name)
+	}
 	if err != nil {
 		return nil, 0, err
 	}
-	st, err := f.Stat()
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0) // it may be a FIFO by now, which must not wait for its writer
+	if err != nil {
+		return nil, 0, err
+	}
+	st, err = f.Stat()
 	if err == nil && !st.Mode().IsRegular() {
 		err = fmt.Errorf("%s is not a regular file", name)
 	}
@@ -422,20 +438,20 @@ func (p *patchClient) change() (int, error) {
 
 // plan makes the plan; done says that there was none to be made.
 func (p *patchClient) plan() (plan *patch.Plan, notes []string, done bool, err error) {
-	if p.o.revert != 0 {
+	if p.o.number != 0 {
 		s, err := p.state()
 		if err != nil {
 			return nil, nil, false, err
 		}
 		for _, a := range s.Applied {
-			if a.Number == p.o.revert {
+			if a.Number == p.o.number {
 				if p.o.now && len(a.Sites) > 1 {
 					return nil, nil, false, p.tooMany(len(a.Sites))
 				}
 				return &patch.Plan{SafePoint: s.SafePoints && !p.o.now, Name: fmt.Sprintf("revert %d (%s)", a.Number, a.Name), BuildID: s.BuildID, Revert: a.Number}, nil, false, nil
 			}
 		}
-		return nil, nil, false, fmt.Errorf("VM %s: no patch %d stands: cloister patch %s --list shows those that do", p.vm.name, p.o.revert, p.vm.name)
+		return nil, nil, false, fmt.Errorf("VM %s: no patch %d stands: cloister patch %s --list shows those that do", p.vm.name, p.o.number, p.vm.name)
 	}
 	b, err := p.bundleOf() // first: what is wrong with it needs no VM
 	if err != nil {

@@ -48,11 +48,13 @@ func TestPatchCommandLine(t *testing.T) {
 		{"vm --list --log", "--list and --log exclude"}, {"vm --revert 1 --site a=1", "--revert and --replace or --site exclude"}, {"vm --apply f --replace f=o:f", "exclude|--bundle"},
 		{"vm --list --dry-run", "--dry-run needs a change"}, {"vm --log --timeout 1s", "--timeout is for a change"}, {"vm --list --now", "--now is for"}, {"vm --site a=1 --timeout 0s", "--timeout 0s"},
 		{"vm --site a=1 --timeout 2h", "at most 1h"}, {"vm --site a=1 --timeout soon", "soon"}, {"vm --site a", "SITE=VALUE"}, {"vm --site =1", "SITE=VALUE"}, {"vm --site a=", "SITE=VALUE"},
-		{"vm --replace f", "OBJECT"}, {"vm --replace =x.o", "OBJECT"}, {"vm --replace f=", "OBJECT"}, {"vm --revert 0", "--revert is given and says nothing"}, {"vm --revert -1", "revert"},
-		{"vm --revert x", "revert"}, {"vm --apply=", "--apply is given"}, {"vm --bundle out", "say what to do"}, {"vm --revert 1 --bundle out", "--bundle needs something"},
+		{"vm --replace f", "OBJECT"}, {"vm --replace =x.o", "OBJECT"}, {"vm --replace f=", "OBJECT"}, {"vm --revert 0", `--revert "0"|--list`}, {"vm --revert -1", `--revert "-1"|--list`},
+		{"vm --revert x", `--revert "x"`}, {"vm --revert 0x1", `"0x1"`}, {"vm --revert 99999999999999999999", `"99999999999999999999"|--list`}, {"vm --revert=", "--revert is given and says nothing"}, {"vm --apply=", "--apply is given"}, {"vm --bundle out", "say what to do"}, {"vm --revert 1 --bundle out", "--bundle needs something"},
 		{"vm --site a=1 --bundle out --dry-run", "--bundle changes nothing"}, {"vm --list --head 00", "--head is for"}, {"--verify-log a b", "one VM or file"},
 		{"--verify-log --head 12", "--head|64 hexadecimal"}, {"--verify-log --head " + strings.Repeat("0g", 32), "64 hexadecimal"}, {"--verify-log --head " + strings.Repeat("00", 32), "name the VM"},
-		{"--verify-log nobody", "nobody|no such file"}, {"--verify-log /no/such/file", "/no/such/file"}, {"--verify-log /dev/null", "not a regular file"}, {"nobody --list", "no VM \"nobody\""},
+		{"--verify-log nobody", "nobody|no such file"}, {"--verify-log /no/such/file", "/no/such/file"}, {"--verify-log /dev/null", "/dev/null|not a regular file|path of a log"}, {"--verify-log /dev/zero", "not a regular file"}, {"--verify-log /tmp", "/tmp|not a regular file"},
+		{"--verify-log /proc/self/mem", "/proc/self/mem|not a regular file|path of a log"}, {"--verify-log /proc/self/maps", "not a regular file"},
+		{"--verify-log ./" + strings.Repeat("x", 300), "too long|path of a log"}, {"nobody --list", "no VM \"nobody\""},
 		{"nobody --log", "no VM \"nobody\""}, {"../x --log", "no VM \"../x\""}, {"nobody --site a=1", "no VM \"nobody\""},
 	} {
 		status, out, errs := printed(t, func() int { return Patch(strings.Fields(c.args)) })
@@ -62,6 +64,24 @@ func TestPatchCommandLine(t *testing.T) {
 		for _, w := range strings.Split(c.words, "|") {
 			if !strings.Contains(errs, w) {
 				t.Errorf("patch %s: does not say %q: %q", c.args, w, errs)
+			}
+		}
+	}
+	for _, c := range []struct {
+		args  []string
+		words string
+	}{
+		{[]string{"", "--list"}, "name is empty|cloister ps"}, {[]string{"", "--site", "a=1"}, "name is empty"}, {[]string{"", "--log"}, "name is empty"}, {[]string{"--verify-log", ""}, "no VM of that name"},
+		{[]string{"--verify-log", "/a\nb"}, "/a; b: no such file|path of a log"}, {[]string{"--verify-log", "a\nb"}, `"a\nb"`}, {[]string{"a\nb", "--list"}, `no VM "a\nb"`},
+		{[]string{"vm", "--replace", strings.Repeat("x", 1e5)}, "OBJECT:SYMBOL"}, {[]string{"vm", "--site", strings.Repeat("x", 1e5)}, "SITE=VALUE"},
+	} {
+		status, out, errs := printed(t, func() int { return Patch(c.args) })
+		if status != 125 || out != "" || strings.Count(errs, "\n") != 1 || !strings.HasPrefix(errs, "cloister: ") || len(errs) > 300 {
+			t.Errorf("patch %.80q: %d, %q, %.1000q", c.args, status, out, errs)
+		}
+		for _, w := range strings.Split(c.words, "|") {
+			if !strings.Contains(errs, w) {
+				t.Errorf("patch %.80q: does not say %q: %.1000q", c.args, w, errs)
 			}
 		}
 	}
@@ -119,6 +139,9 @@ func TestVerifyLogCommand(t *testing.T) {
 		{"changed", strings.Replace(whole, "did not stop", "did not Stop", 1), "line 2: changed", nil},
 		{"removed", lines[0] + lines[2], "line 2: removed", nil},
 		{"cut", lines[0] + lines[1], "line 3: cut", []string{"--head", heads[2]}},
+		{"torn", lines[0] + "\x00\x00", "line 2: torn", nil},
+		{"changed", lines[0] + lines[1][:99] + "\x00\x00" + lines[1][101:] + lines[2], "line 2: changed", nil},
+		{"changed", lines[0] + lines[1][:99] + "\n" + lines[2], "line 2: changed", nil},
 		{"torn", whole[:len(whole)-9], "line 3: torn", nil},
 	} {
 		if err := os.WriteFile(log, []byte(c.text), 0o600); err != nil {

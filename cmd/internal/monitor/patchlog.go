@@ -30,6 +30,17 @@ func fileLog(path string) logSource {
 	return logSource{path, func() (io.ReadCloser, error) { return audit.Open(path) }}
 }
 
+// givenLog is a log whose path somebody gave.
+func givenLog(path string) logSource {
+	return logSource{path, func() (io.ReadCloser, error) {
+		r, err := audit.Open(path)
+		if err != nil {
+			return nil, fmt.Errorf("%w: give a VM's name, or the path of a log", err)
+		}
+		return r, nil
+	}}
+}
+
 // socketLog is the log of a running VM, wherever it is.
 func socketLog(p *patchClient) logSource {
 	return logSource{"of VM " + p.vm.name, func() (io.ReadCloser, error) {
@@ -248,17 +259,17 @@ func (o *patchOptions) logs() ([]logSource, error) {
 	}
 	name := o.args[0]
 	if strings.Contains(name, "/") {
-		return []logSource{fileLog(name)}, nil
+		return []logSource{givenLog(name)}, nil
 	}
 	vm, missing := findVM(name)
-	if missing == nil && name != "" {
+	if missing == nil {
 		return []logSource{socketLog(&patchClient{o: o, vm: vm, http: observe.NewClient(vm.dir)})}, nil
 	}
 	if path, err := oldLog(name); err == nil {
 		return []logSource{fileLog(path)}, nil
 	}
 	if _, err := os.Stat(name); err == nil && name != "" {
-		return []logSource{fileLog(name)}, nil
+		return []logSource{givenLog(name)}, nil
 	}
 	return nil, fmt.Errorf("%q: no VM of that name was ever patched, and there is no such file: give a VM's name, or the path of a log", name)
 }

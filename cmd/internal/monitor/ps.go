@@ -61,15 +61,28 @@ func runningVMs() ([]running, error) {
 	return list, nil
 }
 
-// findVM gives the VM of that name; without a name, the only one there is.
+// findVM gives the VM of that name. An empty one is mostly an unset variable, and nobody's.
 func findVM(name string) (running, error) {
 	list, err := runningVMs()
 	if err != nil {
 		return running{}, err
 	}
-	if name == "" && len(list) == 1 {
+	return oneOf(list, name)
+}
+
+// onlyVM gives the only one there is.
+func onlyVM() (running, error) {
+	list, err := runningVMs()
+	if err != nil {
+		return running{}, err
+	}
+	if len(list) == 1 {
 		return list[0], nil
 	}
+	return oneOf(list, "")
+}
+
+func oneOf(list []running, name string) (running, error) {
 	names := make([]string, len(list))
 	for i, vm := range list {
 		if vm.name == name && name != "" {

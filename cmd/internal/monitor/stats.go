@@ -41,7 +41,12 @@ func Stats(args []string) int {
 	if err != nil {
 		return session.Failf("%v", err)
 	}
-	vm, err := findVM(append(rest, "")[0])
+	vm, err := running{}, error(nil)
+	if len(rest) == 0 {
+		vm, err = onlyVM()
+	} else {
+		vm, err = findVM(rest[0])
+	}
 	if err != nil {
 		return session.Failf("%v", err)
 	}
