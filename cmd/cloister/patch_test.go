@@ -224,6 +224,47 @@ func TestPatchChangesTheProgram(t *testing.T) {
 	}
 }
 
+// On huge pages, where a page of guest memory is larger than the text: the new function is the one that runs, the program can write to neither its old code nor its new
+// code, and the engine has guest memory executable nowhere.
+func TestPatchHugePages(t *testing.T) {
+	const pages = 32 // --memory 64M, nothing of it twice
+	testenv.Need(t, testenv.Root, testenv.HugePages(pages))
+	release, err := testenv.ReserveHuge(pages)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := release(); err != nil {
+			t.Error(err)
+		}
+	})
+	program := compile(t, "gcc", "hugepatch", "hugepatch.c", "-O2", "-static", "-Wl,--build-id")
+	p := newPatched(t, "--hugepages", "--memory", "64M", "--patchable", "--", program)
+	n := p.patch(0, "--replace", "filter="+newFilter(t)).Record.Number
+	aliases := 0
+	for _, line := range strings.Split(string(must(os.ReadFile(fmt.Sprintf("/proc/%d/maps", p.vm.cmd.Process.Pid)))(t)), "\n") {
+		f := strings.Fields(line)
+		if len(f) < 6 || !strings.HasPrefix(f[5], "/memfd:cloister-guest") {
+			continue
+		}
+		if aliases++; strings.Contains(f[1], "x") {
+			t.Errorf("executable: %s", line)
+		}
+	}
+	if aliases < 2 {
+		t.Errorf("guest memory is mapped %d times, and not once for the guest and once for the patch", aliases)
+	}
+	p.vm.says("version 2")
+	p.patch(0, "--revert", fmt.Sprint(n))
+	want := `version 1: 100, code own, old code kept, new code kept, data written
+version 2: 200, code elsewhere, old code kept, new code kept, data written
+version 1: 100, code own, old code kept, new code kept, data written
+`
+	if r := p.vm.wait(); r.out != want || r.status != 0 {
+		t.Errorf("%+v", r)
+	}
+}
+
 // The engine is killed while a patch waits for its safe point: who asked is told, and the log says what happened, that nothing was changed among it.
 func TestPatchEngineKilled(t *testing.T) {
 	p := newPatched(t, "--", controlLoop(t), "1000", "60000000") // a safe point a minute
