@@ -1,11 +1,17 @@
 package patch
 
-import "time"
+import (
+	"errors"
+	"time"
+)
+
+// ErrDied is a stop's: a vCPU is lost, and none of the others enters the guest any more.
+var ErrDied = errors.New("the VM is dead")
 
 // Guest is the VM as patching needs it. Its methods are called by one goroutine at a time.
 type Guest interface {
 	// Stop is P1 and P2: it returns when every vCPU is out of the guest with pending I/O completed, or with an error when one did not
-	// stop within limit; then all run on. Breaks that it makes are booked under number. What waits to be injected is known, at least, of vCPUs that
+	// stop within limit; then all run on, unless it is ErrDied. Breaks that it makes are booked under number. What waits to be injected is known, at least, of vCPUs that
 	// may go on within sites. The last vCPU to stop makes the stores, if there are some and no vCPU is Near (Halt.Made).
 	Stop(number uint64, sites Range, stores []Store, limit time.Duration, meanwhile func()) (Halt, error)
 	// Rehearsal is a guest whose Stop stops nothing, and whose Halt resumes nothing, by the way that they go here; else it is this one. Nil: there is none.

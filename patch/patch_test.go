@@ -467,6 +467,15 @@ func TestStepFails(t *testing.T) {
 	if r := p.Apply(simple(site("a", 0x1010, 1))); r.Outcome != Aborted || r.FirstStore != 0 {
 		t.Errorf("no stop: %s", r.Outcome)
 	}
+	lost, q := newFake()
+	lost.stopErr = fmt.Errorf("%w: vCPU 1", ErrDied)
+	was := bytes.Clone(lost.mem)
+	if r := q.Apply(simple(site("a", 0x1010, 1))); r.Outcome != Dead || r.FirstStore != 0 || !strings.Contains(lost.dead, "vCPU 1") || !bytes.Equal(was, lost.mem) {
+		t.Errorf("a vCPU's thread has died: %+v, %q", r, lost.dead)
+	}
+	if r := q.Apply(simple(site("a", 0x1010, 1))); r.Outcome != Refused || lost.stops != 1 {
+		t.Errorf("behind it: %+v, %d stops", r, lost.stops)
+	}
 	plan := simple(site("a", 0x1010, 1))
 	plan.DryRun = true
 	if r := p.Apply(plan); r.Outcome != Checked || r.Number != 0 || f.stops != 1 {

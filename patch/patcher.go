@@ -412,7 +412,10 @@ func (a *attempt) once(g Guest, stores []Store) (again bool, why string) {
 	h, err = g.Stop(a.r.Number, within, stores, a.stopLimit(), glance) // P1, P2. From here to P8 every vCPU waits: what can be done before or behind is not done here
 	a.r.Stops++
 	if err != nil {
-		a.r.Outcome, a.r.Reason = Aborted, err.Error()
+		if a.r.Outcome, a.r.Reason = Aborted, err.Error(); errors.Is(err, ErrDied) {
+			a.r.Outcome, a.p.dead = Dead, err.Error()
+			g.Condemn("patch " + a.plan.Name + ": " + a.p.dead)
+		}
 		return false, ""
 	}
 	a.r.Stopped, a.r.Begun, a.r.Generation = g.TSC(), h.Begun(), h.Generation()

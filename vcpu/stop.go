@@ -60,6 +60,9 @@ type Store struct {
 // blame is Cause and Nr in one word: what a stop tells the vCPU is one line of memory, which each of them has to fetch.
 func (p *Purpose) blame() uint64 { return uint64(p.Cause) | p.Nr<<8 }
 
+// ErrDied says that a vCPU's thread is gone and has not ended by itself (K5): no vCPU enters the guest any more.
+var ErrDied = errors.New("its thread has died")
+
 // ErrStopTimeout says that a vCPU did not acknowledge in time; every vCPU runs on, nothing was changed.
 var ErrStopTimeout = errors.New("stop timed out")
 
@@ -142,7 +145,7 @@ func (s *Set) Attend(t *Thread) error {
 	s.request(t, s.gen)
 	err := s.kick(t)
 	t.letGo(s.gen) // behind the signal: one that came later would find nothing asked for (K4)
-	return err
+	return s.outlive(err)
 }
 
 // abandon ends the threads that were made before one of them failed; none has entered the guest.
@@ -315,6 +318,10 @@ func (s *Set) kick(t *Thread) error {
 			time.Sleep(50 * time.Microsecond)
 		case t.ended():
 			return nil
+		case err == unix.ESRCH:
+			t.bury()
+			err = ErrDied
+			fallthrough
 		default:
 			return fmt.Errorf("kick vCPU %d (thread %d): %w: the VM cannot go on", t.cfg.ID, t.tid, err)
 		}
@@ -356,11 +363,14 @@ func (s *Set) giveUp(p *Stopped, err error) (*Stopped, error) {
 	s.meanwhile("P2 mine", s.threads[0])
 	whose, given := s.claim()
 	if given || p.given { // it was nobody else's, ever
+		err = s.outlive(err)
 		s.release()
 		return nil, err
 	}
 	p.whose = whose
-	p.whose = s.outcome()
+	if p.whose = s.outcome(); errors.Is(err, ErrDied) && p.whose == offerMine {
+		p.whose = offerDoubt // it cannot be resumed
+	}
 	return p, nil
 }
 

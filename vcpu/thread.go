@@ -1,6 +1,7 @@
 package vcpu
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"sync/atomic"
@@ -231,6 +232,30 @@ func (t *Thread) serve() {
 		c.ansRAX, c.ansKind = a.RAX, uint64(a.Kind)
 		t.hand(handDone)
 	}
+}
+
+// bury ends a thread's affairs that is gone without having done it. Its books stay as they are.
+func (t *Thread) bury() {
+	// ORDER(O3): the kernel says that the thread is no more, so nobody else writes it. Pairs with the loads in waitDoor and Thread.ended. Without it who serves the thread
+	// would wait for its next exit for ever.
+	atomic.StoreUint64(&t.c.ended, 1)
+	atomic.AddUint32(&t.c.doorReq, 1)
+	wakeFutex(&t.c.doorReq)
+}
+
+// outlive condemns the VM when err says that a vCPU's thread has died; it returns err. It is called with s.mu held.
+func (s *Set) outlive(err error) error {
+	if !errors.Is(err, ErrDied) {
+		return err
+	}
+	s.condemn()
+	for _, t := range s.threads {
+		if t.c.req != s.gen { // it was not asked to stop yet
+			s.request(t, s.gen)
+			err = errors.Join(err, s.kick(t))
+		}
+	}
+	return err
 }
 
 // hand publishes a state of the hand-over and wakes the vCPU's thread if it sleeps.

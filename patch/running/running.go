@@ -2,6 +2,8 @@ package running
 
 import (
 	"encoding/hex"
+	"errors"
+	"fmt"
 	"runtime"
 	"time"
 
@@ -45,7 +47,10 @@ func (g Guest) Stop(number uint64, sites patch.Range, stores []patch.Store, limi
 	h := &halt{list: make([]patch.Place, 0, 8)} // before the stop: then all vCPUs wait
 	why := vcpu.Purpose{Cause: breaks.Patch, Nr: number, From: sites.Start, To: sites.End, Stores: words(stores), Meanwhile: meanwhile}
 	var err error
-	if h.Halt, err = g.M.StopToPatch(why, limit, g.rehearse); err != nil {
+	if h.Halt, err = g.M.StopToPatch(why, limit, g.rehearse); errors.Is(err, vcpu.ErrDied) {
+		err = fmt.Errorf("%w: %w", patch.ErrDied, err)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return h, nil
