@@ -38,6 +38,12 @@
  * run: stale      -DNOSYNC            a vCPU enters without having serialised after the last change
  * run: stale      -DNOBARRIER -DNV=2 -DROUNDS=1 -DSPIN  a vCPU is released before the others have serialised
  * run: entered    -DQUITLATE          quit is written behind rel
+ * run: pass       -O1 -DDIES              a vCPU's thread dies (K5): who kicks it finds out, and no vCPU enters again
+ * run: pass       -DDIES -DNV=2 -DROUNDS=1 -DSPIN
+ * run: pass       -DLIVE -DDIES -DSPIN
+ * run: deadlock   -DDIES -DNOBURY         nobody ends its affairs: who serves it waits for its next exit for ever
+ * run: entered    -DDIES -DDIESON -DNV=2 -DROUNDS=1 -DSPIN  the stop is given up as if it were late: the others run on
+ * run: entered    -DDIES -DASKEDONLY -DNV=2 -DROUNDS=1 -DSPIN  who was not asked to stop yet is not asked any more
  */
 #ifndef NV
 #define NV 1
@@ -71,6 +77,9 @@ bool guest[NV];          /* in guest mode */
 bool stopped;            /* between Stop's return and Resume */
 bool over;               /* every vCPU may run on, for the last time to end */
 bool fin;                /* the requester makes no more stops */
+bool gone[NV], died;     /* the thread is no more: one of them, at most */
+bool lost;               /* … and whoever kicked it knows */
+#define UNSEEN(i) (fin && gone[i] && !lost)  /* nobody will kick it: its server waits as long as the VM is there */
 bool blocked[NV];        /* the server serves for ever */
 byte changed;            /* generation of the latest change to the stopped guest */
 byte serial[NV];         /* what each vCPU has serialised for */
@@ -121,9 +130,17 @@ inline sleep_unless(rung, flag, sleeping, cond, alone) {
   d_step { flag = false; rung = true }                          /* of no meaning until it is taken again */
 }
 
+/* A thread may be killed wherever it owes nobody a word. */
+#ifdef DIES
+#define DIE :: atomic { !died && !fin -> died = true; gone[i] = true; guest[i] = false; goto dead }
+#else
+#define DIE
+#endif
+
 proctype vcpu(byte i) {
   byte done = 0, g; bool spins, early;
 top:
+  if DIE :: skip fi;
   if :: req[i] != done -> goto park :: else fi;                /* E1 */
   if :: quit[i] -> goto over_ :: else fi;
 #ifdef DRAINLATE
@@ -154,7 +171,8 @@ kvmrun: skip;                                                   /* E3 */
   if
   :: sig[i] -> d_step { guest[i] = false; spins = false }; goto intr  /* the kick's interrupt */
   :: !spins -> guest[i] = false; goto post                      /* an exit of the guest's own */
-  :: spins && fin -> guest[i] = false; goto over_               /* and so for ever */
+  :: spins && fin && !sig[i] -> assert(!over); guest[i] = false; goto over_  /* and so for ever */
+  DIE
   fi;
 intr:
 #ifdef HANDLER
@@ -227,7 +245,8 @@ again:
   fi;
 
 over_:
-  ended[i] = true; knock(i); answer(i)
+  ended[i] = true; knock(i); answer(i);
+dead: skip
 }
 
 /* Go serves an exit: at once, after an ioctl on the vCPU's thread, or never. */
@@ -235,9 +254,9 @@ proctype server(byte i) {
 next:
   do
   :: hand[i] == POSTED -> break
-  :: hand[i] != POSTED && ended[i] -> goto finished
+  :: hand[i] != POSTED && (ended[i] || UNSEEN(i)) -> goto finished
   :: else ->
-     sleep_unless(doorReq[i], sleepReq[i], sasleep[i], (hand[i] == POSTED || ended[i]), false)
+     sleep_unless(doorReq[i], sleepReq[i], sasleep[i], (hand[i] == POSTED || ended[i]), UNSEEN(i))
   od;
   if
   :: blocked[i] = true; goto finished
@@ -258,9 +277,44 @@ finished: skip
 
 #ifdef GIVEUP
 #define MAYBE mayGiveUp
+#elif defined(DIES)
+#define MAYBE (mayGiveUp && gone[i])  /* a kick is sent again now and then */
 #else
 #define MAYBE false
 #endif
+
+/* ESRCH of vCPU i's kick: Thread.bury. */
+inline bury(i) {
+  if
+  :: gone[i] && !ended[i] ->
+     lost = true;
+#ifndef NOBURY
+     ended[i] = true; knock(i)
+#endif
+  :: else
+  fi
+}
+
+/* Set.outlive: no vCPU enters again, also none that was not asked yet. */
+inline outlive() {
+  i = 0;
+  do
+  :: i < NV ->
+#ifndef DIESON
+     quit[i] = true;
+#endif
+     go_[i] = g; rel[i] = g; ring(i); i++
+  :: else -> break
+  od;
+#if !defined(DIESON) && !defined(ASKEDONLY)
+  i = 0;
+  do
+  :: i < NV -> if :: req[i] != g -> req[i] = g; imm[i] = true; ring(i); sig[i] = true :: else fi; i++
+  :: else -> break
+  od;
+#endif
+  over = true
+}
 
 /* P2, P7: waits until word_is holds for every vCPU i, or late. */
 inline await(word_is) {
@@ -272,6 +326,8 @@ inline await(word_is) {
      sleep_unless(doorAck[i], sleepAck[i], rasleep, (word_is || ended[i]), MAYBE)
 #ifdef GIVEUP
      ; if :: mayGiveUp && !(word_is) -> late = true :: skip fi
+#elif defined(DIES)
+     ; if :: mayGiveUp -> bury(i); late = lost :: else fi
 #endif
   od
 }
@@ -296,11 +352,18 @@ proctype requester() {
         ring(i);
 #endif
         sig[i] = true;
+#ifdef DIES
+        bury(i);
+        if :: lost -> outlive(); goto finished :: else fi;
+#endif
         i++
      :: else -> break
      od;
      mayGiveUp = true; await(ack[i] == g); mayGiveUp = false;           /* P2 */
      last = false;
+#ifdef DIES
+     if :: lost -> outlive(); goto finished :: else fi;
+#endif
      if
      :: late -> i = 0; do :: i < NV -> go_[i] = g; rel[i] = g; ring(i); i++ :: else -> break od
      :: else ->
