@@ -25,6 +25,7 @@ type program struct {
 	source string   // a C source below the module's root,
 	flags  []string // with these flags besides -static and -O2
 	layout bool     // it includes layout.h, as `bench layout` prints it
+	vmx    bool     // it is for VT-x too; the others' tests need isolated CPUs
 }
 
 // programs are the ones that a package's tests start, by its directory below the module's root.
@@ -33,7 +34,7 @@ var programs = map[string][]program{
 		{name: "helpers", source: "lab/testdata/programs/helpers.c", flags: []string{"-pthread"}},
 		{name: "ringcall", source: "cmd/cloister/testdata/programs/ringcall.c"},
 		{name: "sealedgo", goPkg: "./cmd/cloister/testdata/sealedgo"},
-		{name: "bootkernel", goPkg: "./lab/testdata/bootkernel"},
+		{name: "bootkernel", goPkg: "./lab/testdata/bootkernel", vmx: true},
 	},
 	"bench": {
 		{name: "floor", source: "bench/c/floor.c", layout: true},
@@ -106,8 +107,11 @@ func carryBuilt(ctx context.Context, note func(string, ...any), pkg, root, dir s
 }
 
 // carry builds a package's programs into the machine's PATH.
-func carry(ctx context.Context, note func(string, ...any), pkg, root, dir string, a *initramfs) error {
+func carry(ctx context.Context, note func(string, ...any), pkg string, on Backend, root, dir string, a *initramfs) error {
 	for _, p := range programs[pkg] {
+		if on == VMX && !p.vmx {
+			continue
+		}
 		out := filepath.Join(dir, p.name)
 		if p.goPkg != "" {
 			if _, err := goOutput(ctx, dir, root, "build", "-trimpath", "-o", out, p.goPkg); err != nil {

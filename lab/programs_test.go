@@ -38,7 +38,7 @@ func TestPrograms(t *testing.T) {
 		for _, p := range list {
 			want[path.Join(wire.BinDir, p.name)] = true
 		}
-		if err := carry(t.Context(), t.Logf, pkg, root, dir, a); err != nil {
+		if err := carry(t.Context(), t.Logf, pkg, SVM, root, dir, a); err != nil {
 			t.Error(err)
 		}
 	}

@@ -35,7 +35,7 @@ type Options struct {
 	JSON     string            // file for the events; empty: none
 	Row      string            // of the table; empty: the machine's
 	Artefact string            // directory for what tests leave in $CLOISTER_LAB_OUT; empty: dropped
-	Guest    string            // Debian package of the kernel that tests boot as a guest (SVM); empty: the cloud kernel
+	Guest    string            // Debian package of the kernel that tests boot as a guest; empty: the cloud kernel
 	Carry    []string          // more programs for the machine's PATH: FILE, or FILE=NAME
 	Shell    bool              // a shell on the console, after the tests
 	Retries  int               // how often a boot may be tried again of which the emulator hung (ErrEmulator)
@@ -353,13 +353,11 @@ func image(ctx context.Context, note func(string, ...any), o Options, cache *Cac
 			return 0, err
 		}
 	}
-	if o.Machine.Backend == SVM {
-		guest, err := cache.Kernel(ctx, cmp.Or(o.Guest, "linux-image-cloud-amd64"))
-		if err != nil {
-			return 0, err
-		}
-		a.copy(wire.GuestKernel, guest.Image())
+	guest, err := cache.Kernel(ctx, cmp.Or(o.Guest, "linux-image-cloud-amd64"))
+	if err != nil {
+		return 0, err
 	}
+	a.copy(wire.GuestKernel, guest.Image())
 	for _, c := range o.Carry {
 		file, name, named := strings.Cut(c, "=")
 		if !named {

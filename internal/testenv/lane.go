@@ -37,7 +37,7 @@ var promised = map[Lane][]string{
 	LaneLab:         isolatedSVM,
 	LaneLabParallel: append(slices.Clone(isolatedSVM), "parallel-cpus"),
 	LaneLabPlain:    {"kvm", "hardware-kvm", "svm", "root", "multicpu", "tracefs", "btf", "cgroup2", "kernel-guest", "lab-machine"},
-	LaneLabVMX:      {"kvm", "hardware-kvm", "vmx", "root", "tracefs", "btf", "cgroup2", "lab-machine"},
+	LaneLabVMX:      {"kvm", "hardware-kvm", "vmx", "root", "tracefs", "btf", "cgroup2", "kernel-guest", "lab-machine"},
 	LaneLabOwn:      {"kvm", "hardware-kvm", "root", "tracefs", "btf", "lab-machine"},
 }
 

@@ -75,7 +75,7 @@ func run() int {
 	f.StringVar(&o.GDB, "gdb", "", "hold the machine at its first instruction for gdb on `host:port` (svm machines)")
 	f.StringVar(&o.CacheDir, "cache", "", "`dir` for packages (default $"+lab.CacheVar+" or the user's cache)")
 	kernel := f.String("kernel", "", "Debian `package` of the machine's kernel")
-	f.StringVar(&o.Guest, "guest", "", "Debian `package` of the kernel that tests boot as a guest (svm machines; default linux-image-cloud-amd64)")
+	f.StringVar(&o.Guest, "guest", "", "Debian `package` of the kernel that tests boot as a guest (default linux-image-cloud-amd64)")
 	appendTo := f.String("append", "", "`words` added to the kernel's command line")
 	cpus := f.Int("cpus", 0, "number of CPUs (default: the machine's)")
 	script := f.String("script", "", "run the scenario in `file` alone, on the CPUs and with the command line that it asks for")

@@ -1,5 +1,5 @@
 // Bootkernel boots a Linux kernel as a guest by gokvm, prints what it prints, and ends with status 0 once the guest's init was there: a lab's
-// machine runs whole kernels. The guest has one CPU, 512 MiB, a serial port and busybox.
+// machine runs whole kernels. The guest has one CPU, 320 MiB, a serial port and busybox.
 //
 //	bootkernel KERNEL
 package main
@@ -20,12 +20,12 @@ import (
 )
 
 const (
-	memory = 512 << 20
+	memory = 320 << 20 // gokvm loads the initial file system at 240 MiB, and the VT-x machine has 512
 	shell  = "/bin/busybox"
 	one    = "-one"
 
 	tries   = 3
-	silence = 40 * time.Second // the guest prints something in each of the 20 to 60 that it takes
+	silence = 120 * time.Second // the guest prints something in each of the 20 to 190 that it takes, by the machine's clock
 
 	// What gokvm's guest does without: no I/O APIC, no ACPI and no PCI here, so the timer is the PIT's by the PIC; and it does not know the TSC's rate.
 	cmdline = "console=ttyS0 earlyprintk=serial noapic nolapic acpi=off pci=off nowatchdog mitigations=off tsc_early_khz=2000000 " +
