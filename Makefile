@@ -15,7 +15,7 @@ FUZZTIME ?= 30s
 LANES    := build/lanes
 
 # What the tests build and compare with. CHECK=PACKAGE, see tools/need.
-TEST_NEEDS := gcc=gcc g++=g++ musl-gcc=musl-tools rustc=rustc spin=spin \
+TEST_NEEDS := gcc=gcc g++=g++ pgrep=procps musl-gcc=musl-tools rustc=rustc spin=spin \
 	/usr/lib/x86_64-linux-gnu/libc.a=libc6-dev \
 	/usr/share/doc/busybox-static=busybox-static /bin/bash-static=bash-static \
 	/bin/zsh-static=zsh-static /bin/mksh-static=mksh /sbin/e2fsck.static=e2fsck-static mke2fs=e2fsprogs /usr/bin/gpgv-static=gpgv-static \

@@ -37,14 +37,7 @@ same() {
 	[ ! -f /run/cloister-host/journal ] || echo "$1: a journal is left"
 }
 applied() { i=0; until [ "$(cat /proc/sys/vm/stat_interval)" = 120 ]; do i=$((i + 1)); [ $i -lt 300 ] || { echo "it does not apply:"; cat /run/out; exit 1; }; sleep 0.1; done; sleep 1; }
-# child PID WORD: the child of PID whose command line has the word.
-child() {
-	for d in /proc/[0-9]*; do
-		if grep -qx "PPid:	$1" $d/status && tr '\0' ' ' <$d/cmdline | grep -q -- "$2"; then echo "${d#/proc/}"; return; fi
-	done 2>/dev/null
-	return 1
-}
-begin() { cloister run --quiet --cpu 1 --isolate --seal start --for 60s @spin >/run/out 2>&1 & e=$!; applied; m=$(child $e monitor-process); }
+begin() { cloister run --quiet --cpu 1 --isolate --seal start --for 60s @spin >/run/out 2>&1 & e=$!; applied; m=$(pgrep -P $e -f monitor-process); }
 finish() { wait $e 2>/dev/null; [ $? = $1 ] || echo "it ended with another status than $1"; while kill -0 $m 2>/dev/null; do sleep 0.1; done; }
 snapshot before
 `
@@ -52,7 +45,7 @@ snapshot before
 // onStage runs a script there; whatever it prints is what went wrong.
 func onStage(t *testing.T, script string) {
 	t.Helper()
-	testenv.Need(t, testenv.KVM, testenv.Root, testenv.MultiCPU, testenv.Tool("sha256sum"))
+	testenv.Need(t, testenv.KVM, testenv.Root, testenv.MultiCPU, testenv.Tool("sha256sum"), testenv.Tool("pgrep"))
 	bin, err := build()
 	if err != nil {
 		t.Fatal(err)
@@ -243,7 +236,7 @@ disturb; asked -11; asked -11; leave; asked 0; end 0
 grep -q '"count": 3$' /run/r.json && grep -q '"seals": 1,' /run/r.json || { echo 'the first write is not refused once:'; cat /run/r.json; }
 same write`,
 		"no monitor": `start --require C ` + prog + `
-m=$(child $e monitor-process); asked 0; kill -9 $m; sleep 0.5; asked -11; end 125
+m=$(pgrep -P $e -f monitor-process); asked 0; kill -9 $m; sleep 0.5; asked -11; end 125
 same nobody`,
 		"a budget that was never tested": `start --require C --budget total=0 ` + prog + `
 disturb; asked -11; leave; end 125
@@ -301,14 +294,14 @@ loop -for 1s || cat /run/out
 grep -q '^CPU 1: grade D, and D with [1-9][0-9]* settings changed' /run/out && grep -q '^[1-9][0-9]* passes' /run/out && grep -q '^given back: [1-9]' /run/out || cat /run/out
 same end
 loop -for 60s & e=$!; applied
-p=$(child $e quietloop || echo $e)
+p=$(pgrep -P $e quietloop || echo $e)
 [ "$(cat /proc/irq/36/smp_affinity_list)" = 0 ] || echo 'IRQ 36 was not moved'
 cloister run --cpu 1 --for 1s @spin 2>&1 | grep -q 'in use' || echo 'the core was given away twice'
 cloister host apply --cpu 1 >/dev/null 2>&1 && echo 'isolated twice'
 kill -INT $p; wait $e || cat /run/out
 same ctrl-c
 loop -for 60s & e=$!; applied
-p=$(child $e quietloop || echo $e)
+p=$(pgrep -P $e quietloop || echo $e)
 kill -9 $p; wait $e 2>/dev/null
 cloister host status | grep -q 'quietloop (process .*it has ended' || echo 'no claim of the dead is shown'
 cloister host restore >/run/out 2>&1 || cat /run/out
