@@ -35,7 +35,7 @@ LAB_PARALLEL_ONLY := -only './bench=^TestRingCallAgainstC$$' -only './patch/runn
 .PHONY: lab lab-tear lab-ci lab-ci-svm lab-ci-svm-parallel lab-ci-svm-plain lab-ci-tear lab-ci-kernel lab-vmx-ci lab-shell lab-vmx lab-scenarios lab-bad build/lab
 
 lab: build/lab ## run the tests in an emulated machine with hardware-style KVM (BACKEND=svm|vmx, RUN=regexp)
-	@exec build/lab -machine $(BACKEND) -json $(LAB_JSON) -out build/lab-out/$(BACKEND) -timeout 60m $(if $(RUN),-v -run '$(RUN)') $(if $(and $(RUN),$(filter-out vmx%,$(BACKEND))),,-short) $(LAB_ONLY) $(LABFLAGS) $(LAB_PACKAGES)
+	@exec build/lab -machine $(BACKEND) -json $(LAB_JSON) -out build/lab-out/$(BACKEND) -timeout 60m $(if $(RUN),-v -run '$(value RUN)') $(if $(and $(RUN),$(filter-out vmx%,$(BACKEND))),,-short) $(LAB_ONLY) $(LABFLAGS) $(LAB_PACKAGES)
 
 # One machine of CI: $(call lab_one,MACHINE,SECONDS). What this machine cannot have is "not run" in the table, and a failure where CI_LAB says that it
 # must be there. Each recipe is one command, which make execs: the lab then dies with make.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -61,6 +62,8 @@ func parseScript(text string) (s Script, err error) {
 			if s.CPUs, err = strconv.Atoi(n); err != nil || s.CPUs < 1 || s.CPUs > MaxCPUs {
 				return Script{}, fmt.Errorf("%q: give 1 to %d", line, MaxCPUs)
 			}
+		} else if misplaced.MatchString(line) {
+			return Script{}, fmt.Errorf("%q: write `# cmdline: WORDS` and `# cpus: N`, each once", line)
 		} else {
 			break
 		}
@@ -76,6 +79,9 @@ func parseScript(text string) (s Script, err error) {
 	}
 	return s, nil
 }
+
+// misplaced is what was meant to say where a script runs.
+var misplaced = regexp.MustCompile(`^#\s*(cmdline|cpus)\s*:`)
 
 // MaxCPUs of a machine: QEMU takes more, and emulates them in turns on one thread.
 const MaxCPUs = 64

@@ -16,7 +16,9 @@ func TestParseScript(t *testing.T) {
 		"# machine: svm\n# What it shows.\n# cpus: 2":               "svm", // not at the head: words of its manual page
 		"# machine: svm\n# cpus: 2\n# cmdline: nohz_full=1 quiet\n": "svm cpus 2 cmdline nohz_full=1 quiet",
 		"# machine: svm\n# cmdline:\nexec x":                        "svm cmdline",
-		"# machine: svm\n# cmdline: a\n# cmdline: b\n":              "svm cmdline a",
+		"# machine: svm\n# cmdline: a\n# cmdline: b\n":              "each once",
+		"# machine: svm\n#cpus: 2\n":                                "each once",
+		"# machine: svm\n# cpus:2\n":                                "each once",
 		"# machine: svm-plain (not with -short)\n# cpus: 64\n":      "svm-plain long cpus 64",
 		"# machine: vmx\n# cpus: 1\n":                               "vmx cpus 1",
 		"# machine: svm vmx\n# cpus: 2\n":                           "vmx has one CPU",

@@ -53,7 +53,7 @@ func tests(ctx context.Context, note func(string, ...any), o Options, root, dir 
 	a.tree(wire.SrcDir, root, func(rel string, _ fs.DirEntry) bool { return rel != ".git" && rel != "bin" && rel != "build" })
 	// Most of a binary's time is its link, on one CPU.
 	building, inner := errgroup.WithContext(ctx)
-	building.SetLimit(runtime.NumCPU())
+	building.SetLimit(min(4, runtime.NumCPU())) // a linker takes half a gigabyte
 	for _, s := range list {
 		building.Go(func() error {
 			s.err = s.build(inner, o, root, dir)

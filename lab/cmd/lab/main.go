@@ -83,7 +83,9 @@ func run() int {
 		return fail(err)
 	}
 	var err error
-	if *script != "" {
+	scripted := false
+	f.Visit(func(g *flag.Flag) { scripted = scripted || g.Name == "script" })
+	if scripted {
 		err = scenario(&o, f, name, *script)
 	} else {
 		o.Machine, err = lab.Lookup(*name)
@@ -107,7 +109,7 @@ func run() int {
 		}
 	}
 	o.Stdout, o.Stderr = os.Stdout, os.Stderr
-	if *script == "" {
+	if !scripted {
 		o.Packages = f.Args()
 	}
 	if len(o.Packages) == 0 && !o.Shell {
@@ -166,6 +168,10 @@ func run() int {
 
 // scenario has one script run, and nothing else, on its first machine or on the one that was named.
 func scenario(o *lab.Options, f *flag.FlagSet, name *string, file string) error {
+	// A machine has the repository's own files.
+	if here, err := filepath.Abs(filepath.Dir(file)); err != nil || !strings.HasSuffix(here, "/lab/testdata") || filepath.Ext(file) != ".txtar" {
+		return errors.Join(err, fmt.Errorf("-script %q: give one of lab/testdata/*.txtar", file))
+	}
 	s, err := lab.ReadScript(file)
 	if err != nil {
 		return err
@@ -173,9 +179,14 @@ func scenario(o *lab.Options, f *flag.FlagSet, name *string, file string) error 
 	if o.Run != "" || len(o.Only) > 0 || f.NArg() > 0 {
 		return fmt.Errorf("-script %s: it is all that runs; leave -run, -only and packages away", file)
 	}
-	named := false
-	f.Visit(func(g *flag.Flag) { named = named || g.Name == "machine" })
-	if !named {
+	given := map[string]bool{}
+	f.Visit(func(g *flag.Flag) { given[g.Name] = true })
+	for _, name := range []string{"cpus", "short", "skip"} {
+		if given[name] {
+			return fmt.Errorf("-script %s: its first lines say where it runs, and it is all that runs; leave -%s away", file, name)
+		}
+	}
+	if !given["machine"] {
 		*name = s.Machines[0]
 	}
 	m, err := lab.Lookup(*name)
@@ -183,7 +194,7 @@ func scenario(o *lab.Options, f *flag.FlagSet, name *string, file string) error 
 		return err
 	}
 	o.Machine, err = s.Machine(m)
-	o.Run, o.Packages = "^TestScenarios$/^"+s.Name+"$", []string{"./lab"}
+	o.Run, o.Packages = "^TestScenarios$/^"+regexp.QuoteMeta(s.Name)+"$", []string{"./lab"}
 	return err
 }
 
