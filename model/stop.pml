@@ -283,7 +283,7 @@ finished: skip
 #define MAYBE false
 #endif
 
-/* ESRCH of vCPU i's kick: Thread.bury. */
+/* ESRCH of vCPU i's kick: Set.died. */
 inline bury(i) {
   if
   :: gone[i] && !ended[i] ->

@@ -3,6 +3,7 @@ package vcpu
 import (
 	"errors"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -62,6 +63,12 @@ func TestThreadDies(t *testing.T) {
 			m.set.Resend = 5 * time.Millisecond
 			resume(t, born)
 			dying, die := mortal(t, m.set, c.first)
+			told := 0
+			m.set.Died = func(err error) {
+				if told++; !errors.Is(err, ErrDied) || dying.ended() {
+					t.Errorf("told of %v; the thread has ended already: %v", err, dying.ended())
+				}
+			}
 			word := uint64(1)
 			why := Purpose{From: 1, To: 2, Stores: []Store{{To: wordAddr(&word), Old: 1, New: 2}}}
 			if c.late {
@@ -86,6 +93,9 @@ func TestThreadDies(t *testing.T) {
 				m.set.gen = m.c.req
 				return
 			}
+			if told != 1 {
+				t.Errorf("told %d times", told)
+			}
 			if word != 1 || !dying.ended() {
 				t.Errorf("the word is %d, the thread has ended: %v", word, dying.ended())
 			}
@@ -93,5 +103,39 @@ func TestThreadDies(t *testing.T) {
 				t.Errorf("another vCPU may come: %v", err)
 			}
 		})
+	}
+}
+
+// TestAcknowledgedAndDied: what condemns the set finds the threads that are gone without anybody having kicked them since: both of two that died behind their acknowledgement are told of and
+// end, so that who serves them goes home.
+func TestAcknowledgedAndDied(t *testing.T) {
+	m, born := boot(t, guestSpin, resumes)
+	resume(t, born)
+	var dying [2]*Thread
+	var die [2]func()
+	for i := range dying {
+		dying[i], die[i] = mortal(t, m.set, false)
+	}
+	told := 0
+	m.set.Died = func(error) { told++ }
+	p, err := m.set.StopFor(Purpose{Meanwhile: func() {
+		for i := range dying {
+			atomic.StoreUint64(&dying[i].c.ack, m.set.gen)
+			die[i]()
+		}
+	}}, seconds(20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Resume(100 * time.Millisecond); err == nil {
+		t.Error("resumed with two dead vCPUs")
+	}
+	select {
+	case <-m.Done():
+	case <-time.After(seconds(10)):
+		t.Error("the live vCPU runs on")
+	}
+	if told != 2 || !dying[0].ended() || !dying[1].ended() {
+		t.Errorf("told of %d deaths; ended: %v, %v", told, dying[0].ended(), dying[1].ended())
 	}
 }

@@ -29,6 +29,9 @@ type Set struct {
 	// then a lost kick is a timeout.
 	Resend time.Duration
 
+	// Died, if not nil, is called for each vCPU's thread that is found gone, before that vCPU counts as ended (Thread.Done), with an ErrDied. A stop may be in flight: it must not ask for another.
+	Died func(error)
+
 	rehearsal func() *Set // made when it is first asked for: most runs are never patched
 
 	// between, in tests, is called before each step that t could see, with its label: other threads' steps may come there, and
@@ -319,9 +322,7 @@ func (s *Set) kick(t *Thread) error {
 		case t.ended():
 			return nil
 		case err == unix.ESRCH:
-			t.bury()
-			err = ErrDied
-			fallthrough
+			return s.died(t)
 		default:
 			return fmt.Errorf("kick vCPU %d (thread %d): %w: the VM cannot go on", t.cfg.ID, t.tid, err)
 		}
@@ -585,5 +586,8 @@ func (s *Set) condemn() {
 		atomic.StoreUint64(&t.c.goG, s.gen)
 		atomic.StoreUint64(&t.c.rel, s.gen)
 		t.ring()
+		if !t.ended() && unix.Tgkill(s.pid, t.tid, 0) == unix.ESRCH && !t.ended() {
+			_ = s.died(t) // one that died while it waited, or stored: nobody kicks it any more. What condemns says why already
+		}
 	}
 }

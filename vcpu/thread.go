@@ -234,13 +234,18 @@ func (t *Thread) serve() {
 	}
 }
 
-// bury ends a thread's affairs that is gone without having done it. Its books stay as they are.
-func (t *Thread) bury() {
-	// ORDER(O3): the kernel says that the thread is no more, so nobody else writes it. Pairs with the loads in waitDoor and Thread.ended. Without it who serves the thread
-	// would wait for its next exit for ever.
+// died ends the affairs of a thread that is gone without having done it, and says so. Its books stay as they are.
+func (s *Set) died(t *Thread) error {
+	err := fmt.Errorf("vCPU %d (thread %d): %w: the VM cannot go on", t.cfg.ID, t.tid, ErrDied)
+	if s.Died != nil {
+		s.Died(err)
+	}
+	// ORDER(O3): the kernel says that the thread is no more, so nobody else writes it; and behind Died. Pairs with the loads in waitDoor and Thread.ended. Without it who serves the thread
+	// would wait for its next exit for ever, or see it end before it is known why.
 	atomic.StoreUint64(&t.c.ended, 1)
 	atomic.AddUint32(&t.c.doorReq, 1)
 	wakeFutex(&t.c.doorReq)
+	return err
 }
 
 // outlive condemns the VM when err says that a vCPU's thread has died; it returns err. It is called with s.mu held.

@@ -312,6 +312,7 @@ func (m *Machine) Close() error {
 	m.ender.Wait()
 	if m.kernel != nil {
 		m.kernel.Close()
+		m.ender.Wait() // the kernel's timers may have begun one more meanwhile
 	}
 	if m.files != nil {
 		errs = append(errs, m.files.Close())

@@ -449,6 +449,20 @@ func (m *Machine) Condemn(reason string) {
 	}
 }
 
+// fail is Condemn for who may hold the kernel's lock, which Condemn takes, or be within a stop: no vCPU goes on behind it, and the rest follows by itself.
+func (m *Machine) fail(reason string) {
+	m.setResult(Result{Ended: "error", Reason: reason})
+	m.ends()
+	m.ender.Add(1)
+	go func() {
+		defer m.ender.Done()
+		m.Condemn(reason)
+	}()
+}
+
+// died is vcpu.Set.Died.
+func (m *Machine) died(err error) { m.fail(err.Error()) }
+
 // safePoint is linux.Config.SafePoint.
 func (m *Machine) safePoint(what, arg uint64) unix.Errno {
 	p := m.kernel.Current().Data.(*processor)
@@ -545,7 +559,7 @@ func (m *Machine) serialise(what string) error {
 		err = p.Resume(resumeLimit)
 	}
 	if err != nil {
-		m.Condemn(what + ": " + err.Error())
+		m.fail(what + ": " + err.Error())
 	}
 	return nil
 }

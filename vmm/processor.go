@@ -170,6 +170,7 @@ func (m *Machine) makeThread() error {
 		return err
 	}
 	m.set = vcpu.NewSet(p.thread)
+	m.set.Died = m.died
 	return nil
 }
 

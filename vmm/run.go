@@ -43,7 +43,7 @@ func (m *Machine) Stop(reason string, sig int) error {
 	m.setResult(Result{Ended: "stopped", Reason: reason, Signal: sig})
 	m.ends()
 	p, err := m.set.Stop(stopLimit)
-	if m.lost(err); err != nil {
+	if err != nil {
 		return fmt.Errorf("stop: %w", err)
 	}
 	if err := p.End(resumeLimit); err != nil {
@@ -62,18 +62,7 @@ func (m *Machine) Stop(reason string, sig int) error {
 func (m *Machine) Raise(sig int) bool { return m.kernel.Raise(sig) }
 
 // Pause stops the machine; the result lets it go on.
-func (m *Machine) Pause(limit time.Duration) (*vcpu.Stopped, error) {
-	p, err := m.set.Stop(limit)
-	m.lost(err)
-	return p, err
-}
-
-// lost ends the run if err says that a vCPU's thread has died: none of the others enters the guest any more.
-func (m *Machine) lost(err error) {
-	if errors.Is(err, vcpu.ErrDied) {
-		m.Condemn(err.Error())
-	}
-}
+func (m *Machine) Pause(limit time.Duration) (*vcpu.Stopped, error) { return m.set.Stop(limit) }
 
 // Done is closed when the guest has ended and its ledgers are final but for Wait.
 func (m *Machine) Done() <-chan struct{} { return m.done }

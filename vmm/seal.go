@@ -100,7 +100,7 @@ func (p *processor) kickOnce() {
 		p.m.setFlag(1)
 		err = stopped.Resume(resumeLimit)
 	}
-	if p.m.lost(err); err != nil {
+	if err != nil {
 		p.m.cfg.Warn("provoked kick: " + err.Error())
 	}
 }

@@ -173,15 +173,7 @@ func (p *processor) begin(w *work) vcpu.Answer {
 // kick is linux.Config.Kick.
 func (m *Machine) kick(t *linux.Task) {
 	p := t.Data.(*processor)
-	err := m.set.Attend(p.thread)
-	switch {
-	case errors.Is(err, vcpu.ErrDied):
-		m.ender.Add(1)
-		go func() { // the kernel's lock is held here
-			defer m.ender.Done()
-			m.lost(err)
-		}()
-	case err != nil && !errors.Is(err, vcpu.ErrEnded):
+	if err := m.set.Attend(p.thread); err != nil && !errors.Is(err, vcpu.ErrEnded) && !errors.Is(err, vcpu.ErrDied) {
 		m.cfg.Warn(fmt.Sprintf("signal for thread %d: %v", t.ID, err))
 	}
 }
