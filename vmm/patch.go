@@ -460,8 +460,15 @@ func (m *Machine) fail(reason string) {
 	}()
 }
 
-// died is vcpu.Set.Died.
-func (m *Machine) died(err error) { m.fail(err.Error()) }
+// died is vcpu.Set.Died. A run that was to be stopped, and could not be any more, was not stopped.
+func (m *Machine) died(err error) {
+	m.mu.Lock()
+	if m.result != nil && m.result.Ended == "stopped" {
+		m.result = &Result{Ended: "error", Reason: err.Error()}
+	}
+	m.mu.Unlock()
+	m.fail(err.Error())
+}
 
 // safePoint is linux.Config.SafePoint.
 func (m *Machine) safePoint(what, arg uint64) unix.Errno {

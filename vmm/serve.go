@@ -194,11 +194,11 @@ func (p *processor) broken(why string) vcpu.Answer {
 	return p.end(Result{Ended: "error", Reason: why})
 }
 
-// setResult has the first result count; but one that was to be stopped, and could not be any more, has not been.
+// setResult has the first result count.
 func (m *Machine) setResult(r Result) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.result == nil || m.result.Ended == "stopped" && r.Ended == "error" {
+	if m.result == nil {
 		m.result = &r
 	}
 }
