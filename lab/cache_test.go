@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -292,6 +293,19 @@ func TestInstall(t *testing.T) {
 	}
 	if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), want) {
 		t.Errorf("Install = %v, want %q in it", err, want)
+	}
+	if !testenv.Has(testenv.Root) {
+		return
+	}
+	if err := syscall.Setresuid(-1, 65534, -1); err != nil {
+		t.Fatal(err)
+	}
+	err = Install(context.Background(), t.Logf, []string{"no-such-emulator"}, []string{"emulator"})
+	if err := syscall.Setresuid(-1, 0, -1); err != nil {
+		t.Fatal(err)
+	}
+	if want := "no-such-emulator is not in PATH and this is not root; run: sudo apt-get install --no-install-recommends emulator"; !errors.Is(err, ErrUnavailable) || err.Error() != want {
+		t.Errorf("Install = %v for who is not root, want %q", err, want)
 	}
 }
 
