@@ -65,11 +65,11 @@ var machines = []Machine{
 		KVM: "kvm_amd", Extra: qemuModules,
 	},
 	{
-		Name: "vmx", Backend: VMX, Lane: testenv.LaneLabVMX, CPUs: 1, MemMB: 512, Kernel: "linux-image-cloud-amd64",
+		Name: "vmx", Backend: VMX, Lane: testenv.LaneLabVMX, CPUs: 1, MemMB: 1024, Kernel: "linux-image-cloud-amd64",
 		KVM: "kvm_intel", Extra: []string{"ata_piix", "sd_mod"},
 	},
 	{ // PREEMPT_RT wants a constant TSC to host KVM, which QEMU's TCG lacks
-		Name: "vmx-rt", Backend: VMX, Lane: testenv.LaneLabVMX, CPUs: 1, MemMB: 512, Kernel: "linux-image-rt-amd64",
+		Name: "vmx-rt", Backend: VMX, Lane: testenv.LaneLabVMX, CPUs: 1, MemMB: 1024, Kernel: "linux-image-rt-amd64",
 		KVM: "kvm_intel", Extra: []string{"ata_piix", "sd_mod"},
 	},
 }

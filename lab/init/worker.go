@@ -180,7 +180,7 @@ func (h *host) run(i int, t wire.Task, env []string) (int, error) {
 	if err := w.Close(); err != nil {
 		return 0, err
 	}
-	status := 127
+	status, signaled := 127, false
 	if startErr != nil {
 		err = h.send(wire.Message{Kind: wire.KindLine, Task: i, Text: "lab: " + startErr.Error()})
 	} else {
@@ -190,6 +190,7 @@ func (h *host) run(i int, t wire.Task, env []string) (int, error) {
 		go func() { lines <- h.lines(i, r, enough) }()
 		status = exitStatus(cmd.Wait())
 		watch.Stop()
+		signaled = cmd.ProcessState.Sys().(syscall.WaitStatus).Signaled()
 		// A child left behind may hold the pipe open for ever; the task itself has ended.
 		held := false
 		select {
@@ -211,6 +212,12 @@ func (h *host) run(i int, t wire.Task, env []string) (int, error) {
 	}
 	if err := errors.Join(err, r.Close()); err != nil {
 		return 0, err
+	}
+	if signaled {
+		text := fmt.Sprintf("lab: ended by signal %d (%v); if nobody sent it, memory may have run out: give fewer packages at a time", status-128, syscall.Signal(status-128))
+		if err := h.send(wire.Message{Kind: wire.KindLine, Task: i, Text: text}); err != nil {
+			return 0, err
+		}
 	}
 	return status, h.send(wire.Message{Kind: wire.KindEnd, Task: i, Status: status})
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"strings"
 	"testing"
 	"time"
 
@@ -65,6 +66,31 @@ func TestTaskIsWhole(t *testing.T) {
 		t.Errorf("status %d, %v", status, err)
 	}
 	if text := <-got; len(text) != 4 || text[0] != "start:p" || text[1] != "line:one" || text[2] != "line:two" || text[3] != "end:" {
+		t.Errorf("%q", text)
+	}
+}
+
+// A task that a signal has ended says so before its end: the kernel ends whom it likes when memory runs out, without a word on the task's output.
+func TestKilledTaskSaysSo(t *testing.T) {
+	r, w := io.Pipe()
+	h := &host{out: json.NewEncoder(w), grace: time.Minute}
+	got := make(chan []string, 1)
+	go func() {
+		var text []string
+		for in := json.NewDecoder(r); ; {
+			var m wire.Message
+			if err := in.Decode(&m); err != nil {
+				break
+			}
+			text = append(text, m.Kind+":"+m.Text)
+		}
+		got <- text
+	}()
+	status, err := h.run(0, wire.Task{Name: "p", Dir: "/", Argv: []string{"/bin/sh", "-c", "kill -9 $$"}, Timeout: time.Minute}, nil)
+	if err := errors.Join(err, w.Close()); err != nil || status != 137 {
+		t.Errorf("status %d, %v", status, err)
+	}
+	if text := <-got; len(text) != 3 || !strings.HasPrefix(text[1], "line:lab: ended by signal 9 (killed)") || text[2] != "end:" {
 		t.Errorf("%q", text)
 	}
 }
