@@ -89,6 +89,12 @@ func TestIDT(t *testing.T) {
 	if idt[16*8+4] != 1 || idt[16*2+4] != 7 || idt[16*14+4] != 0 {
 		t.Error("IST numbers wrong")
 	}
+	idt = IDT(h, OwnStack)
+	for v := range h {
+		if idt[16*v+4] != 1 {
+			t.Errorf("vector %d: its frame lands where RSP points", v)
+		}
+	}
 }
 
 func TestPTE(t *testing.T) {

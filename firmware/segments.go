@@ -108,6 +108,14 @@ func TSS(rsp0 uint64, ist [7]uint64) [TSSSize]byte {
 // Vectors is the number of exception vectors, and of gates in the IDT (SDM vol. 3A, 6.3.1).
 const Vectors = 32
 
+// OwnStack has every vector use IST1. So a frame never lands where RSP points, which at CPL 0 behind a SYSCALL is the program's choice: SYSCALL does not switch stacks.
+var OwnStack = func() (ist [Vectors]uint8) {
+	for v := range ist {
+		ist[v] = 1
+	}
+	return ist
+}()
+
 // IDTSize is the size in bytes of the IDT: 16-byte gates (SDM vol. 3A, 6.14.1).
 const IDTSize = Vectors * 16
 
