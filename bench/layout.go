@@ -17,12 +17,12 @@ import (
 func supervisor() []byte {
 	b := make([]byte, stub.StackTop(0))
 	gdt := firmware.GDT(abi.SupVA+stub.TSS(0), 0, 0)
-	tss := firmware.TSS(stub.RSP0(0), [7]uint64{stub.RSP0(0)})
+	tss := firmware.TSS(stub.RSP0(0))
 	var handler [firmware.Vectors]uint64
 	for v := range handler {
 		handler[v] = stub.Exception + uint64(v)*stub.ExceptionStep
 	}
-	idt := firmware.IDT(handler, firmware.OwnStack)
+	idt := firmware.IDT(handler)
 	copy(b[stub.GDT(0):], gdt[:])
 	copy(b[stub.IDT:], idt[:])
 	copy(b[stub.TSS(0):], tss[:])

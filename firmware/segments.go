@@ -79,7 +79,7 @@ func SegmentOf(gdt [GDTSize]byte, sel uint16) Segment {
 // TSS layout (SDM vol. 3A, 8.7 "Task Management in 64-bit Mode", figure 8-11).
 const (
 	tssRSP0   = 4
-	tssIST    = 36
+	tssIST1   = 36
 	tssIOBase = 102
 	tssBitmap = 104
 
@@ -89,14 +89,12 @@ const (
 )
 
 // TSS gives a 64-bit TSS. At CPL 3 it permits OUT to abi.PortSyscall alone, in bytes: the PVM back end
-// runs the system-call stub at CPL 3 (so the VMM must check RIP before it believes that port). rsp0
-// and ist[0..6] (IST1..IST7) are stack tops, 16-byte aligned; 0 for an unused IST.
-func TSS(rsp0 uint64, ist [7]uint64) [TSSSize]byte {
+// runs the system-call stub at CPL 3 (so the VMM must check RIP before it believes that port). stack is the
+// top of the one supervisor stack, 16-byte aligned: RSP0, and IST1 for the gates of IDT.
+func TSS(stack uint64) [TSSSize]byte {
 	var b [TSSSize]byte
-	binary.LittleEndian.PutUint64(b[tssRSP0:], rsp0)
-	for i, v := range ist {
-		binary.LittleEndian.PutUint64(b[tssIST+8*i:], v)
-	}
+	binary.LittleEndian.PutUint64(b[tssRSP0:], stack)
+	binary.LittleEndian.PutUint64(b[tssIST1:], stack)
 	binary.LittleEndian.PutUint16(b[tssIOBase:], tssBitmap)
 	for i := tssBitmap; i < TSSSize; i++ {
 		b[i] = 0xff
@@ -108,22 +106,16 @@ func TSS(rsp0 uint64, ist [7]uint64) [TSSSize]byte {
 // Vectors is the number of exception vectors, and of gates in the IDT (SDM vol. 3A, 6.3.1).
 const Vectors = 32
 
-// OwnStack has every vector use IST1. So a frame never lands where RSP points, which at CPL 0 behind a SYSCALL is the program's choice: SYSCALL does not switch stacks.
-var OwnStack = func() (ist [Vectors]uint8) {
-	for v := range ist {
-		ist[v] = 1
-	}
-	return ist
-}()
-
 // IDTSize is the size in bytes of the IDT: 16-byte gates (SDM vol. 3A, 6.14.1).
 const IDTSize = Vectors * 16
 
 // IDT gives a table of interrupt gates on the kernel's code segment. handler[v] is the address of the
-// stub of vector v; ist[v] is its stack in the TSS, 1 to 7, or 0 for RSP0. Only #BP and #OF, which
+// stub of vector v. Every gate uses IST1: RSP0 alone is used only from CPL 3, and at CPL 0 behind a SYSCALL, which
+// switches no stack, RSP is the program's: the frame would land wherever it points. Only #BP and #OF, which
 // INT3 and INTO raise on the program's own behalf, may be called from CPL 3.
-func IDT(handler [Vectors]uint64, ist [Vectors]uint8) [IDTSize]byte {
+func IDT(handler [Vectors]uint64) [IDTSize]byte {
 	const (
+		ist1       = 1
 		breakpoint = 3
 		overflow   = 4
 	)
@@ -137,7 +129,7 @@ func IDT(handler [Vectors]uint64, ist [Vectors]uint8) [IDTSize]byte {
 		}
 		le.PutUint16(g, uint16(h))
 		le.PutUint16(g[2:], abi.SelKernelCS)
-		g[4], g[5] = ist[v]&7, attr
+		g[4], g[5] = ist1, attr
 		le.PutUint16(g[6:], uint16(h>>16))
 		le.PutUint32(g[8:], uint32(h>>32))
 	}

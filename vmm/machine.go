@@ -237,7 +237,7 @@ func (m *Machine) fillSupervisor() error {
 	for v := range handler {
 		handler[v] = stub.Exception + uint64(v)*stub.ExceptionStep
 	}
-	idt := firmware.IDT(handler, firmware.OwnStack)
+	idt := firmware.IDT(handler)
 	copy(m.sup[stub.IDT:], idt[:])
 	copy(m.sup[stub.Exceptions:], stub.ExceptionPage())
 	copy(m.sup[stub.User:], stub.UserPage())

@@ -154,7 +154,7 @@ func (p *processor) complete() error {
 	if p.noStats != nil {
 		m.cfg.Warn("the kernel's own exits are not counted: " + p.noStats.Error())
 	}
-	tss := firmware.TSS(stub.RSP0(i), [7]uint64{stub.RSP0(i)})
+	tss := firmware.TSS(stub.RSP0(i))
 	copy(m.sup[stub.TSS(i):], tss[:])
 	gdt := firmware.GDT(abi.SupVA+stub.TSS(i), uint32(i), 0) // getcpu finds the vCPU in it: vdso.CPUs
 	copy(m.sup[stub.GDT(i):], gdt[:])

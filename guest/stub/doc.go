@@ -19,7 +19,7 @@
 //     the program's word, and believed as little. None is writable and executable.
 //  2. Leaving the guest is always OUT; the VMM believes the port only with RIP in the stub.
 //  3. The stubs use no stack of the program's and change no register that SYSCALL does not. Nor does an exception in them, which finds RSP the program's
-//     (SYSCALL leaves it): every gate has a stack of its own in the TSS (firmware.OwnStack), so that the frame is where the VMM reads it.
+//     (SYSCALL leaves it): every gate switches to the supervisor stack, from CPL 0 too (IST1, firmware.IDT), so that the frame is where the VMM reads it.
 //
 // Alternatives rejected: HLT as the way out (a #GP at CPL 3 on pvm), VMCALL (KVM patches the instruction
 // in read-only text), IRET for the way back (needs the supervisor stack readable at CPL 3 on pvm).
