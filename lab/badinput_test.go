@@ -201,3 +201,12 @@ func asAnother(t *testing.T, f func() error) (err error) {
 	runtime.UnlockOSThread()
 	return err
 }
+
+// A package that there is not is one line that names it.
+func TestNoSuchPackage(t *testing.T) {
+	testenv.Need(t, testenv.Tool("go"))
+	_, err := suites(context.Background(), Options{Packages: []string{"./nosuch"}}, t.TempDir(), t.TempDir())
+	if err == nil || strings.Contains(err.Error(), "\n") || !strings.HasPrefix(err.Error(), "packages ./nosuch: go list: ") || !strings.Contains(err.Error(), "directory not found") {
+		t.Errorf("%v; want one line with the package and what go list says", err)
+	}
+}

@@ -396,7 +396,11 @@ func goOutput(ctx context.Context, scratch, dir string, args ...string) (string,
 		if strings.Contains(complaint.String(), syscall.ENOSPC.Error()) {
 			return "", fullDisk{fmt.Errorf("go %s: no space left on device: make room where `go env GOCACHE` says, or set GOCACHE to another disk", args[0])}
 		}
-		return "", fmt.Errorf("go %s: %w\n%s", args[0], err, strings.TrimRight(complaint.String(), "\n"))
+		text, between := strings.TrimSpace(complaint.String()), ": "
+		if strings.Contains(text, "\n") { // a compiler's
+			between = "\n"
+		}
+		return "", fmt.Errorf("go %s: %w%s%s", args[0], err, between, text)
 	}
 	return strings.TrimSpace(out.String()), nil
 }

@@ -99,7 +99,7 @@ func suites(ctx context.Context, o Options, root, dir string) ([]*suite, error) 
 	list, err := goOutput(ctx, dir, "", append([]string{"list", "-f",
 		`{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{"\t"}}{{.Dir}}{{end}}`}, o.Packages...)...)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("packages %s: %w", strings.Join(o.Packages, " "), err)
 	}
 	wanted, err := stating(ctx, dir, o.Packages)
 	if err != nil {

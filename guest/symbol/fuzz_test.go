@@ -17,8 +17,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxFuzzTime is CPU time, far above what an honest program of the fuzzer's sizes takes (a few milliseconds, ten times that under the race
-// detector), and far below what an unbounded loop would; on a machine that needs more than a quarter of a second for the yardstick (an emulated one), longer in proportion.
+// fuzzTime is CPU time, far above what an honest program of the fuzzer's sizes takes (a few milliseconds, ten times that under the race
+// detector), and far below what an unbounded loop would.
+const fuzzTime = 20 * time.Second
+
+// maxFuzzTime is fuzzTime; on a machine that needs more than a quarter of a second for the yardstick (an emulated one), longer in proportion.
 func maxFuzzTime(t *testing.T) time.Duration {
 	t.Helper()
 	start := cpuTime(t)
@@ -26,7 +29,7 @@ func maxFuzzTime(t *testing.T) time.Duration {
 	for range 400_000 { // 0.03 s of CPU time on an AMD EPYC, 0.13 s without its instructions for SHA-256
 		sum = sha256.Sum256(sum[:])
 	}
-	return max(20*time.Second, 80*(cpuTime(t)-start))
+	return max(fuzzTime, 80*(cpuTime(t)-start))
 }
 
 // bounded fails when f computes too long or allocates out of proportion. What a busy machine makes of it does not count.
@@ -36,7 +39,7 @@ func bounded(t *testing.T, f func()) {
 	runtime.ReadMemStats(&before)
 	start := cpuTime(t)
 	f()
-	if d := cpuTime(t) - start; d > 20*time.Second && d > maxFuzzTime(t) {
+	if d := cpuTime(t) - start; d > fuzzTime && d > maxFuzzTime(t) {
 		t.Errorf("took %v of CPU time", d)
 	}
 	runtime.ReadMemStats(&after)

@@ -180,7 +180,7 @@ func (h *host) run(i int, t wire.Task, env []string) (int, error) {
 	if err := w.Close(); err != nil {
 		return 0, err
 	}
-	status, signaled := 127, false
+	status := 127
 	if startErr != nil {
 		err = h.send(wire.Message{Kind: wire.KindLine, Task: i, Text: "lab: " + startErr.Error()})
 	} else {
@@ -190,7 +190,6 @@ func (h *host) run(i int, t wire.Task, env []string) (int, error) {
 		go func() { lines <- h.lines(i, r, enough) }()
 		status = exitStatus(cmd.Wait())
 		watch.Stop()
-		signaled = cmd.ProcessState.Sys().(syscall.WaitStatus).Signaled()
 		// A child left behind may hold the pipe open for ever; the task itself has ended.
 		held := false
 		select {
@@ -209,15 +208,13 @@ func (h *host) run(i int, t wire.Task, env []string) (int, error) {
 				h.send(wire.Message{Kind: wire.KindLine, Task: i, Text: "lab: a process of this task still holds its output; killed"}))
 			status = max(status, 1)
 		}
+		if ws := cmd.ProcessState.Sys().(syscall.WaitStatus); ws.Signaled() {
+			err = errors.Join(err, h.send(wire.Message{Kind: wire.KindLine, Task: i,
+				Text: fmt.Sprintf("lab: ended by signal %d (%v); if nobody sent it, memory may have run out: give fewer packages at a time", ws.Signal(), ws.Signal())}))
+		}
 	}
 	if err := errors.Join(err, r.Close()); err != nil {
 		return 0, err
-	}
-	if signaled {
-		text := fmt.Sprintf("lab: ended by signal %d (%v); if nobody sent it, memory may have run out: give fewer packages at a time", status-128, syscall.Signal(status-128))
-		if err := h.send(wire.Message{Kind: wire.KindLine, Task: i, Text: text}); err != nil {
-			return 0, err
-		}
 	}
 	return status, h.send(wire.Message{Kind: wire.KindEnd, Task: i, Status: status})
 }

@@ -45,8 +45,9 @@ func TestNothingAfterTheEnd(t *testing.T) {
 	}
 }
 
-// What an ordinary task prints comes whole, and so does its status.
-func TestTaskIsWhole(t *testing.T) {
+// task runs a shell's script as a task, and returns its status and the messages sent for it.
+func task(t *testing.T, script string) (status int, messages []string) {
+	t.Helper()
 	r, w := io.Pipe()
 	h := &host{out: json.NewEncoder(w), grace: time.Minute}
 	got := make(chan []string, 1)
@@ -61,36 +62,25 @@ func TestTaskIsWhole(t *testing.T) {
 		}
 		got <- text
 	}()
-	status, err := h.run(0, wire.Task{Name: "p", Dir: "/", Argv: []string{"/bin/sh", "-c", "echo one; printf two; exit 7"}, Timeout: time.Minute}, nil)
-	if err := errors.Join(err, w.Close()); err != nil || status != 7 {
-		t.Errorf("status %d, %v", status, err)
+	status, err := h.run(0, wire.Task{Name: "p", Dir: "/", Argv: []string{"/bin/sh", "-c", script}, Timeout: time.Minute}, nil)
+	if err := errors.Join(err, w.Close()); err != nil {
+		t.Error(err)
 	}
-	if text := <-got; len(text) != 4 || text[0] != "start:p" || text[1] != "line:one" || text[2] != "line:two" || text[3] != "end:" {
-		t.Errorf("%q", text)
+	return status, <-got
+}
+
+// What an ordinary task prints comes whole, and so does its status.
+func TestTaskIsWhole(t *testing.T) {
+	status, text := task(t, "echo one; printf two; exit 7")
+	if status != 7 || len(text) != 4 || text[0] != "start:p" || text[1] != "line:one" || text[2] != "line:two" || text[3] != "end:" {
+		t.Errorf("status %d, %q", status, text)
 	}
 }
 
 // A task that a signal has ended says so before its end: the kernel ends whom it likes when memory runs out, without a word on the task's output.
 func TestKilledTaskSaysSo(t *testing.T) {
-	r, w := io.Pipe()
-	h := &host{out: json.NewEncoder(w), grace: time.Minute}
-	got := make(chan []string, 1)
-	go func() {
-		var text []string
-		for in := json.NewDecoder(r); ; {
-			var m wire.Message
-			if err := in.Decode(&m); err != nil {
-				break
-			}
-			text = append(text, m.Kind+":"+m.Text)
-		}
-		got <- text
-	}()
-	status, err := h.run(0, wire.Task{Name: "p", Dir: "/", Argv: []string{"/bin/sh", "-c", "kill -9 $$"}, Timeout: time.Minute}, nil)
-	if err := errors.Join(err, w.Close()); err != nil || status != 137 {
-		t.Errorf("status %d, %v", status, err)
-	}
-	if text := <-got; len(text) != 3 || !strings.HasPrefix(text[1], "line:lab: ended by signal 9 (killed)") || text[2] != "end:" {
-		t.Errorf("%q", text)
+	status, text := task(t, "kill -9 $$")
+	if status != 137 || len(text) != 3 || !strings.HasPrefix(text[1], "line:lab: ended by signal 9 (killed)") || text[2] != "end:" {
+		t.Errorf("status %d, %q", status, text)
 	}
 }

@@ -83,10 +83,10 @@ func run() int {
 		return fail(err)
 	}
 	var err error
-	scripted := false
-	f.Visit(func(g *flag.Flag) { scripted = scripted || g.Name == "script" })
-	if scripted {
-		err = scenario(&o, f, name, *script)
+	given := map[string]bool{} // an option that is given may be empty
+	f.Visit(func(g *flag.Flag) { given[g.Name] = true })
+	if given["script"] {
+		err = scenario(&o, given, f.NArg(), name, *script)
 	} else {
 		o.Machine, err = lab.Lookup(*name)
 	}
@@ -109,7 +109,7 @@ func run() int {
 		}
 	}
 	o.Stdout, o.Stderr = os.Stdout, os.Stderr
-	if !scripted {
+	if !given["script"] {
 		o.Packages = f.Args()
 	}
 	if len(o.Packages) == 0 && !o.Shell {
@@ -167,7 +167,7 @@ func run() int {
 }
 
 // scenario has one script run, and nothing else, on its first machine or on the one that was named.
-func scenario(o *lab.Options, f *flag.FlagSet, name *string, file string) error {
+func scenario(o *lab.Options, given map[string]bool, args int, name *string, file string) error {
 	// A machine has the repository's own files.
 	if here, err := filepath.Abs(filepath.Dir(file)); err != nil || !strings.HasSuffix(here, "/lab/testdata") || filepath.Ext(file) != ".txtar" {
 		return errors.Join(err, fmt.Errorf("-script %q: give one of lab/testdata/*.txtar", file))
@@ -176,11 +176,9 @@ func scenario(o *lab.Options, f *flag.FlagSet, name *string, file string) error 
 	if err != nil {
 		return err
 	}
-	if o.Run != "" || len(o.Only) > 0 || f.NArg() > 0 {
+	if o.Run != "" || len(o.Only) > 0 || args > 0 {
 		return fmt.Errorf("-script %s: it is all that runs; leave -run, -only and packages away", file)
 	}
-	given := map[string]bool{}
-	f.Visit(func(g *flag.Flag) { given[g.Name] = true })
 	for _, name := range []string{"cpus", "short", "skip"} {
 		if given[name] {
 			return fmt.Errorf("-script %s: its first lines say where it runs, and it is all that runs; leave -%s away", file, name)
