@@ -98,7 +98,8 @@ const (
 
 // CPUID makes the entries for KVM_SET_CPUID2 of a guest with one CPU. supported are those of
 // KVM_GET_SUPPORTED_CPUID; host runs CPUID on this machine and may be nil, then what KVM does not list is
-// left out. The arguments are not changed.
+// left out. The arguments are not changed. The host is asked only for leaves that decide something: in a
+// virtual machine each CPUID is an exit.
 //
 // XSAVE is announced when both leaf 1 and leaf 0xd have it; leaf 0xd is then that of XCR0Mask with what
 // the CPU has of it, without supervisor state and XFD.
@@ -220,13 +221,14 @@ func addNative(es []Entry, host func(leaf, sub uint32) Regs) []Entry {
 	out := append([]Entry(nil), es...)
 	for i := range out {
 		e := &out[i]
-		h := host(e.Function, e.Index)
 		switch {
 		case e.Function == 1:
-			e.ECX |= h.ECX & ecxNative
+			e.ECX |= host(1, 0).ECX & ecxNative
 		case e.Function == 7 && e.Index == 0:
+			h := host(7, 0)
 			e.EBX, e.ECX, e.EDX = e.EBX|h.EBX&ebx7Native, e.ECX|h.ECX&ecx7Native, e.EDX|h.EDX&edx7Native
 		case e.Function == 0x80000001:
+			h := host(0x80000001, 0)
 			e.ECX, e.EDX = e.ECX|h.ECX&ecxExtNative, e.EDX|h.EDX&edxExtNative
 		}
 	}

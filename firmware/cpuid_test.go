@@ -227,6 +227,29 @@ func TestCPUIDDetails(t *testing.T) {
 	}
 }
 
+// TestCPUIDAsksLittle counts what the host is asked for. Each is an exit to the hypervisor below where this host is
+// itself a virtual machine, and every start pays for it.
+func TestCPUIDAsksLittle(t *testing.T) {
+	pvm, host := recorded(t, "pvm-cascadelake.txt")
+	asked := map[uint32]int{}
+	CPUID(pvm, func(leaf, sub uint32) Regs {
+		asked[leaf]++
+		return host(leaf, sub)
+	}, CPUIDOptions{Native: true})
+	for leaf := range asked {
+		switch leaf {
+		case 0, 1, 7, 0xd, 0x15, 0x16, 0x80000001:
+		default:
+			t.Errorf("the host was asked for leaf %#x, which decides nothing", leaf)
+		}
+	}
+	for _, leaf := range []uint32{1, 7, 0x80000001} {
+		if asked[leaf] != 1 {
+			t.Errorf("the host was asked for leaf %#x %d times, want once", leaf, asked[leaf])
+		}
+	}
+}
+
 // TestTSCLeaves keeps leaf 0x15 and 0x16: of KVM if it lists them, of the host otherwise.
 func TestTSCLeaves(t *testing.T) {
 	host := func(leaf, sub uint32) Regs {
