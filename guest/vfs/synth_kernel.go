@@ -107,13 +107,22 @@ func (f *FS) addSysctl(sys *node) {
 		}
 		dir.add(base, fixedText(value+"\n"))
 	}
-	// Of the host, whose network and scheduler the guest shares; left out where the host has none.
+	// Of the host, whose network and scheduler the guest shares; left out where the host has none. Read when the guest reads
+	// them, not before: a mere read of sched_rt_* has Linux 6.18 rebuild the scheduling domains of all CPUs (sched_rt_handler
+	// in kernel/sched/rt.c; seen by perf), and every static glibc program comes by here on its way to /proc/self/exe.
 	for _, name := range []string{"net/core/somaxconn", "net/ipv4/ip_local_port_range", "kernel/sched_rt_runtime_us", "kernel/sched_rt_period_us"} {
-		if value, err := os.ReadFile("/proc/sys/" + name); err == nil {
+		host := "/proc/sys/" + name
+		if unix.Access(host, unix.R_OK) == nil {
 			i := strings.LastIndexByte(name, '/')
-			sys.dir(name[:i]).add(name[i+1:], fixedText(string(value)))
+			sys.dir(name[:i]).add(name[i+1:], &node{kind: nodeFile, mode: 0o444, content: func() ([]byte, unix.Errno) { return hostFile(host) }})
 		}
 	}
+}
+
+// hostFile is what a file of the host's holds now.
+func hostFile(name string) ([]byte, unix.Errno) {
+	b, err := os.ReadFile(name)
+	return b, errno(err)
 }
 
 // Thread is a thread of the guest, for /proc/self/task.

@@ -23,6 +23,50 @@ func TestSys(t *testing.T) {
 	}
 }
 
+// TestHostSysctl finds the host's values where the guest reads them, and the host's files alone until then: to read
+// sched_rt_runtime_us has the kernel rebuild the scheduling domains of all CPUs.
+func TestHostSysctl(t *testing.T) {
+	const name = "/proc/sys/kernel/sched_rt_runtime_us"
+	keep, err := os.Open(name) // so that its inode is the one that is watched
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer keep.Close()
+	watch, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(watch)
+	if _, err := unix.InotifyAddWatch(watch, name, unix.IN_OPEN|unix.IN_ACCESS); err != nil {
+		t.Fatal(err)
+	}
+	opened := func() bool {
+		n, err := unix.Read(watch, make([]byte, 4096))
+		if err != nil && err != unix.EAGAIN {
+			t.Fatal(err)
+		}
+		return n > 0
+	}
+	f := openFS(t, Options{Exe: "/prog"})
+	if target, e := f.Readlink(nil, "/proc/self/exe"); e != 0 || target != "/prog" {
+		t.Fatalf("/proc/self/exe leads to %q, %v", target, e)
+	}
+	if opened() {
+		t.Errorf("%s was opened though nobody has read it", name)
+	}
+	for _, name := range []string{name, "/proc/sys/net/core/somaxconn"} {
+		host, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		opened() // that was this test
+		wantText(t, f, name, string(host))
+	}
+	if _, e := slurp(f, nil, name); e != 0 || !opened() {
+		t.Errorf("%s was read (%v) and the host's file was not: the watch sees nothing", name, e)
+	}
+}
+
 // TestSysForms compares with the host what does not depend on how many processors there are.
 func TestSysForms(t *testing.T) {
 	f := openFS(t, Options{})
