@@ -105,6 +105,9 @@ const (
 // the CPU has of it, without supervisor state and XFD.
 func CPUID(supported []Entry, host func(leaf, sub uint32) Regs, o CPUIDOptions) []Entry {
 	in := supported
+	if host != nil {
+		host = upToMax(host)
+	}
 	if o.Native && host != nil {
 		in = addNative(supported, host)
 	}
@@ -137,6 +140,18 @@ func CPUID(supported []Entry, host func(leaf, sub uint32) Regs, o CPUIDOptions) 
 	})
 	setMax(out)
 	return out
+}
+
+// upToMax gives zeros for basic leaves that the host does not have: an Intel CPU answers for those with its highest one's
+// (SDM vol. 2A, CPUID).
+func upToMax(host func(leaf, sub uint32) Regs) func(leaf, sub uint32) Regs {
+	highest := host(0, 0).EAX
+	return func(leaf, sub uint32) Regs {
+		if leaf < 1<<30 && leaf > highest {
+			return Regs{}
+		}
+		return host(leaf, sub)
+	}
 }
 
 // find gives the entry for a leaf and sub-leaf.
@@ -240,10 +255,13 @@ func addNative(es []Entry, host func(leaf, sub uint32) Regs) []Entry {
 func addTSC(es []Entry, host func(leaf, sub uint32) Regs) []Entry {
 	out := append([]Entry(nil), es...)
 	for _, leaf := range []uint32{0x15, 0x16} {
-		if e, ok := find(out, leaf, 0); ok && e.EAX|e.EBX|e.ECX|e.EDX != 0 || host(0, 0).EAX < leaf {
+		if e, ok := find(out, leaf, 0); ok && e.EAX|e.EBX|e.ECX|e.EDX != 0 {
 			continue
 		}
 		h := host(leaf, 0)
+		if h == (Regs{}) {
+			continue
+		}
 		kept := out[:0:0]
 		for _, e := range out {
 			if e.Function != leaf {
@@ -260,7 +278,7 @@ func leafD(es []Entry, host func(leaf, sub uint32) Regs, sub uint32) Entry {
 	if e, ok := find(es, 0xd, sub); ok && e.EAX|e.EBX|e.ECX|e.EDX != 0 {
 		return e
 	}
-	if host == nil || host(0, 0).EAX < 0xd {
+	if host == nil {
 		return Entry{}
 	}
 	h := host(0xd, sub)

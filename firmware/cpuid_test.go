@@ -243,7 +243,7 @@ func TestCPUIDAsksLittle(t *testing.T) {
 			t.Errorf("the host was asked for leaf %#x, which decides nothing", leaf)
 		}
 	}
-	for _, leaf := range []uint32{1, 7, 0x80000001} {
+	for _, leaf := range []uint32{0, 1, 7, 0x80000001} {
 		if asked[leaf] != 1 {
 			t.Errorf("the host was asked for leaf %#x %d times, want once", leaf, asked[leaf])
 		}
@@ -278,6 +278,15 @@ func TestTSCLeaves(t *testing.T) {
 	es = CPUID(base, nil, CPUIDOptions{})
 	if _, ok := find(es, 0x15, 0); ok {
 		t.Error("leaf 0x15 from nowhere")
+	}
+	old := func(leaf, sub uint32) Regs { // beyond its highest leaf a CPU of Intel's repeats that one
+		if leaf == 0 {
+			return Regs{EAX: 0x14}
+		}
+		return Regs{EAX: 7, EBX: 7, ECX: 7}
+	}
+	if e, ok := find(CPUID(base, old, CPUIDOptions{}), 0x15, 0); ok {
+		t.Errorf("the host has no leaf 0x15, the guest has %+v", e)
 	}
 }
 
