@@ -55,7 +55,7 @@ func TestBadOptions(t *testing.T) {
 		{"run --budget syscall=-1 @spin", "syscall=-1"}, {"run --budget syscall<=ten @spin", "ten"}, {"run --budget max=5 @spin", "max=5|us"},
 		{"run --budget syscall=0,,total=0 @spin", "empty clause"}, {"run --budget seal=0 @spin", "seal"}, {"run --budget syscall=0,syscall=1 @spin", "twice"},
 		{"run --budget syscall>3 @spin", "<="}, {"run --on-break explode @spin", "explode|report, stop, kill or signal=N"},
-		{"run --on-break signal=0 @spin", "signal=0"}, {"run --on-break signal=99 @spin", "signal=99"}, {"run --on-break signal=NONE @spin", "NONE"},
+		{"run --on-break signal=0 @spin", "signal=0"}, {"run --on-break signal=99 @spin", "signal=99|from 1 to 64"}, {"run --on-break signal=NONE @spin", "NONE"},
 		{"run --seal never @spin", "never|first-write"}, {"run --net bridge @spin", "bridge|host or none"}, {"run --net= @spin", "--net is given"}, {"run --fifo 100 @spin", "100|1 to 99"}, {"run --fifo -3 @spin", "1 to 99"},
 		{"run --for -3s @spin", "-3s"}, {"run --for soon @spin", "soon"}, {"run --metrics nowhere @spin", "nowhere|HOST:PORT"}, {"run --metrics :99999 @spin", "99999"},
 		{"run --name a/b @spin", "a/b|slash"}, {"run --name .. @spin", "name"}, {"run --ro /no/such/dir @spin", "/no/such/dir"},

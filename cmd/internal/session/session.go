@@ -83,5 +83,5 @@ func ParseOnBreak(s string) (string, int, error) {
 			return "signal", int(sig), nil
 		}
 	}
-	return "", 0, fmt.Errorf("--on-break %q: choose report, stop, kill or signal=N", s)
+	return "", 0, fmt.Errorf("--on-break %q: choose report, stop, kill or signal=N, from 1 to 64 or a name such as USR1", s)
 }
